@@ -1,0 +1,1 @@
+"""Backends: how ops, once admitted, are performed. One module each; they import only `abc`."""

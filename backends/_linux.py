@@ -1,0 +1,149 @@
+"""The system calls of the local backend, each with its portable substitute.
+
+Why ctypes: `os` releases the GIL around every call, and winning it back beside a busy Python thread
+takes up to a switch interval (5 ms by default). `ctypes.PyDLL` keeps it, which is right for calls that
+cannot block and are short: ``preadv2`` with ``RWF_NOWAIT`` (readv(2)), ``openat2`` with ``RESOLVE_CACHED``
+(openat2(2)), ``close`` of a file that was only read.
+
+What is missing (an old kernel, another system, a sandbox) is found out by trying, once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+import threading
+from typing import Any
+
+IS_LINUX = sys.platform == "linux"
+
+RWF_NOWAIT = 8
+"""readv(2): do not wait for data which is not immediately available."""
+
+ADVICE_NORMAL = 0
+ADVICE_RANDOM = 1
+"""posix_fadvise(2)."""
+
+_AT_FDCWD = -100
+_RESOLVE_CACHED = 0x20
+_SYS_OPENAT2 = 437
+"""The same number on every architecture (Linux 5.6)."""
+_OPEN_HOW = struct.pack("QQQ", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0), 0, _RESOLVE_CACHED)
+
+
+def _library() -> Any:
+    """Return the C library with the GIL kept, or None where its calls are not those of 64-bit Linux."""
+    if not IS_LINUX or ctypes.sizeof(ctypes.c_void_p) != ctypes.sizeof(ctypes.c_longlong):
+        return None
+    try:
+        library = ctypes.PyDLL(None, use_errno=True)
+        library.preadv2.restype = ctypes.c_ssize_t
+        library.preadv2.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_int,
+        ]  # fmt: skip
+        library.syscall.restype = ctypes.c_long
+        library.syscall.argtypes = [
+            ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t,
+        ]  # fmt: skip
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+_LIBC = _library()
+HAS_NOWAIT = _LIBC is not None and hasattr(os, "preadv")
+preadv2_keeping_gil: Any = _LIBC.preadv2 if _LIBC is not None else None
+
+_WORDSIZE_OK = platform.machine() in {"x86_64", "aarch64", "riscv64", "ppc64le", "s390x", "AMD64"}
+_can_openat2 = _LIBC is not None and _WORDSIZE_OK
+_seek_lock = threading.Lock()
+
+
+class Scratch:
+    """Memory for one small read at a time.
+
+    Parameters
+    ----------
+    size_bytes
+        The longest read.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._buffer = ctypes.create_string_buffer(size_bytes)
+        self._iovec = (ctypes.c_uint64 * 2)(ctypes.addressof(self._buffer), 0)
+        self._address = ctypes.addressof(self._buffer)
+        self._iovec_address = ctypes.addressof(self._iovec)
+
+    def read(self, fd: int, start: int, length: int) -> bytes | None:
+        """Return the bytes if the page cache holds all of them."""
+        self._iovec[1] = length
+        if preadv2_keeping_gil(fd, self._iovec_address, 1, start, RWF_NOWAIT) != length:
+            return None
+        return ctypes.string_at(self._address, length)
+
+
+def open_cached(path: str) -> int:
+    """Open `path` for reading, without giving up the GIL where the kernel has the path at hand."""
+    if _can_openat2:
+        fd: int = _LIBC.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), _OPEN_HOW, len(_OPEN_HOW))
+        if fd >= 0:
+            return fd
+    # Not cached, or an error: the plain call waits, and raises the error that Python users know.
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def close(fd: int) -> None:
+    """Close a descriptor that was only read from."""
+    if _LIBC is None:
+        os.close(fd)
+    else:
+        _LIBC.close(fd)
+
+
+def advise(fd: int, advice: int) -> None:
+    """posix_fadvise on the whole file; advice that is not taken is no error."""
+    if _LIBC is not None:
+        _LIBC.posix_fadvise(fd, ctypes.c_long(0), ctypes.c_long(0), advice)
+
+
+def read_cached(fd: int, view: memoryview, start: int) -> int:
+    """Read from the page cache, GIL released; -1 where it would wait or must be read plainly."""
+    try:
+        return os.preadv(fd, [view], start, RWF_NOWAIT)
+    except OSError:
+        # EAGAIN is a miss; any other error comes again, and is raised, when the row is finished.
+        return -1
+
+
+def pread_into(fd: int, view: memoryview, start: int) -> int:
+    """Read at `start` into `view`, waiting; returns bytes, 0 at the end of the file."""
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], start)
+    with _seek_lock:
+        # Windows has no positioned read; the descriptor's offset is ours alone under the lock.
+        os.lseek(fd, start, os.SEEK_SET)
+        data = os.read(fd, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+def pread(fd: int, start: int, length: int) -> bytes:
+    """Return the bytes at `start`, waiting; fewer than asked only at the end of the file."""
+    if hasattr(os, "pread"):
+        data = os.pread(fd, length, start)
+        if len(data) in (0, length):
+            return data
+    else:
+        data = b""
+    view = memoryview(bytearray(length))
+    view[: len(data)] = data
+    got = len(data)
+    while got < length and (more := pread_into(fd, view[got:], start + got)):
+        got += more
+    return bytes(view[:got])

@@ -1,0 +1,206 @@
+"""The backends' protocol: how ops, once admitted, are performed.
+
+A backend knows storage and nothing else: no queue, no priority, no budget. It belongs to one of three
+kinds, by how an op of it waits:
+
+* `InlineBackend` performs a slice on the calling thread, in two steps: `start` does what cannot block and
+  sets the rest going, `finish` waits for it. Local files, memory, a ring.
+* `ThreadedBackend` blocks in `read`, one op at a time, on daemon threads. Sync filesystems.
+* `AsyncBackend` awaits one op at a time on an event loop. Async filesystems.
+
+Backends are found through the entry-point group ``headrace.backends`` (see `headrace.backends.registry`)
+and import nothing of headrace but this module, `headrace.types` and `headrace.errors`. A third party's
+backend passes `headrace.testing.BackendTests`.
+
+Errors: an op that fails stores its exception with ``ops.fail(row, error)`` and lets the other rows go on.
+A read past the end of the file is short, not an error, unless the storage says otherwise.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a backend works best with; each can be set by the environment.
+
+    Attributes
+    ----------
+    mode
+        Who drives under ``HEADRACE_SCHEDULER=auto``.
+    max_gap_bytes
+        Ranges of one file closer than this are read as one op.
+    max_op_bytes
+        Longer reads are split into ops of this size.
+    io_parallelism
+        Ops in flight to one device.
+    window_bytes
+        First guess of the short-queue window; 0 for none.
+    """
+
+    mode: Literal["lite", "standard"]
+    max_gap_bytes: int
+    max_op_bytes: int
+    io_parallelism: int
+    window_bytes: int = 0
+
+
+class Backend(abc.ABC):
+    """What all three kinds have in common.
+
+    Parameters
+    ----------
+    target
+        The wrapped fsspec filesystem.
+    """
+
+    name: ClassVar[str]
+    rank: ClassVar[int] = 50
+    """Of the backends that serve a filesystem the one of highest rank does."""
+    defaults: ClassVar[Defaults]
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    @classmethod
+    @abc.abstractmethod
+    def serves(cls, target: Any) -> bool:
+        """Whether this backend reads what `target` reads, byte for byte."""
+
+    @abc.abstractmethod
+    def device(self, path: str) -> Hashable:
+        """Name the device or store that `path` lives on: one scheduler for each."""
+
+    @abc.abstractmethod
+    def open(self, path: str, **options: Any) -> Any:
+        """Return a source of `path`'s bytes, to be put into `Ops.sources`; may be the path itself.
+
+        Raises
+        ------
+        OSError
+            What opening the file raises, of the type that the wrapped filesystem raises.
+        """
+
+    def close(self, source: Any) -> None:  # noqa: B027
+        """Release what `open` returned."""
+
+    def size(self, source: Any) -> int | None:  # noqa: ARG002
+        """Bytes of an open source, or None where only the filesystem's ``info`` can tell."""
+        return None
+
+    def guard(self) -> contextlib.AbstractContextManager[Any]:
+        """Return what a call to `target` that is no read must hold: nothing, for most."""
+        return contextlib.nullcontext()
+
+    def shutdown(self) -> None:  # noqa: B027
+        """Release everything; the backend is not used again."""
+
+
+class InlineBackend(Backend):
+    """Performs a slice of ops on the calling thread."""
+
+    def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:  # noqa: ARG002
+        """Perform what cannot block of the rows ``[lo, hi)`` and set the others going.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``int64[k]``: the rows that are not done, for `finish`.
+        """
+        return np.arange(lo, hi)
+
+    def probe(self, source: Any, start: int, length: int) -> bytes | None:  # noqa: ARG002
+        """Return exactly ``[start, start + length)`` if that takes no waiting, else None.
+
+        Called by one thread at a time, for short reads; must neither block nor release the GIL.
+        """
+        return None
+
+    def read_one(self, source: Any, start: int, length: int) -> bytes:
+        """Read what `probe` did not have, waiting; fewer bytes only at the end of the file.
+
+        Only called on backends that implement `probe`.
+        """
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def finish(self, ops: Ops, rows: Int64Array) -> None:
+        """Perform `rows` to their end: each has its `got` or its error afterwards."""
+
+
+class ThreadedBackend(Backend):
+    """Blocks in each op; runs on daemon threads, so that an interrupted caller can leave."""
+
+    @abc.abstractmethod
+    def read(self, ops: Ops, row: int) -> None:
+        """Perform op `row` to its end."""
+
+
+class AsyncBackend(Backend):
+    """Awaits each op on an event loop of headrace's, or on one the filesystem is bound to."""
+
+    @abc.abstractmethod
+    def bind(self, loop: Any) -> None:
+        """Prepare for reads on `loop`, before the first of them."""
+
+    @property
+    def foreign_loop(self) -> Any:
+        """The running loop the filesystem cannot leave, or None: headrace's own."""
+        return None
+
+    @abc.abstractmethod
+    async def read(self, ops: Ops, row: int) -> None:
+        """Perform op `row` to its end."""
+
+    async def aclose(self) -> None:
+        """Close sessions; on the loop it was bound to."""
+
+
+class PathSource:
+    """A file named by its path, for filesystems that read by ``cat_file``.
+
+    `bounds` are the caller's own start and end, where they are not plain offsets (None, negative), `options`
+    what else ``cat_file`` shall be given.
+    """
+
+    __slots__ = ("bounds", "options", "path")
+
+    def __init__(
+        self,
+        path: str,
+        bounds: tuple[int | None, int | None] = (None, None),
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.bounds = bounds
+        self.options = options or {}
+
+    def limits(self, start: int, length: int) -> tuple[int | None, int | None]:
+        """Return start and end as ``cat_file`` takes them."""
+        return self.bounds if length == UNKNOWN_LENGTH else (start, start + length)
+
+
+_NOT_IDENTITY = frozenset({"asynchronous", "loop", "skip_instance_cache", "use_listings_cache"})
+
+
+def store_of(target: Any) -> tuple[str, str]:
+    """Name the store behind a filesystem: its class, and a digest of every option that makes it.
+
+    Equal options are one store, whichever thread made the instance; other credentials are another.
+    """
+    from fsspec.utils import tokenize  # noqa: PLC0415
+
+    kind = type(target)
+    options = {k: v for k, v in target.storage_options.items() if k not in _NOT_IDENTITY}
+    return (f"{kind.__module__}.{kind.__qualname__}", tokenize(target.storage_args, options))

@@ -1,0 +1,81 @@
+"""Finds backends by entry point, and loads one only when it is asked for.
+
+The group is ``headrace.backends``; the name is what ``HEADRACE_LOCAL_BACKEND`` and reports call it, the
+value a class derived from one of the three kinds in `headrace.backends.abc`. Of those that serve a
+filesystem the one of highest `rank` does.
+
+A backend that cannot be loaded is passed over with one log line (a broken third-party package must not
+break reads of local files); `headrace doctor` tells the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from importlib import metadata
+from typing import Any
+
+from headrace.backends.abc import Backend
+from headrace.errors import BackendError
+
+GROUP = "headrace.backends"
+
+_log = logging.getLogger("headrace")
+
+
+@functools.cache
+def entry_points() -> dict[str, metadata.EntryPoint]:
+    """Return the registered backends by name, none of them loaded."""
+    return {point.name: point for point in metadata.entry_points(group=GROUP)}
+
+
+@functools.cache
+def load(name: str) -> type[Backend]:
+    """Load one backend.
+
+    Raises
+    ------
+    BackendError
+        No such name, or what it names cannot be imported or is no backend.
+    """
+    points = entry_points()
+    if name not in points:
+        msg = f"no backend {name!r} is installed; there are {sorted(points)}"
+        raise BackendError(msg)
+    try:
+        found = points[name].load()
+    except Exception as error:
+        msg = f"backend {name!r} ({points[name].value}) cannot be loaded: {error}"
+        raise BackendError(msg) from error
+    if not (inspect.isclass(found) and issubclass(found, Backend)):
+        msg = f"backend {name!r} ({points[name].value}) is no subclass of headrace.backends.abc.Backend"
+        raise BackendError(msg)
+    return found
+
+
+@functools.cache
+def _loadable() -> tuple[type[Backend], ...]:
+    """Load all that can be, of highest rank first."""
+    found = []
+    for name in entry_points():
+        try:
+            found.append(load(name))
+        except BackendError as error:
+            _log.warning("%s", error)
+    return tuple(sorted(found, key=lambda backend: -backend.rank))
+
+
+def backend_for(target: Any) -> Backend:
+    """Return a new backend for the filesystem `target`.
+
+    Raises
+    ------
+    BackendError
+        No installed backend serves it.
+    """
+    for backend in _loadable():
+        if backend.serves(target):
+            return backend(target)
+    msg = f"no installed backend serves {type(target).__name__}; there are {sorted(entry_points())}"
+    raise BackendError(msg)

@@ -1,0 +1,1 @@
+"""Integrations: what headrace does for one library in particular, loaded when that is in use."""

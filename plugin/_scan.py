@@ -1,0 +1,288 @@
+"""The main job of the command line: read a dataset through headrace and count what was read.
+
+1. `url_to_fs` finds the filesystem of the URL, and headrace is put over it.
+2. The files are located: one file, a glob, or a folder without what Arrow ignores too (names
+   starting with ``_`` or ``.``). Their suffix says the format, unless the caller did.
+3. A `pyarrow.dataset` scanner yields record batches, which are counted and dropped: what is
+   measured is reading and decoding.
+
+Progress is told in bytes of files, because their sizes are known before the first read: a file
+counts for the share of its rows that has come out.
+
+Threading: `scan` runs on the caller's thread, Arrow reads on its own. Nothing is printed here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from fsspec.core import url_to_fs
+
+from headrace.filesystem import HeadraceFileSystem
+
+_SUFFIXES = {
+    ".parquet": "parquet",
+    ".parq": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".arrow": "ipc",
+    ".feather": "ipc",
+    ".ipc": "ipc",
+    ".orc": "orc",
+}
+_COMPRESSED = frozenset({".bz2", ".gz", ".lz4", ".zst"})
+
+Progress = Callable[[int, int, int], None]
+"""Called with (bytes of files done, bytes of files in all, rows so far)."""
+
+
+class ScanRequestError(ValueError):
+    """What was asked does not fit the dataset: a column, a filter, a format."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRequest:
+    """What to scan.
+
+    Attributes
+    ----------
+    url
+        A path or any URL that fsspec understands, with or without ``headrace::`` in front; a file,
+        a folder or a glob.
+    columns
+        Names to read; None: all.
+    where
+        Keep the rows for which this holds; None: all.
+    file_format
+        ``parquet``, ``csv``, ``ipc`` or ``orc``; None: by the suffix of the files.
+    mode
+        The ``scheduler`` option; None: what the environment says.
+    batch_rows, limit_rows
+        The most rows in a batch; stop after so many rows. None: Arrow's default; no limit.
+    storage_options
+        For the filesystem of the URL.
+    """
+
+    url: str
+    columns: list[str] | None = None
+    where: pc.Expression | None = None
+    file_format: str | None = None
+    mode: str | None = None
+    batch_rows: int | None = None
+    limit_rows: int | None = None
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport:
+    """What a scan did: counts of this scan alone, sizes in bytes, time in seconds."""
+
+    file_format: str
+    files: int
+    file_bytes: int
+    rows: int
+    batches: int
+    ops: int
+    requests: int
+    bytes_read: int
+    bytes_delivered: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    root: str
+    paths: list[str]
+    sizes_bytes: list[int]
+
+
+def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanReport:
+    """Read a dataset and count what came.
+
+    Parameters
+    ----------
+    request
+        What to read.
+    on_progress
+        Called on this thread after every batch.
+
+    Returns
+    -------
+    ScanReport
+
+    Raises
+    ------
+    ScanRequestError
+        The dataset has no such column, cannot evaluate the filter, or has no known format.
+    OSError
+        And whatever else the filesystem raises.
+    """
+    started = time.perf_counter()
+    filesystem, path = _open_filesystem(request)
+    before = filesystem.stats()
+    files = _locate(filesystem, path, request.file_format)
+    file_format = request.file_format or _common_format(files.paths)
+    scanner = _scanner(_dataset(filesystem, files, file_format), request)
+    rows, batches = _drain(scanner, files, request.limit_rows, on_progress)
+    after = filesystem.stats()
+    return ScanReport(
+        file_format=file_format,
+        files=len(files.paths),
+        file_bytes=sum(files.sizes_bytes),
+        rows=rows,
+        batches=batches,
+        ops=after.ops_completed - before.ops_completed,
+        requests=after.requests_completed - before.requests_completed,
+        bytes_read=after.bytes_read - before.bytes_read,
+        bytes_delivered=after.bytes_delivered - before.bytes_delivered,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _open_filesystem(request: ScanRequest) -> tuple[HeadraceFileSystem, str]:
+    target, path = url_to_fs(request.url.removeprefix("headrace::"), **request.storage_options)
+    options: dict[str, Any] = {} if request.mode is None else {"scheduler": request.mode}
+    return HeadraceFileSystem(fs=target, **options), path
+
+
+def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str | None) -> _Files:
+    if fsspec.core.has_magic(path) and not filesystem.exists(path):
+        found = filesystem.glob(path, detail=True)
+        root = path[: path.index(next(char for char in path if char in "*?["))].rpartition("/")[0]
+    elif (info := filesystem.info(path))["type"] == "directory":
+        found, root = filesystem.find(path, detail=True), path
+    else:
+        return _Files(path, [path], [info["size"] or 0])
+    sizes = {name: info["size"] or 0 for name, info in found.items() if info["type"] == "file"}
+    names = _of_format([name for name in sizes if not _is_hidden(name, root)], file_format)
+    if not names:
+        raise FileNotFoundError(f"no data files at {path}")
+    return _Files(root, names, [sizes[name] for name in names])
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    parts = path.removeprefix(root).strip("/").split("/")
+    return any(part.startswith(("_", ".")) for part in parts)
+
+
+def _of_format(paths: list[str], file_format: str | None) -> list[str]:
+    """Return the paths whose suffix says `file_format`, or all if no suffix does."""
+    fitting = [path for path in paths if _format_of(path) == file_format]
+    return sorted(fitting if fitting and file_format else paths)
+
+
+def _format_of(path: str) -> str | None:
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _common_format(paths: list[str]) -> str:
+    formats = {_format_of(path) for path in paths}
+    known = [name for name in formats if name is not None]
+    if len(formats) == len(known) == 1:
+        return known[0]
+    found = sorted(known) + ["none"] * (len(formats) > len(known))
+    raise ScanRequestError(f"the suffixes say {', '.join(found)}: name one format with --format")
+
+
+def _dataset(filesystem: HeadraceFileSystem, files: _Files, file_format: str) -> ds.FileSystemDataset:
+    return ds.dataset(
+        files.paths,
+        filesystem=filesystem,
+        format=file_format,
+        partitioning=ds.partitioning(flavor="hive"),
+        partition_base_dir=files.root if len(files.paths) > 1 else None,
+    )
+
+
+def _scanner(dataset: ds.Dataset, request: ScanRequest) -> ds.Scanner:
+    for name in request.columns or ():
+        if name not in dataset.schema.names:
+            there = ", ".join(dataset.schema.names)
+            raise ScanRequestError(f"no column {name!r}; there are {there}")
+    batch_rows = {} if request.batch_rows is None else {"batch_size": request.batch_rows}
+    # Arrow checks the filter against the schema here, before it reads any data.
+    try:
+        return dataset.scanner(columns=request.columns, filter=request.where, **batch_rows)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ScanRequestError(f"the filter does not fit the data: {error}") from error
+
+
+def _drain(
+    scanner: ds.Scanner, files: _Files, limit_rows: int | None, on_progress: Progress | None
+) -> tuple[int, int]:
+    meter = _Meter(files, on_progress)
+    batches: Iterator[ds.TaggedRecordBatch] = scanner.scan_batches()
+    with closing(_taken(batches, limit_rows)) as taken:
+        for fragment, rows in taken:
+            meter.add(fragment, rows)
+    meter.finish()
+    return meter.rows, meter.batches
+
+
+def _taken(
+    batches: Iterator[ds.TaggedRecordBatch], limit_rows: int | None
+) -> Generator[tuple[ds.Fragment, int]]:
+    """Yield each batch's fragment and rows, until `limit_rows` are there."""
+    left = limit_rows
+    while left is None or left > 0:
+        tagged = next(batches, None)
+        if tagged is None:
+            return
+        rows = tagged.record_batch.num_rows
+        if left is not None:
+            rows = min(rows, left)
+            left -= rows
+        yield tagged.fragment, rows
+
+
+class _Meter:
+    """Turns the batches of a scan into progress, in bytes of files."""
+
+    def __init__(self, files: _Files, on_progress: Progress | None) -> None:
+        self.rows = 0
+        self.batches = 0
+        self._on_progress = on_progress
+        self._index = {path: index for index, path in enumerate(files.paths)}
+        self._ends_bytes = np.cumsum([0, *files.sizes_bytes]).tolist()
+        self._file = 0
+        self._rows_of_file = 0
+        self._expected_rows = 0
+
+    def add(self, fragment: ds.Fragment, rows: int) -> None:
+        self.rows += rows
+        self.batches += 1
+        if self._on_progress is None:
+            return
+        index = self._index.get(fragment.path, self._file)
+        if self.batches == 1 or index != self._file:
+            self._file, self._rows_of_file = index, 0
+            self._expected_rows = _rows_of(fragment)
+        self._rows_of_file += rows
+        begin, end = self._ends_bytes[self._file : self._file + 2]
+        share = self._rows_of_file / self._expected_rows if self._expected_rows else 0.0
+        done = begin + int((end - begin) * min(share, 1.0))
+        self._on_progress(done, self._ends_bytes[-1], self.rows)
+
+    def finish(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._ends_bytes[-1], self._ends_bytes[-1], self.rows)
+
+
+def _rows_of(fragment: ds.Fragment) -> int:
+    """Return the rows of a Parquet file that is being scanned (its footer was read), else 0."""
+    if not isinstance(fragment, ds.ParquetFileFragment):
+        return 0
+    rows: int = fragment.metadata.num_rows
+    return rows

@@ -1,0 +1,342 @@
+"""The command line: ``headrace scan``, ``headrace doctor``, ``headrace demo``.
+
+Owns arguments, exit codes and what is printed; the work is done in `_scan`, `doctor` and `demo`,
+which are imported by the command that needs them, so that ``--help`` is quick.
+
+Results go to stdout: a table, or one JSON object with ``--json``. The progress bar and errors go to
+stderr, the bar only where that is a terminal. An error is one line, without a traceback and without
+credentials. Exit codes: 0 done, 1 the job failed, 2 what was asked makes no sense, 130 interrupted.
+
+Not done here: reading, measuring, or anything with threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.redact import redact_text, redact_url, secrets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from headrace._scan import Progress, ScanReport, ScanRequest
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_MODES = ("auto", "lite", "standard", "off")
+_FORMATS = ("parquet", "csv", "ipc", "orc")
+_TRACES = (".png", ".json")
+_LONGEST_ERROR_CHARS = 600
+
+_SCAN_HELP = """\
+Read a dataset through headrace's I/O scheduler, and print rows, bytes, ops and time. Nothing is
+kept of the data: this measures reading and decoding.
+
+examples:
+  headrace scan data/                          every Parquet file under a folder
+  headrace scan 'logs/2024-*.csv.gz'           a glob
+  headrace scan s3://bucket/table --columns id,price -o anon=true
+  headrace scan lineitem.parquet --filter "l_quantity > 30 and l_shipmode == 'AIR'"
+  headrace scan data/ --mode lite --trace timeline.png
+"""
+_FILTER_HELP = (
+    "keep rows for which this holds: columns, numbers, 'strings', == != < <= > >=, in (...), "
+    'is None, and/or/not, + - * /, date("1994-01-01"), timestamp("..."), col("odd name")'
+)
+_OPTION_HELP = (
+    "option of the filesystem, repeatable: KEY=TEXT, where true, false, null, {...} and [...] are "
+    "read as JSON; KEY:=JSON for a number. Credentials are better left in the environment or a "
+    "profile: other users of the machine can see a command line"
+)
+
+
+class UsageError(ValueError):
+    """The command line asks for something that makes no sense; exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        The arguments, without the program's name; None: those of the process.
+
+    Returns
+    -------
+    int
+        The exit code. Misspelt options leave through ``SystemExit`` with code 2, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    secrets: frozenset[str] = frozenset()
+    try:
+        secrets = _secrets(arguments)
+        code: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _complain("interrupted", _INTERRUPTED)
+    except UsageError as error:
+        return _complain(_one_line(str(error), secrets), _USAGE)
+    except Exception as error:  # noqa: BLE001
+        return _complain(_one_line(_failure(arguments, error), secrets), _FAILED)
+    return code
+
+
+def _failure(arguments: argparse.Namespace, error: Exception) -> str:
+    """Name what failed: s3fs says no more than "The specified bucket does not exist"."""
+    message = f"{type(error).__name__}: {error}"
+    url = getattr(arguments, "url", None)
+    return f"{url}: {message}" if url and url not in message else message
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"headrace: {message}\n")
+    return code
+
+
+def _one_line(message: str, secrets: frozenset[str]) -> str:
+    line = " ".join(redact_text(message, secrets).split())
+    return line if len(line) <= _LONGEST_ERROR_CHARS else f"{line[:_LONGEST_ERROR_CHARS]}..."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        description="Dataset reads behind one priority I/O scheduler.",
+        epilog="Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('headrace')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_scan(commands)
+    _add_doctor(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_scan(commands: Any) -> None:
+    scan = commands.add_parser(
+        "scan",
+        help="read a dataset and say how it went",
+        description=_SCAN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    scan.add_argument("url", metavar="URL", help="file, folder, glob, or any fsspec URL")
+    scan.add_argument("--columns", type=_names, metavar="A,B", help="columns to read (default all)")
+    scan.add_argument("--filter", metavar="EXPR", help=_FILTER_HELP)
+    scan.add_argument("--format", choices=_FORMATS, help="of the files (default: by their suffix)")
+    scan.add_argument("--mode", choices=_MODES, help="scheduler mode (default: the environment's)")
+    scan.add_argument("--batch-size", type=_count, metavar="N", help="the most rows in a batch")
+    scan.add_argument("--limit", type=_count, metavar="N", help="stop after N rows")
+    scan.add_argument("-o", "--storage-option", action="append", metavar="K=V", help=_OPTION_HELP)
+    scan.add_argument("--trace", type=_trace_file, metavar="FILE", help="write a timeline: .png or .json")
+    scan.add_argument("--no-progress", action="store_true", help="no progress bar")
+    _add_json(scan)
+    scan.set_defaults(run=_run_scan)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what works on this machine, and why not",
+        description="Check kernel, io_uring, limits, versions, and the settings in force with "
+        "where each came from; with a URL, what would serve it. Exit code 1 if a check failed.",
+    )
+    doctor.add_argument("url", metavar="URL", nargs="?", help="storage to check as well")
+    _add_json(doctor)
+    doctor.set_defaults(run=_run_doctor)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="make a small dataset and scan it every way",
+        description="Make a dataset of orders in Parquet, scan it through pyarrow.dataset and "
+        "through Dask in each scheduler mode, compare the answers, print a table, clean up. "
+        "Needs no server and no download.",
+    )
+    demo.add_argument("--rows", type=_count, default=None, metavar="N", help="rows to make")
+    demo.add_argument("--directory", type=Path, metavar="DIR", help="where to put the data meanwhile")
+    _add_json(demo)
+    demo.set_defaults(run=_run_demo)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"an empty column name in {text!r}")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _trace_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in _TRACES:
+        raise argparse.ArgumentTypeError(f"{text!r} ends with none of {' '.join(_TRACES)}")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    return path
+
+
+def _secrets(arguments: argparse.Namespace) -> frozenset[str]:
+    options = _storage_options(getattr(arguments, "storage_option", None) or [])
+    return secrets_of([options, getattr(arguments, "url", None) or ""])
+
+
+def _storage_options(pairs: Sequence[str]) -> dict[str, Any]:
+    return dict(_storage_option(pair) for pair in pairs)
+
+
+def _storage_option(pair: str) -> tuple[str, Any]:
+    name, equals, text = pair.partition("=")
+    is_json = name.endswith(":")
+    name = name.removesuffix(":")
+    if not equals or not name:
+        raise UsageError(f"--storage-option needs KEY=VALUE; no value for {name!r}")
+    if not is_json and text not in ("true", "false", "null") and text[:1] not in ("{", "["):
+        return name, text
+    try:
+        return name, json.loads(text)
+    except json.JSONDecodeError as error:
+        # The value stays out of the message: it may be a secret.
+        raise UsageError(f"--storage-option {name}: no valid JSON, {error.msg}") from error
+
+
+def _run_scan(arguments: argparse.Namespace) -> int:
+    from headrace._scan import ScanRequestError, scan  # noqa: PLC0415
+    from headrace.settings import SettingsError  # noqa: PLC0415
+
+    request = _scan_request(arguments)
+    try:
+        with _tracing(arguments.trace), _progress(is_wanted=not arguments.no_progress) as progress:
+            report = scan(request, progress)
+    except (ScanRequestError, SettingsError) as error:
+        raise UsageError(str(error)) from error
+    _print_scan(arguments, report)
+    return 0
+
+
+def _scan_request(arguments: argparse.Namespace) -> ScanRequest:
+    from headrace._filter import FilterError, parse_filter  # noqa: PLC0415
+    from headrace._scan import ScanRequest  # noqa: PLC0415
+
+    try:
+        where = None if arguments.filter is None else parse_filter(arguments.filter)
+    except FilterError as error:
+        raise UsageError(f"--filter: {error}") from error
+    return ScanRequest(
+        url=arguments.url,
+        columns=arguments.columns,
+        where=where,
+        file_format=arguments.format,
+        mode=arguments.mode,
+        batch_rows=arguments.batch_size,
+        limit_rows=arguments.limit,
+        storage_options=_storage_options(arguments.storage_option or []),
+    )
+
+
+@contextlib.contextmanager
+def _tracing(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    import headrace  # noqa: PLC0415
+
+    with headrace.trace() as timeline:
+        yield
+    if path.suffix == ".png":
+        timeline.to_png(path)
+    else:
+        timeline.to_json(path)
+
+
+@contextlib.contextmanager
+def _progress(*, is_wanted: bool) -> Iterator[Progress | None]:
+    """Show a bar on stderr while the block runs, if that is a terminal."""
+    if not is_wanted or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[rows]:,} rows"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, rows=0)
+
+        def show(done_bytes: int, total_bytes: int, rows: int) -> None:
+            bar.update(task, completed=done_bytes, total=total_bytes, rows=rows)
+
+        yield show
+
+
+def _print_scan(arguments: argparse.Namespace, report: ScanReport) -> None:
+    url = redact_url(arguments.url)
+    if arguments.json:
+        _print_json({"url": url, "mode": arguments.mode, **asdict(report)})
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.filesize import decimal  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    rate = int(report.file_bytes / report.seconds)
+    table = Table(title=escape(url), show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("rows", f"{report.rows:,}")
+    table.add_row("files", f"{report.files:,} {report.file_format}, {decimal(report.file_bytes)}")
+    table.add_row("bytes read", decimal(report.bytes_read))
+    table.add_row("bytes delivered", decimal(report.bytes_delivered))
+    table.add_row("ops", f"{report.ops:,}")
+    table.add_row("time", f"{report.seconds:.3f} s")
+    table.add_row("bytes of files a second", f"{decimal(rate)}/s")
+    Console().print(table)
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, default=str) + "\n")
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    from headrace.doctor import diagnose, render  # noqa: PLC0415
+
+    found = diagnose(arguments.url)
+    if arguments.json:
+        _print_json(found.to_json())
+    else:
+        render(found)
+    return 0 if found.ok else _FAILED
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from headrace.demo import DEFAULT_ROWS, render, run_demo  # noqa: PLC0415
+
+    if arguments.directory is not None and not arguments.directory.is_dir():
+        raise UsageError(f"there is no folder {str(arguments.directory)!r}")
+    runs = run_demo(arguments.rows or DEFAULT_ROWS, arguments.directory)
+    if arguments.json:
+        _print_json({"runs": [asdict(run) for run in runs]})
+    else:
+        render(runs)
+    return 0

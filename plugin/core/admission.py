@@ -1,0 +1,99 @@
+"""The rules of admission, each a named predicate with the reason it exists.
+
+`can_reserve` is I2: a demand request reserves its whole result once. The four exemptions below it
+each prevent a deadlock that is written over them; speculation has no exemption and is dropped
+first (I7).
+
+A head that may not reserve holds back those behind it, or a large read would never get its turn.
+Two kinds pass it all the same, or the reads that must end before its turn comes never would
+(`pick_passing`).
+
+Threading: all functions are called under the hub's lock and change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.core.budget import ByteBudget
+    from headrace.core.request import Request
+
+URGENT_SHARE = 8
+"""One part in so many of the window is kept for reads more urgent than all in flight."""
+
+SPECULATIVE_SHARE = 2
+"""Speculation may fill one part in so many of the window, and only while no demand is queued."""
+
+
+def can_reserve(request: Request, budget: ByteBudget, in_flight_ops: int) -> bool:
+    """Whether the reservation of `request` is granted now; all speculation was dropped before."""
+    if budget.fits(request.result_bytes):
+        return True
+    if request.is_speculative:
+        return False
+    return (
+        is_unlimited(budget)
+        or is_most_urgent(request, budget)
+        or is_sibling(request, budget)
+        or is_stuck(request, in_flight_ops)
+    )
+
+
+def is_unlimited(budget: ByteBudget) -> bool:
+    """Budget 0 is no limit.
+
+    Deadlock prevented: taken literally, nothing would ever fit into a budget of 0 bytes.
+    """
+    return budget.limit_bytes == 0
+
+
+def is_most_urgent(request: Request, budget: ByteBudget) -> bool:
+    """Whether the request is more urgent than everything that holds a reservation.
+
+    Deadlock prevented: the consumer reads in another order than the scheduler admitted; what it waits for
+    is behind results that it will only take afterwards. Those held are less urgent, so they wait their
+    turn, and this one passes.
+
+    *Strictly* more urgent: among equals the queue is FIFO, the holders came first, and a consumer slower
+    than the storage would otherwise never be held back at all. Equals that really wait are `is_stuck`.
+    """
+    least = budget.least_priority()
+    return least is not None and request.priority < least
+
+
+def is_sibling(request: Request, budget: ByteBudget) -> bool:
+    """Another part of the same read, which its consumer needs whole, holds a reservation.
+
+    Deadlock prevented: chunks of one wide read that spans devices; the first part is held until the last
+    arrives, and the last would wait for the first to be released.
+    """
+    return request.group is not None and budget.is_group_holding(request.group)
+
+
+def is_stuck(request: Request, in_flight_ops: int) -> bool:
+    """Somebody waits for the request, and no op is in flight whose end could free the budget.
+
+    Deadlock prevented: all reservations belong to results that are ready and unread, and the thread that
+    would read them is the one that waits here.
+    """
+    return request.is_awaited and in_flight_ops == 0
+
+
+def pick_passing(
+    head: Request, started: Iterable[Request], awaited: Iterable[Request], in_flight_ops: int
+) -> Request | None:
+    """Return the request that goes on although `head`, before it, waits for the budget.
+
+    One that was admitted in part takes nothing more of the budget. Deadlock prevented: scans take
+    turns, the head of the next one waits for this one's reservation, and this one waits behind it.
+
+    Else one that `is_stuck`. Deadlock prevented: the head belongs to a read nobody asks for yet, and
+    the thread that would free the budget waits for one behind it.
+    """
+    found = [r for r in started if r.is_waiting and r.is_speculative <= head.is_speculative]
+    if not found and in_flight_ops == 0:
+        found = [r for r in awaited if r.is_waiting and not r.is_speculative]
+    return min(found, key=lambda r: (r.priority, r.seq), default=None)

@@ -1,0 +1,136 @@
+"""The byte budget: how much result memory requests may hold before their consumers took it.
+
+A reservation is an entry `request -> (bytes, priority)`; the total and the least priority are derived
+from the entries, so that `recount` can restore them whatever line an exception arrived at (I3).
+
+* `hold` and `release` are O(log n); the least priority among holders is a heap with lazy deletion (I6).
+* Which groups hold something is counted: asking for a sibling does not walk over all holders.
+* The exemptions of I2 are not here: they are named predicates of `core.admission`.
+
+Threading: all methods under the hub's lock. No clock, no I/O.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from headrace.types import Priority
+
+
+class ByteBudget:
+    """Bytes reserved by requests of this process.
+
+    Parameters
+    ----------
+    limit_bytes
+        0 is no limit.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.reserved_bytes = 0
+        self.peak_bytes = 0
+        self._holds: dict[Hashable, tuple[int, Priority, Hashable]] = {}
+        self._groups: dict[Hashable, int] = {}
+        self._heap: list[tuple[Priority, int, Hashable]] = []
+        self._ticket = 0
+
+    def __len__(self) -> int:
+        return len(self._holds)
+
+    def is_holding(self, key: Hashable) -> bool:
+        """Whether `key` has a reservation."""
+        return key in self._holds
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether `nbytes` more stay inside the limit, or nothing is reserved at all."""
+        if not self.limit_bytes or not self._holds:
+            return True
+        return self.reserved_bytes + nbytes <= self.limit_bytes
+
+    def is_group_holding(self, group: Hashable) -> bool:
+        """Whether a member of `group` has a reservation."""
+        return group in self._groups
+
+    def hold(self, key: Hashable, nbytes: int, priority: Priority, group: Hashable = None) -> None:
+        """Reserve; a second reservation of one key is a mistake of the caller."""
+        if key in self._holds:
+            msg = f"{key!r} holds a reservation already"
+            raise ValueError(msg)
+        self._rank(key, priority)
+        self._holds[key] = (nbytes, priority, group)
+        if group is not None:
+            self._groups[group] = self._groups.get(group, 0) + 1
+        self.reserved_bytes += nbytes
+        self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
+
+    def _rank(self, key: Hashable, priority: Priority) -> None:
+        self._ticket += 1
+        heapq.heappush(self._heap, (priority, self._ticket, key))
+
+    def reprioritise(self, key: Hashable, priority: Priority) -> None:
+        """Note that the holder's priority changed; nothing where it holds nothing."""
+        if key in self._holds:
+            nbytes, _, group = self._holds[key]
+            self._rank(key, priority)
+            self._holds[key] = (nbytes, priority, group)
+
+    def resize(self, key: Hashable, nbytes: int) -> None:
+        """Correct a reservation whose size was not known when it was made."""
+        old, priority, group = self._holds[key]
+        self._holds[key] = (nbytes, priority, group)
+        self.reserved_bytes += nbytes - old
+        self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
+
+    def release(self, key: Hashable) -> int:
+        """Give a reservation back; 0 where there is none, so that releasing twice is harmless."""
+        nbytes, _, group = self._holds.pop(key, (0, None, None))
+        self.reserved_bytes -= nbytes
+        if group is not None:
+            self._groups[group] -= 1
+            if not self._groups[group]:
+                del self._groups[group]
+        if len(self._heap) > 2 * len(self._holds) + 64:
+            self._compact()
+        return nbytes
+
+    def least_priority(self) -> Priority | None:
+        """Return the most urgent priority that holds a reservation (I6)."""
+        while self._heap:
+            priority, _, key = self._heap[0]
+            hold = self._holds.get(key)
+            if hold is not None and hold[1] == priority:
+                return priority
+            heapq.heappop(self._heap)
+        return None
+
+    def keep_only(self, live: set[int]) -> None:
+        """Forget reservations of requests that are gone, and derive everything again."""
+        self._holds = {key: hold for key, hold in self._holds.items() if key in live}
+        self.reserved_bytes = sum(nbytes for nbytes, _, _ in self._holds.values())
+        self._groups = self._count_groups()
+        self._compact()
+
+    def _count_groups(self) -> dict[Hashable, int]:
+        return dict(Counter(group for _, _, group in self._holds.values() if group is not None))
+
+    def _compact(self) -> None:
+        self._heap = [
+            (priority, ticket, key) for ticket, (key, (_, priority, _)) in enumerate(self._holds.items())
+        ]
+        heapq.heapify(self._heap)
+
+    def validate(self) -> None:
+        """Raise AssertionError where the derived numbers disagree with the entries."""
+        total = sum(nbytes for nbytes, _, _ in self._holds.values())
+        if self._groups != self._count_groups():
+            msg = f"budget: groups {self._groups}, entries say {self._count_groups()}"
+            raise AssertionError(msg)
+        if total != self.reserved_bytes or total < 0:
+            msg = f"budget: reserved {self.reserved_bytes} bytes, entries say {total}"
+            raise AssertionError(msg)

@@ -1,0 +1,250 @@
+"""The hub: all schedulers of a process, and what they share.
+
+It owns the byte budget, the process's I/O limit, the sequence numbers and the wake-ups.
+
+One lock guards the hub and every scheduler in it (the driver layer brings it: the core imports no
+threads). A lock for each scheduler and another, taken last, for the shared limits would bring nothing
+under the GIL, where a critical section of some microseconds is serial anyway, and would cost an ordering
+rule and a second acquisition for each op.
+
+`settle` is what the lock's holder does before it lets go:
+
+1. drain `dropped`, the queue that finalisers append to without a lock (I3);
+2. admit in every scheduler, while something was released (a release may concern them all, I1, I5);
+3. wake the owners of what was granted or ended.
+
+`recover` restores every derived number from requests and grants: an exception may arrive at any line of
+the section (a signal handler that raises), and must cost nobody else a read (I5).
+
+Threading: all methods under the hub's lock, except `drop`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.core.budget import ByteBudget
+from headrace.core.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from headrace.core.request import Request
+    from headrace.core.window import Window
+
+TraceSink = Callable[[str, "Request", int, int, float], None]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the hub has seen since it began; all only ever grow."""
+
+    requests_submitted: int = 0
+    ops_completed: int = 0
+    bytes_completed: int = 0
+    ops_hit: int = 0
+    bytes_delivered: int = 0
+    bytes_gap: int = 0
+    bytes_shared: int = 0
+    bytes_short: int = 0
+    bytes_abandoned: int = 0
+    bytes_admitted: int = 0
+    ops_admitted: int = 0
+    requests_consumed: int = 0
+    requests_nested: int = 0
+    quick_ops: int = 0
+    quick_bytes: int = 0
+
+
+class Hub:
+    """The schedulers of one process under one budget.
+
+    Parameters
+    ----------
+    buffer_bytes
+        The byte budget; 0 is no limit.
+    process_io_limit
+        Ops in flight over all schedulers; 0 is no limit.
+    """
+
+    def __init__(self, *, buffer_bytes: int = 0, process_io_limit: int = 0) -> None:
+        self.budget = ByteBudget(buffer_bytes)
+        self.process_io_limit = process_io_limit
+        self.in_flight_ops = 0
+        self.schedulers: dict[Hashable, Scheduler] = {}
+        self.counters = Counters()
+        self.dropped: deque[tuple[Scheduler, Request]] = deque()
+        self.speculators: dict[int, tuple[Scheduler, Request]] = {}
+        self.trace: TraceSink | None = None
+        self._wakes: deque[Request] = deque()
+        self._seq = 0
+        self._has_changed = False
+        self._turn = 0
+
+    def scheduler(
+        self,
+        device: Hashable,
+        *,
+        window: Window | None = None,
+        max_in_flight_ops: int = 128,
+        max_grant_ops: int = 1 << 30,
+    ) -> Scheduler:
+        """Return the scheduler of `device`, made with these limits the first time."""
+        found = self.schedulers.get(device)
+        if found is None:
+            found = self.schedulers[device] = Scheduler(
+                self,
+                device,
+                window=window,
+                max_in_flight_ops=max_in_flight_ops,
+                max_grant_ops=max_grant_ops,
+            )
+        return found
+
+    # -- what schedulers ask and tell
+
+    def register(self, request: Request) -> None:
+        """Give a new request its sequence number."""
+        self._seq += 1
+        request.seq = self._seq
+        self.counters.requests_submitted += 1
+        self._has_changed = True
+
+    def room_ops(self) -> int:
+        """Ops which the process's limit still admits."""
+        if not self.process_io_limit:
+            return 1 << 30
+        return self.process_io_limit - self.in_flight_ops
+
+    def is_short_of_budget(self) -> bool:
+        """Whether demand of any device waits for the budget: speculation takes none then (I7)."""
+        heads = [scheduler.queue.head() for scheduler in self.schedulers.values()]
+        return any(
+            head is not None
+            and not self.budget.is_holding(head.seq)
+            and not self.budget.fits(head.result_bytes)
+            for head in heads
+        )
+
+    def changed(self) -> None:
+        """Note that something was released: others may be admitted now."""
+        self._has_changed = True
+
+    def wake(self, request: Request) -> None:
+        """Wake the owner of `request` when the section ends."""
+        self._wakes.append(request)
+
+    def traced(self, event: str, request: Request, lo: int, hi: int, now: float) -> None:
+        """Hand an event to the trace, if one is recorded."""
+        if event == "admitted":
+            self.counters.ops_admitted += hi - lo
+            self.counters.bytes_admitted += request.bytes_between(lo, hi)
+        if self.trace is not None:
+            self.trace(event, request, lo, hi, now)
+
+    def count_completed(self, ops: int, nbytes: int, *, is_hit: bool) -> None:
+        """Count ops that came back."""
+        self.counters.ops_completed += ops
+        self.counters.bytes_completed += nbytes
+        self.counters.ops_hit += ops if is_hit else 0
+
+    # -- the end of a section
+
+    def drop(self, scheduler: Scheduler, request: Request) -> None:
+        """Abandon a request from a finaliser: takes no lock, may be called anywhere (I3)."""
+        self.dropped.append((scheduler, request))
+
+    def settle(self, now: float) -> None:
+        """Do what is owed before the lock is released: see the module's text."""
+        while self.dropped:
+            scheduler, request = self.dropped[0]
+            scheduler.cancel(request)
+            self.dropped.popleft()
+        while self._has_changed:
+            self._has_changed = False
+            self._admit(now)
+        if self._wakes:
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        """Wake every owner, then raise what one of them, or a signal meanwhile, raised.
+
+        Nobody's wake-up may be lost for another's exception (I5). One that raised is tried once
+        more, after the others; one that raises again has no owner that could be woken.
+        """
+        raised: BaseException | None = None
+        failed: set[int] = set()
+        while self._wakes:
+            # Woken before it is removed: an exception here wakes twice, which is harmless.
+            request = self._wakes[0]
+            try:
+                request.on_wake(request)
+            except BaseException as error:  # noqa: BLE001 - raised below, once all are awake
+                if raised is None or not isinstance(error, Exception):
+                    raised = error  # an interrupt before a mistake
+                if request.seq not in failed:
+                    failed.add(request.seq)
+                    self._wakes.append(request)
+            self._wakes.popleft()
+        if raised is not None:
+            raise raised
+
+    def _admit(self, now: float) -> None:
+        """Admit in every scheduler until none may start anything.
+
+        Under a process-wide limit the most urgent head goes first and equals take turns: in a fixed
+        order the first busy device would keep the only permit for ever.
+        """
+        busy = [scheduler for scheduler in self.schedulers.values() if scheduler.waiting]
+        if not self.process_io_limit or len(busy) < 2:  # noqa: PLR2004 - nobody to take turns with
+            for scheduler in busy:
+                while scheduler.admit_one(now):
+                    pass
+            return
+        while busy and self.room_ops() > 0:
+            busy.sort(key=lambda s: (s.head_priority(), s.last_turn))
+            scheduler = busy[0]
+            self._turn += 1
+            scheduler.last_turn = self._turn
+            if not scheduler.admit_one(now):
+                busy.remove(scheduler)
+
+    def shed_speculation(self) -> bool:
+        """Drop a speculative request that holds a reservation, for the sake of demand (I2, I7)."""
+        for scheduler, holder in self.speculators.values():
+            if not holder.grants:
+                scheduler.cancel(holder)
+                return True
+        return False
+
+    def recover(self, now: float) -> None:
+        """Restore every derived number after an exception inside the section."""
+        self.in_flight_ops = 0
+        self.speculators.clear()
+        for scheduler in self.schedulers.values():
+            # First of all: an ended request, whose wake-up may be what was cut off, leaves below.
+            self._wakes.extend(scheduler.requests.values())
+            scheduler.recount(now)
+        live = {seq for scheduler in self.schedulers.values() for seq in scheduler.requests}
+        self.budget.keep_only(live)
+        self._has_changed = True
+
+    def close(self, error: BaseException) -> None:
+        """Fail every request that is not over; what is in flight drains."""
+        for scheduler in self.schedulers.values():
+            for request in list(scheduler.requests.values()):
+                scheduler.fail(request, error)
+
+    def validate(self) -> None:
+        """Raise AssertionError where derived numbers disagree with the facts (I1, I3)."""
+        self.budget.validate()
+        for scheduler in self.schedulers.values():
+            scheduler.validate()
+        total = sum(scheduler.in_flight_ops for scheduler in self.schedulers.values())
+        if total != self.in_flight_ops:
+            msg = f"hub: {self.in_flight_ops} ops in flight, schedulers say {total}"
+            raise AssertionError(msg)
+        if self.process_io_limit and total > self.process_io_limit:
+            msg = f"hub: {total} ops in flight, process limit {self.process_io_limit}"
+            raise AssertionError(msg)

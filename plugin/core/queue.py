@@ -1,0 +1,183 @@
+"""The priority queue: which request is next (I4).
+
+Three levels, each a heap, so that every operation is O(log n):
+
+1. *Bases.* One level for each base priority. Its key is ``base * ageing_s + since``, where `since` is
+   when it became backlogged or was last served: strict order between busy levels, except that a level
+   left alone for `ageing_s` seconds gains one step. Nothing starves, and nothing is ever re-sorted,
+   because the key of a level changes only when the level is served.
+2. *Scans.* Inside a base, scans take turns by the bytes they were served (start-time fair queueing,
+   Goyal, Vin and Cheng, SIGCOMM 1996): the scan with the least virtual start goes next, ties in order of
+   arrival.
+3. *Requests.* Inside a scan, `(position, sequence)`: earlier files and offsets first, FIFO among equals.
+
+A request stays at the head until its last op was admitted, and is let go of then: a row would keep
+its buffer alive. Removal of any other is lazy: a request which is no longer `is_waiting` is dropped
+when it surfaces, and a queue more than half dead is swept, in place and with every turn and every
+wait kept, so that a million cancelled reads leave no memory behind and nobody waits longer for it.
+
+Threading: all methods under the hub's lock. Time is an argument.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from headrace.types import Priority
+
+AGEING_S = 5.0
+"""Seconds of waiting which are worth one step of base priority."""
+
+
+class Queueable(Protocol):
+    """What the queue wants to know of a request."""
+
+    seq: int
+    priority: Priority
+    scan: Hashable
+    queue_ticket: int
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether ops of it are still to be admitted."""
+
+
+R = TypeVar("R", bound="Queueable")
+
+
+class _Level(Generic[R]):
+    """Requests of one base priority, by scan."""
+
+    def __init__(self, base: int, since: float) -> None:
+        self.base = base
+        self.since(since)
+        self.virtual = 0
+        self.turns: list[tuple[int, int, Hashable]] = []
+        self.scans: dict[Hashable, list[tuple[int, int, int, R]]] = {}
+
+    def since(self, now: float) -> None:
+        self.key = self.base * AGEING_S + now
+
+    def push(self, request: R) -> None:
+        rows = self.scans.get(request.scan)
+        if rows is None:
+            rows = self.scans[request.scan] = []
+            heapq.heappush(self.turns, (self.virtual, request.seq, request.scan))
+        row = (request.priority.position, request.seq, request.queue_ticket, request)
+        heapq.heappush(rows, row)
+
+    def head(self) -> R | None:
+        while self.turns:
+            start, _, scan = self.turns[0]
+            rows = self.scans[scan]
+            _drop_dead(rows)
+            if rows:
+                return rows[0][3]
+            # A scan that comes back at once shall not overtake those which were served as much.
+            self.virtual = max(self.virtual, start)
+            del self.scans[scan]
+            heapq.heappop(self.turns)
+        return None
+
+    def served(self, units: int, now: float) -> None:
+        start, order, scan = self.turns[0]
+        self.virtual = start
+        heapq.heapreplace(self.turns, (start + units, order, scan))
+        self.since(now)
+        _drop_dead(self.scans[scan])
+
+    def sweep(self) -> int:
+        """Drop every dead row; returns how many are left."""
+        for rows in self.scans.values():
+            rows[:] = [row for row in rows if _is_live(row)]
+            heapq.heapify(rows)
+        self.scans = {scan: rows for scan, rows in self.scans.items() if rows}
+        self.turns = [turn for turn in self.turns if turn[2] in self.scans]
+        heapq.heapify(self.turns)
+        return sum(len(rows) for rows in self.scans.values())
+
+
+def _drop_dead(rows: list[tuple[int, int, int, R]]) -> None:
+    while rows and not _is_live(rows[0]):
+        heapq.heappop(rows)
+
+
+def _is_live(row: tuple[int, int, int, R]) -> bool:
+    """Whether a heap row still speaks for its request (it may have left, or been pushed anew)."""
+    return row[3].is_waiting and row[3].queue_ticket == row[2]
+
+
+class PriorityQueue(Generic[R]):
+    """Requests with ops still to be admitted, the next one first."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, _Level[R]] = {}
+        self._keys: list[tuple[float, int]] = []
+        self._rows = 0
+        self._ticket = 0
+
+    def push(self, request: R, now: float) -> None:
+        """Add a request, or add it again after its priority changed."""
+        self._ticket += 1
+        request.queue_ticket = self._ticket
+        level = self._levels.get(request.priority.base)
+        if level is None:
+            level = self._levels[request.priority.base] = _Level(request.priority.base, now)
+            heapq.heappush(self._keys, (level.key, level.base))
+        elif level.head() is None:
+            # It was idle, and time spent idle is no waiting: it must not count as age.
+            level.since(now)
+            heapq.heappush(self._keys, (level.key, level.base))
+        level.push(request)
+        self._rows += 1
+
+    def head(self) -> R | None:
+        """Return the request to be served next, and leave it where it is."""
+        while self._keys:
+            key, base = self._keys[0]
+            level = self._levels.get(base)
+            if level is not None and level.key == key:
+                request = level.head()
+                if request is not None:
+                    return request
+                del self._levels[base]
+            heapq.heappop(self._keys)
+        self._rows = 0
+        return None
+
+    def head_key(self) -> float:
+        """Return how urgent the head is, its age included: lower first; infinite without one."""
+        return math.inf if self.head() is None else self._keys[0][0]
+
+    def served(self, request: R, units: int, now: float) -> None:
+        """Note that the head was granted `units` bytes: its scan's turn is over."""
+        level = self._levels[request.priority.base]
+        level.served(units, now)
+        heapq.heappush(self._keys, (level.key, level.base))
+
+    def sweep(self, live: int) -> None:
+        """Forget dead rows once they outnumber the `live` requests, or nothing else is left."""
+        if live and self._rows <= 2 * live + 64:
+            return
+        left = {base: level.sweep() for base, level in self._levels.items()}
+        self._levels = {base: level for base, level in self._levels.items() if left[base]}
+        self._keys = [(level.key, base) for base, level in self._levels.items()]
+        heapq.heapify(self._keys)
+        self._rows = sum(left.values())
+
+    def rebuild(self, requests: list[R], now: float) -> None:
+        """Start again from the requests themselves."""
+        self.__init__()  # type: ignore[misc]
+        for request in requests:
+            if request.is_waiting:
+                self.push(request, now)
+
+    def __iter__(self) -> Iterator[R]:
+        for level in self._levels.values():
+            for rows in level.scans.values():
+                yield from (row[3] for row in rows if _is_live(row))

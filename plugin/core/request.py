@@ -1,0 +1,205 @@
+"""Requests and grants: the primary facts of the scheduler.
+
+A `Request` is one logical read, however many ops it became; a `Grant` is a slice ``[lo, hi)`` of its ops
+which a driver may perform. Everything else the core keeps (ops in flight, bytes in flight, reserved bytes,
+the queue) is derived from these two and can be derived again: see `Hub.recover`.
+
+Life of a request (the transition table is `LEGAL`)::
+
+    QUEUED --grant--> RUNNING --last op--> COMPLETE --consume--> RETIRED
+       |                 |                    |
+       +----- fail / cancel / abandon --------+--> FAILED | CANCELLED --in-flight ops drained--> RETIRED
+
+Threading: all under the hub's lock, but for `inbox`, whose `popleft` is atomic.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.types import UNKNOWN_LENGTH, Int64Array, Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+
+class State(enum.IntEnum):
+    """Where a request is in its life; integers, because they are compared for every op."""
+
+    QUEUED = 0
+    RUNNING = 1
+    COMPLETE = 2
+    FAILED = 3
+    CANCELLED = 4
+    RETIRED = 5
+
+
+LEGAL: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.COMPLETE, State.FAILED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.COMPLETE, State.FAILED, State.CANCELLED}),
+    State.COMPLETE: frozenset({State.RETIRED, State.CANCELLED}),
+    State.FAILED: frozenset({State.RETIRED}),
+    State.CANCELLED: frozenset({State.RETIRED}),
+    State.RETIRED: frozenset(),
+}
+
+_LAST_WAITING = int(State.RUNNING)
+"""Up to this one a request is still on its way."""
+
+
+_DEFAULT_PRIORITY = Priority()
+
+
+def _ignore(_request: Request) -> None:
+    """Wake nobody: the owner polls."""
+
+
+class Grant:
+    """A slice ``[lo, hi)`` of a request's ops, admitted and not yet complete."""
+
+    __slots__ = ("admitted_s", "bytes_left", "hi", "in_flight_bytes", "lo", "ops_left", "request")
+
+    def __init__(
+        self, request: Request, lo: int, hi: int, nbytes: int, in_flight_bytes: int, now: float
+    ) -> None:
+        self.request = request
+        self.lo = lo
+        self.hi = hi
+        self.ops_left = hi - lo
+        self.bytes_left = nbytes
+        self.in_flight_bytes = in_flight_bytes
+        self.admitted_s = now
+
+    def __repr__(self) -> str:
+        return f"<Grant of request {self.request.seq}: ops [{self.lo}, {self.hi})>"
+
+
+class Request:
+    """One logical read: its ops' lengths, its priority, and how far it has come.
+
+    Parameters
+    ----------
+    op_length
+        ``int64[m]``, bytes of each op, in the order they shall be performed.
+    result_bytes
+        What the whole result occupies until it is consumed: the reservation of I2.
+    priority, scan
+        See `core.queue`.
+    is_speculative
+        Nobody waits for it (I7).
+    is_nested
+        It was started inside one of our own ops and runs on that op's permit (I1).
+    on_wake
+        Called under the hub's lock when a grant is in `inbox` or the request ended. It must not block.
+    group
+        Requests whose consumer needs all of them share a group (I2: siblings pass).
+    unknown_bytes
+        What an op of unknown length is charged until its answer is there.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_is_awaited",
+        "awaited",
+        "cumulative",
+        "error",
+        "grants",
+        "group",
+        "inbox",
+        "is_nested",
+        "is_speculative",
+        "label",
+        "n_ops",
+        "next_op",
+        "on_wake",
+        "ops_done",
+        "priority",
+        "queue_ticket",
+        "queued_s",
+        "result_bytes",
+        "scan",
+        "seq",
+        "state",
+    )
+
+    def __init__(
+        self,
+        op_length: Int64Array | list[int],
+        *,
+        result_bytes: int,
+        priority: Priority = _DEFAULT_PRIORITY,
+        scan: Hashable = None,
+        is_speculative: bool = False,
+        is_nested: bool = False,
+        on_wake: Callable[[Request], None] = _ignore,
+        group: Hashable = None,
+        unknown_bytes: int = 1 << 20,
+        label: object = None,
+    ) -> None:
+        self.n_ops = len(op_length)
+        self.cumulative: list[int] | Int64Array
+        if self.n_ops == 1:
+            # The scalar form: one small read must not pay for an array.
+            length = int(op_length[0])
+            self.cumulative = [0, unknown_bytes if length == UNKNOWN_LENGTH else length]
+        else:
+            self.cumulative = np.concatenate(([0], np.cumsum(op_length)))
+        self.result_bytes = result_bytes
+        self.priority = priority
+        self.scan = scan
+        self.is_speculative = is_speculative
+        self.is_nested = is_nested
+        self.on_wake = on_wake
+        self.group = group
+        self.label = label
+        self._is_awaited = False
+        self.awaited: dict[int, Request] | None = None
+        self.state = State.QUEUED
+        self.error: BaseException | None = None
+        self.seq = 0
+        self.queue_ticket = 0
+        self.queued_s = 0.0
+        self.next_op = 0
+        self.ops_done = 0
+        self.grants: list[Grant] = []
+        self.inbox: deque[Grant] = deque()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it now; its scheduler keeps those in a table of their own."""
+        return self._is_awaited
+
+    @is_awaited.setter
+    def is_awaited(self, is_awaited: bool) -> None:
+        self._is_awaited = is_awaited
+        if self.awaited is not None and is_awaited and self.is_waiting:
+            self.awaited[self.seq] = self
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has ops which are still to be admitted."""
+        return self.next_op < self.n_ops and self.state <= _LAST_WAITING
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its consumer need not wait any longer."""
+        return self.state > _LAST_WAITING
+
+    def bytes_between(self, lo: int, hi: int) -> int:
+        """Bytes of the ops ``[lo, hi)``."""
+        return int(self.cumulative[hi]) - int(self.cumulative[lo])
+
+    def ops_within(self, room_bytes: int) -> int:
+        """How many of the ops not yet admitted fit into `room_bytes` together."""
+        floor = int(self.cumulative[self.next_op]) + max(room_bytes, 0)
+        if self.n_ops == 1:
+            return 1 if int(self.cumulative[1]) <= floor else 0
+        return int(np.searchsorted(self.cumulative, floor, side="right")) - 1 - self.next_op
+
+    def __repr__(self) -> str:
+        where = f"{self.ops_done}/{self.n_ops} ops"
+        return f"<Request {self.seq} {self.state.name.lower()}: {where}, priority {tuple(self.priority)}>"

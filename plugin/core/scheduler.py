@@ -1,0 +1,449 @@
+"""The scheduler of one device or store: what may be in flight to it, and what goes next.
+
+One call of `admit_one`:
+
+1. take the head of the queue (demand before speculation, `core.queue` decides the order, I4);
+2. reserve its whole result unless it has its reservation already (I2, `core.admission`);
+3. grant the slice of its ops that fits the window of bytes and the limits of ops (I1): one `cumsum` made
+   at submission and one `searchsorted` here, so the cost is per slice and not per op;
+4. the hub calls again: a more urgent request that arrived meanwhile goes next.
+
+Progress (I1): with nothing in flight to the device one op is admitted however large it is. The last part
+of the window is kept for reads of a more urgent base than all in flight (`URGENT_SHARE`).
+
+A page-cache hit is refunded: its completion frees the window and tells the controller nothing.
+
+Threading: all methods under the hub's lock. Time is an argument. It performs nothing: drivers find
+grants in ``request.inbox`` and report back with `complete`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from headrace.core.admission import SPECULATIVE_SHARE, URGENT_SHARE, can_reserve, pick_passing
+from headrace.core.queue import PriorityQueue
+from headrace.core.request import LEGAL, Grant, Request, State
+from headrace.errors import IllegalTransitionError
+from headrace.types import Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from headrace.core.hub import Hub
+    from headrace.core.window import Window
+
+
+class Scheduler:
+    """Admission to one device.
+
+    Parameters
+    ----------
+    hub
+        The process-wide owner of budget, limits and wake-ups.
+    device
+        What it schedules, for statistics and traces.
+    window
+        Bytes allowed in flight, or None for no such limit.
+    max_in_flight_ops
+        Ops allowed in flight.
+    max_grant_ops
+        The largest slice: 1 where every op is performed by a thread or task of its own.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        device: Hashable,
+        *,
+        window: Window | None,
+        max_in_flight_ops: int,
+        max_grant_ops: int,
+    ) -> None:
+        self.hub = hub
+        self.device = device
+        self.window = window
+        self.max_in_flight_ops = max_in_flight_ops
+        self.max_grant_ops = max_grant_ops
+        self.requests: dict[int, Request] = {}
+        self.queue: PriorityQueue[Request] = PriorityQueue()
+        self.speculative: PriorityQueue[Request] = PriorityQueue()
+        self.in_flight_ops = 0
+        self.in_flight_bytes = 0
+        self.in_flight_bases: dict[int, int] = {}
+        self.started: dict[int, Request] = {}
+        self.awaited: dict[int, Request] = {}
+        self.is_held_back = False
+        self.waiting = 0
+        self.last_turn = 0
+
+    def submit(self, request: Request, now: float) -> None:
+        """Queue a request; one without ops is complete at once."""
+        self.hub.register(request)
+        request.queued_s = now
+        self.requests[request.seq] = request
+        self._list_awaited(request)
+        self.hub.traced("queued", request, 0, request.n_ops, now)
+        if request.n_ops == 0:
+            self._end(request, State.COMPLETE)
+        elif request.is_nested:
+            self._grant_nested(request, now)
+        else:
+            self._queue_of(request).push(request, now)
+            self.waiting += 1
+
+    def _list_awaited(self, request: Request) -> None:
+        request.awaited = self.awaited
+        if request.is_awaited and request.is_waiting and not request.is_nested:
+            self.awaited[request.seq] = request
+
+    def _queue_of(self, request: Request) -> PriorityQueue[Request]:
+        return self.speculative if request.is_speculative else self.queue
+
+    # -- admission
+
+    def admit_one(self, now: float) -> bool:
+        """Grant the next slice, if it may start now."""
+        head = self._next()
+        request = head
+        if head is not None and not self._may_reserve(head):
+            request = pick_passing(
+                head, self.started.values(), list(self.awaited.values()), self.hub.in_flight_ops
+            )
+        if request is None:
+            self.is_held_back = False
+            return False
+        count = self._grantable_ops(request)
+        if count <= 0:
+            return False
+        self._grant(request, count, now, is_head=request is head)
+        return True
+
+    def head_priority(self) -> tuple[bool, float]:
+        """How urgent the next request is, its age included, for schedulers that share a limit."""
+        if not self.waiting:
+            return True, math.inf
+        key = self.queue.head_key()
+        return (False, key) if key < math.inf else (True, self.speculative.head_key())
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether an op that is performed within this section may start: nobody waits, and it fits."""
+        return (
+            not self.waiting
+            and self.in_flight_ops < self.max_in_flight_ops
+            and self.hub.room_ops() > 0
+            and (self.window is None or self.in_flight_bytes + nbytes <= self.window.limit)
+            and self.hub.budget.fits(nbytes)
+        )
+
+    def start_now(self, request: Request, now: float) -> Grant:
+        """Admit a request of one op past the queue; the caller asked `has_room` in this section."""
+        self.hub.register(request)
+        request.queued_s = now
+        self.requests[request.seq] = request
+        self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
+        nbytes = self._hand_out(request, 1, now)
+        self._count(request, 1, nbytes)
+        return request.inbox.popleft()
+
+    def count_hit(self, nbytes: int) -> None:
+        """Count an op that was admitted, performed and delivered within this section."""
+        self.hub.counters.quick_ops += 1
+        self.hub.counters.quick_bytes += nbytes
+
+    def _next(self) -> Request | None:
+        if not self.waiting:
+            return None
+        return self.queue.head() or self.speculative.head()
+
+    def _may_reserve(self, request: Request) -> bool:
+        budget = self.hub.budget
+        if budget.is_holding(request.seq):
+            return True
+        if budget.fits(request.result_bytes):
+            return not request.is_speculative or not self.hub.is_short_of_budget()
+        while not request.is_speculative and self.hub.shed_speculation():
+            if budget.fits(request.result_bytes):
+                return True
+        return can_reserve(request, budget, self.hub.in_flight_ops)
+
+    def _grantable_ops(self, request: Request) -> int:
+        room_ops = min(
+            self.max_in_flight_ops - self.in_flight_ops,
+            self.max_grant_ops,
+            self.hub.room_ops(),
+            request.n_ops - request.next_op,
+        )
+        self.is_held_back = False
+        if room_ops <= 0 or self.window is None:
+            return room_ops
+        fitting = request.ops_within(self._share_bytes(request) - self.in_flight_bytes)
+        # Only what the window itself holds back tells its controller anything about the device.
+        self.is_held_back = fitting < room_ops
+        if fitting <= 0 and self.in_flight_ops == 0:
+            return 1  # progress, I1
+        return min(room_ops, fitting)
+
+    def _share_bytes(self, request: Request) -> int:
+        """How much of the window this request may use."""
+        assert self.window is not None  # noqa: S101 - the caller asked
+        limit = self.window.limit
+        if request.is_speculative:
+            return limit // SPECULATIVE_SHARE
+        if not self.in_flight_bases or request.priority.base < min(self.in_flight_bases):
+            return limit
+        return limit - limit // URGENT_SHARE
+
+    def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:
+        self._reserve(request)
+        nbytes = self._hand_out(request, count, now)
+        if is_head:
+            self._queue_of(request).served(request, nbytes, now)
+        self._count(request, count, nbytes)
+        if request.next_op == request.n_ops:
+            self._leave_queue(request)
+        else:
+            self.started[request.seq] = request
+
+    def _reserve(self, request: Request) -> None:
+        if self.hub.budget.is_holding(request.seq):
+            return
+        if request.is_speculative:
+            self.hub.speculators[request.seq] = (self, request)
+        if request.group is not None:
+            self.hub.changed()  # siblings on other devices may pass now
+        self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
+
+    def _leave_queue(self, request: Request) -> None:
+        """Note that nothing of it is still to be admitted."""
+        self.waiting -= 1
+        if self.started:
+            self.started.pop(request.seq, None)
+        if request.is_awaited:
+            self.awaited.pop(request.seq, None)
+
+    def _hand_out(self, request: Request, count: int, now: float) -> int:
+        """Put a grant of the next `count` ops into the inbox; returns its bytes."""
+        lo = request.next_op
+        nbytes = request.bytes_between(lo, lo + count)
+        grant = Grant(request, lo, lo + count, nbytes, self.in_flight_bytes, now)
+        # The grant is the primary fact: from here on `recover` can derive the rest.
+        request.grants.append(grant)
+        request.inbox.append(grant)
+        request.next_op = grant.hi
+        request.state = State.RUNNING
+        self.hub.traced("admitted", request, lo, grant.hi, now)
+        self.hub.wake(request)
+        return nbytes
+
+    def _grant_nested(self, request: Request, now: float) -> None:
+        """Grant all of it, uncounted: the op it runs inside of was admitted and holds the permit.
+
+        Deadlock prevented: with a limit of 1 the parent would wait for a permit that it holds itself.
+        """
+        while request.next_op < request.n_ops:
+            self._hand_out(request, min(self.max_grant_ops, request.n_ops - request.next_op), now)
+        self.hub.counters.requests_nested += 1
+
+    def _count(self, request: Request, ops: int, nbytes: int) -> None:
+        if request.is_nested:
+            return
+        base = request.priority.base
+        self.in_flight_ops += ops
+        self.in_flight_bytes += nbytes
+        self.hub.in_flight_ops += ops
+        left = self.in_flight_bases.get(base, 0) + ops
+        if left:
+            self.in_flight_bases[base] = left
+        else:
+            self.in_flight_bases.pop(base, None)
+
+    # -- completion
+
+    def complete(self, grant: Grant, ops: int, nbytes: int, now: float, *, is_hit: bool = False) -> None:
+        """Note that `ops` ops of `grant`, of `nbytes` bytes together, were performed or failed.
+
+        Raises
+        ------
+        IllegalTransitionError
+            More ops than the grant has left. Nothing is changed.
+        """
+        if not 0 <= ops <= grant.ops_left or not 0 <= nbytes <= grant.bytes_left:
+            msg = f"{ops} ops completed of {grant!r}, which has {grant.ops_left} left"
+            raise IllegalTransitionError(msg)
+        if self.window is not None and ops and not (is_hit or grant.request.is_nested):
+            self.window.observe(
+                now=now,
+                units=nbytes,
+                latency_s=now - grant.admitted_s,
+                in_flight=self.in_flight_bytes,
+                is_limited=self.is_held_back,
+                ops=ops,
+            )
+        self._give_back(grant, ops, nbytes)
+        request = grant.request
+        request.ops_done += ops
+        self.hub.count_completed(ops, nbytes, is_hit=is_hit)
+        if grant.ops_left == 0:
+            self.hub.traced("completed", request, grant.lo, grant.hi, now)
+        self._after(request)
+
+    def forfeit(self, grant: Grant) -> None:
+        """Take back a grant that its driver will not perform; only an ended request's.
+
+        Raises
+        ------
+        IllegalTransitionError
+            Somebody still waits for the request. Nothing is changed.
+        """
+        if not grant.request.is_over:
+            msg = f"{grant!r} cannot be forfeited: its request is {grant.request.state.value}"
+            raise IllegalTransitionError(msg)
+        self._give_back(grant, grant.ops_left, grant.bytes_left)
+        self._after(grant.request)
+
+    def _give_back(self, grant: Grant, ops: int, nbytes: int) -> None:
+        if ops == grant.ops_left:
+            # Whatever was charged and not yet given back: a rest would narrow the window for ever.
+            nbytes = grant.bytes_left
+        grant.ops_left -= ops
+        grant.bytes_left -= nbytes
+        self._count(grant.request, -ops, -nbytes)
+        if grant.ops_left == 0 and grant in grant.request.grants:
+            grant.request.grants.remove(grant)
+        self.hub.changed()
+
+    def _after(self, request: Request) -> None:
+        if request.state is State.RUNNING and request.ops_done == request.n_ops:
+            self._end(request, State.COMPLETE)
+        elif request.is_over:
+            self._drain(request)
+
+    # -- the ways a request ends
+
+    def consume(self, request: Request, now: float) -> None:
+        """Release the reservation: the result was handed to the caller."""
+        if request.state is State.COMPLETE:
+            self.hub.traced("consumed", request, 0, request.n_ops, now)
+            self._end(request, State.RETIRED)
+
+    def fail(self, request: Request, error: BaseException) -> None:
+        """End it with its first error; what is in flight drains (I9), the rest is never admitted."""
+        if not request.is_over:
+            request.error = error
+            self._end(request, State.FAILED)
+
+    def cancel(self, request: Request, error: BaseException | None = None) -> None:
+        """End it because nobody wants it: cancelled, dropped, collected or closed (I3)."""
+        if request.state in (State.QUEUED, State.RUNNING, State.COMPLETE):
+            request.error = request.error or error
+            self._end(request, State.CANCELLED)
+
+    def _end(self, request: Request, state: State) -> None:
+        if state not in LEGAL[request.state]:
+            msg = f"{request!r} cannot become {state.name.lower()}"
+            raise IllegalTransitionError(msg)
+        # One that an interrupt kept from being submitted was never counted.
+        was_waiting = request.is_waiting and request.seq in self.requests
+        request.state = state
+        if was_waiting:
+            self._leave_queue(request)
+            self._queue_of(request).sweep(self.waiting)
+            self.hub.changed()  # it may have been the head that held the others back
+        self.hub.wake(request)
+        self._drain(request)
+
+    def _drain(self, request: Request) -> None:
+        """Retire an ended request once nothing of it is in flight any more (I3, I9)."""
+        if request.grants or request.state in (State.QUEUED, State.RUNNING, State.COMPLETE):
+            return
+        request.state = State.RETIRED
+        self.hub.budget.release(request.seq)
+        if request.is_speculative:
+            self.hub.speculators.pop(request.seq, None)
+        self.requests.pop(request.seq, None)
+        self.hub.changed()
+
+    def raise_priority(self, request: Request, priority: tuple[int, int], now: float) -> None:
+        """Make a request more urgent; a speculative one becomes demand (I7: joined)."""
+        if request.is_over:
+            return
+        was_speculative, request.is_speculative = request.is_speculative, False
+        self.hub.speculators.pop(request.seq, None)
+        moved = Priority(*priority) < request.priority
+        if moved:
+            self._move(request, Priority(*priority))
+        if request.is_waiting and (moved or was_speculative):
+            self.queue.push(request, now)
+            self.queue.sweep(self.waiting)
+            self.speculative.sweep(self.waiting)
+            self.hub.changed()
+
+    def _move(self, request: Request, priority: Priority) -> None:
+        in_flight_ops = sum(grant.ops_left for grant in request.grants)
+        self._count(request, -in_flight_ops, 0)
+        request.priority = priority
+        self._count(request, in_flight_ops, 0)
+        self.hub.budget.reprioritise(request.seq, priority)
+
+    # -- derived numbers
+
+    def recount(self, now: float) -> None:
+        """Derive everything from requests and grants again, after an exception at any line."""
+        self.in_flight_ops = self.in_flight_bytes = self.waiting = 0
+        self.in_flight_bases = {}
+        self.started.clear()
+        self.awaited.clear()
+        for request in list(self.requests.values()):
+            _mend(request)
+            self._recount(request, now)
+        for queue, is_speculative in ((self.queue, False), (self.speculative, True)):
+            rows = [r for r in self.requests.values() if r.is_speculative is is_speculative]
+            queue.rebuild(rows, now)
+
+    def _recount(self, request: Request, now: float) -> None:
+        for grant in request.grants:
+            self._count(request, grant.ops_left, grant.bytes_left)
+        if request.state is State.RUNNING and request.ops_done == request.n_ops:
+            request.state = State.COMPLETE
+        if request.is_waiting and request.is_nested:
+            self._grant_nested(request, now)
+        self.waiting += request.is_waiting
+        self._list_awaited(request)
+        if request.is_waiting and self.hub.budget.is_holding(request.seq):
+            self.started[request.seq] = request
+        if request.is_speculative and self.hub.budget.is_holding(request.seq):
+            self.hub.speculators[request.seq] = (self, request)
+        self._drain(request)
+
+    def validate(self) -> None:
+        """Raise AssertionError where a derived number disagrees with the facts."""
+        grants = [g for r in self.requests.values() if not r.is_nested for g in r.grants]
+        ops = sum(grant.ops_left for grant in grants)
+        nbytes = sum(grant.bytes_left for grant in grants)
+        waiting = sum(r.is_waiting for r in self.requests.values())
+        found = (self.in_flight_ops, self.in_flight_bytes, self.waiting)
+        if found != (ops, nbytes, waiting):
+            msg = f"{self.device}: counted {found}, facts say {(ops, nbytes, waiting)}"
+            raise AssertionError(msg)
+        if self.in_flight_ops > self.max_in_flight_ops or sum(self.in_flight_bases.values()) != ops:
+            msg = f"{self.device}: {ops} ops in flight, limit {self.max_in_flight_ops}"
+            raise AssertionError(msg)
+
+
+def _mend(request: Request) -> None:
+    """Complete a grant, or the end of one, that an exception cut in two."""
+    for grant in list(request.grants):
+        if grant.ops_left == 0:
+            request.grants.remove(grant)
+            continue
+        grant.bytes_left = max(grant.bytes_left, 0)
+        if grant.hi > request.next_op:
+            request.next_op = grant.hi
+            if grant not in request.inbox:
+                request.inbox.append(grant)
+    in_flight = sum(grant.ops_left for grant in request.grants)
+    request.ops_done = request.next_op - in_flight
+    if request.grants and request.state is State.QUEUED:
+        request.state = State.RUNNING

@@ -1,0 +1,165 @@
+"""All that is not a read: the wrapped filesystem's own methods, sync and async, by their names.
+
+One table of names instead of sixty methods of one line. Each forwards paths (which it brings into the
+wrapped filesystem's form), options and answers unchanged, holding what a call to the target must hold.
+
+The async twins await the target's own coroutine where it can be awaited on the caller's loop, hand it to
+the target's loop where that is another, and run the sync method on a thread where the target has no
+coroutines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+ONE_PATH = (
+    "checksum", "created", "du", "disk_usage", "exists", "expand_path", "find", "glob", "info", "isdir",
+    "isfile", "lexists", "listdir", "ls", "makedir", "makedirs", "mkdir", "mkdirs", "modified",
+    "pipe_file", "rm_file", "rmdir", "sign", "size", "stat", "touch", "ukey", "url",
+    "walk", "write_bytes", "write_text", "rm", "delete", "sizes", "tree", "unstrip_protocol",
+)  # fmt: skip
+TWO_REMOTE_PATHS = ("copy", "cp", "cp_file", "mv", "move", "rename")
+REMOTE_PATH_FIRST = ("get", "get_file", "download")
+REMOTE_PATH_SECOND = ("put", "put_file", "upload")
+WITHOUT_PATH = ("start_transaction", "end_transaction", "clear_instance_cache")
+
+ASYNC_ONE_PATH = (
+    "du", "exists", "expand_path", "find", "glob", "info", "isdir", "isfile", "ls", "makedirs", "mkdir",
+    "pipe_file", "rm", "rm_file", "size", "touch",
+)  # fmt: skip
+
+
+class Delegation:
+    """Forwards what is no read to ``self.target``."""
+
+    target: Any
+    asynchronous: bool
+    _guarded: Callable[[], Any]
+    _own_path: Callable[[Any], Any]
+
+    def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        with self._guarded():
+            return getattr(self.target, name)(*args, **kwargs)
+
+    async def _of_target_async(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Await the target's coroutine `name`, wherever its loop is."""
+        method = getattr(self.target, name, None)
+        if method is None or not getattr(self.target, "async_impl", False):
+            return await self._in_thread(getattr(self.target, name.lstrip("_")), *args, **kwargs)
+        if self.target.asynchronous:
+            return await method(*args, **kwargs)
+        future = asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.target.loop)
+        return await asyncio.wrap_future(future)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a sync method without blocking the caller's loop."""
+
+        def call() -> Any:
+            with self._guarded():
+                return function(*args, **kwargs)
+
+        return await asyncio.to_thread(call)
+
+    def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
+        """Write one file, or each of a dict of them."""
+        if isinstance(path, dict):
+            path = {self._own_path(name): data for name, data in path.items()}
+        else:
+            path = self._own_path(path)
+        self._of_target("pipe", path, value, **kwargs)
+
+    async def _pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
+        if isinstance(path, dict):
+            path = {self._own_path(name): data for name, data in path.items()}
+        else:
+            path = self._own_path(path)
+        await self._of_target_async("_pipe", path, value, **kwargs)
+
+    async def _walk(self, path: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Async twin of `walk`."""
+        for found in await self._in_thread(lambda: list(self.target.walk(path, *args, **kwargs))):
+            yield found
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget listings, of `path` or all."""
+        self._of_target("invalidate_cache", path if path is None else self._own_path(path))
+
+    @property
+    def transaction(self) -> Any:
+        """The wrapped filesystem's transaction: writes are its own."""
+        return self.target.transaction
+
+    @property
+    def _intrans(self) -> bool:
+        return bool(self.target._intrans)  # noqa: SLF001
+
+    @_intrans.setter
+    def _intrans(self, value: bool) -> None:
+        """Set by fsspec's constructor; the target keeps its own."""
+
+
+def _sync(name: str, remote: tuple[int, ...]) -> Callable[..., Any]:
+    """Make the method that forwards `name`, with the arguments at `remote` as paths of the target."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._of_target(name, *_paths(self, args, remote), **_named_paths(self, kwargs))
+
+    return _named(method, name)
+
+
+def _async(name: str, remote: tuple[int, ...]) -> Callable[..., Any]:
+    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args = _paths(self, args, remote)
+        return await self._of_target_async(name, *args, **_named_paths(self, kwargs))
+
+    return _named(method, name)
+
+
+def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    method.__name__ = name
+    method.__qualname__ = f"HeadraceFileSystem.{name}"
+    method.__doc__ = f"Call the wrapped filesystem's ``{name}``."
+    return method
+
+
+def _paths(self: Any, args: tuple[Any, ...], remote: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(self._own_path(arg) if k in remote and _is_path(arg) else arg for k, arg in enumerate(args))
+
+
+_PATH_NAMES = frozenset({"path", "path1", "path2"})
+
+
+def _named_paths(self: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: self._own_path(value) if name in _PATH_NAMES and _is_path(value) else value
+        for name, value in kwargs.items()
+    }
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | list) or hasattr(value, "__fspath__")
+
+
+def _fill() -> None:
+    table = [
+        (ONE_PATH, (0,)),
+        (TWO_REMOTE_PATHS, (0, 1)),
+        (REMOTE_PATH_FIRST, (0,)),
+        (REMOTE_PATH_SECOND, (1,)),
+        (WITHOUT_PATH, ()),
+    ]
+    for names, remote in table:
+        for name in names:
+            setattr(Delegation, name, _sync(name, remote))
+    for name in ASYNC_ONE_PATH:
+        setattr(Delegation, f"_{name}", _async(f"_{name}", (0,)))
+    for name, remote in (("cp_file", (0, 1)), ("copy", (0, 1)), ("get_file", (0,)), ("get", (0,)),
+                         ("put_file", (1,)), ("put", (1,))):  # fmt: skip
+        setattr(Delegation, f"_{name}", _async(f"_{name}", remote))
+
+
+_fill()

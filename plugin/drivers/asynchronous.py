@@ -1,0 +1,306 @@
+"""Drivers of async backends: ops are coroutines on one owned event loop.
+
+Who runs that loop is the only difference between the modes:
+
+* *standard*: the background loop thread, always.
+* *lite*: a waiter runs it on its own thread until its own request is over (9 µs to run a coroutine here,
+  104 µs to hand it over and wait). One thread at a time holds the *baton*, the right to run the loop; a
+  waiter that leaves offers it to another that waits (I5). Where nobody can poll (a read submitted and left,
+  an async caller, a thread that runs a loop already) the *keeper* takes the baton, after `KEEPER_S`
+  without anyone polling or at once, and keeps it until nothing is in flight, so no response is left half
+  read and no time-out passes unseen.
+* A filesystem bound to a foreign loop is awaited there, and nobody needs to drive.
+
+The main thread defers SIGINT while it runs the loop: a KeyboardInterrupt raised inside a step of another's
+task would end that task (I5). It is raised when the loop has stopped, which is at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from headrace.core.request import State
+from headrace.drivers import interrupts
+from headrace.drivers.inline import forfeit
+from headrace.drivers.permit import permitted
+from headrace.drivers.threaded import check_delivery, permit_of
+from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
+from headrace.errors import ReadTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.backends.abc import AsyncBackend
+    from headrace.core.request import Grant, Request
+    from headrace.drivers.job import Job
+    from headrace.drivers.loop import LoopThread
+
+KEEPER_S = 0.05
+"""Seconds that an op in flight may go unpolled before the keeper takes over."""
+
+
+class AsyncDriver:
+    """Performs ops on an event loop that a thread of headrace's, or a foreign one, always runs.
+
+    Parameters
+    ----------
+    backend
+        Bound to the loop here.
+    thread
+        The loop's thread.
+    """
+
+    def __init__(self, backend: AsyncBackend, thread: LoopThread) -> None:
+        self.backend = backend
+        self.thread = thread
+        self.loop: asyncio.AbstractEventLoop = backend.foreign_loop or thread.loop
+        self._called = 0
+        self._taken = 0
+        self._tasks = 0
+        backend.bind(self.loop)
+
+    def launch(self, job: Job) -> None:
+        """Submit without waiting."""
+        job.request.on_wake = partial(self._wake, job)
+        job.submit()
+
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit and return when the request is over."""
+        job.request.is_awaited = True
+        try:
+            self.launch(job)
+            self.wait(job, timeout_s)
+        finally:
+            if job.request.state is not State.COMPLETE:
+                job.cancel()
+
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Wait for what `launch` submitted."""
+        wait_until_over(job, timeout_s, revive=self._revive)
+
+    def _revive(self) -> None:
+        if self.backend.foreign_loop is None:
+            self.thread.ensure()
+
+    # -- under the hub's lock, on any thread
+
+    def _wake(self, job: Job, request: Request) -> None:
+        if request.inbox or (request.is_over and job.tasks):
+            self._called += 1
+            self._call(self._take, job)
+        if request.is_over:
+            self._woken(job)
+
+    def _woken(self, job: Job) -> None:
+        job.notify()
+
+    def _call(self, function: Any, *args: Any) -> None:
+        self.loop.call_soon_threadsafe(function, *args)
+        self._revive()
+
+    # -- on the loop
+
+    def _take(self, job: Job) -> None:
+        """Make a task of each op granted; cancel the tasks of a request that is over."""
+        self._taken += 1
+        while (grant := job.take()) is not None:
+            if job.request.is_over:
+                forfeit(job, grant)
+                continue
+            task = self.loop.create_task(self._perform(job, grant))
+            job.tasks.add(task)
+            self._tasks += 1
+            task.add_done_callback(partial(self._ended, job, grant))
+        if job.request.is_over:
+            for task in job.tasks:
+                task.cancel()
+
+    async def _perform(self, job: Job, grant: Grant) -> None:
+        for row in range(grant.lo, grant.hi):
+            try:
+                with permitted(permit_of(job, row)):
+                    await self.backend.read(job.ops, row)
+            except Exception as error:  # noqa: BLE001
+                job.ops.fail(row, error)
+            check_delivery(job, row)
+
+    def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
+        """Complete a grant, however its task ended."""
+        job.tasks.discard(task)
+        self._tasks -= 1
+        if task.cancelled() or task.exception() is not None:
+            error = ConnectionAbortedError("the read was cancelled")
+            for row in range(grant.lo, grant.hi):
+                job.ops.fail(row, error)
+        job.complete(grant, grant.ops_left, grant.bytes_left)
+
+
+class LiteAsyncDriver(AsyncDriver):
+    """The waiter runs the loop itself; see the module's text."""
+
+    def __init__(self, backend: AsyncBackend, thread: LoopThread) -> None:
+        super().__init__(backend, thread)
+        self._baton = threading.Lock()
+        self._parked: dict[int, Job] = {}
+        self._driving: Job | None = None
+        self._keeper: threading.Thread | None = None
+        self._keeper_lock = threading.Lock()
+        self._is_wanted = threading.Event()
+
+    def launch(self, job: Job) -> None:
+        """Submit without waiting; the keeper polls it if nobody does."""
+        super().launch(job)
+        if not job.request.is_awaited:
+            self.keep(KEEPER_S)
+
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit, run the loop until the request is over, and leave nothing without a driver."""
+        try:
+            super().run(job, timeout_s)
+        finally:
+            if job.request.grants:
+                self._offer()
+
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Run the loop until the request is over, or wait while another thread does."""
+        if _runs_a_loop() or job.request.is_nested:
+            self.keep(0)
+            wait_until_over(job, timeout_s, revive=partial(self.keep, 0))
+            return
+        with interrupts.watched(job) if interrupts.is_watched() else contextlib.nullcontext():
+            self._poll(job, timeout_s)
+
+    def _poll(self, job: Job, timeout_s: float | None) -> None:
+        announce(job)
+        deadline = None if timeout_s is None else perf_counter() + timeout_s
+        self._parked[id(job)] = job
+        try:
+            while not job.request.is_over:
+                if self._baton.acquire(blocking=False):
+                    self._drive(job, deadline)
+                else:
+                    job.waiter.wait(LOOK_S if deadline is None else min(LOOK_S, timeout_s or 0))
+                _check_deadline(job, deadline)
+        finally:
+            self._parked.pop(id(job), None)
+            job.waiter.wake()  # threads may share one read: each that leaves wakes the next
+            self._offer()
+
+    def _drive(self, job: Job, deadline: float | None) -> None:
+        """Hold the baton until `job` is over; it was acquired by the caller."""
+        timer = None
+        try:
+            with _deferred_sigint(self.loop):
+                self._driving = job
+                if deadline is not None:
+                    timer = self.loop.call_later(deadline - perf_counter(), self.loop.stop)
+                if not job.request.is_over:
+                    self.loop.run_forever()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._driving = None
+            self._baton.release()
+
+    def _offer(self) -> None:
+        """Pass the baton: wake one that waits, or see that what is in flight has a keeper (I5)."""
+        for parked in list(self._parked.values()):
+            if not parked.request.is_over:
+                parked.waiter.wake()
+                return
+        if self._has_work() and not self._baton.locked():
+            self.keep(KEEPER_S)
+
+    def _has_work(self) -> bool:
+        """Whether anything is in flight or waits to be started on the loop."""
+        return self._called != self._taken or self._tasks > 0
+
+    def _revive(self) -> None:
+        """Nobody to revive: waiters drive, and `wait` offers the baton."""
+
+    def _woken(self, job: Job) -> None:
+        job.notify()
+        if self._driving is job:
+            self.loop.call_soon_threadsafe(self._stop_for, job)
+
+    def _stop_for(self, job: Job) -> None:
+        """Stop the loop if the thread that runs it still does so for `job`."""
+        if self._driving is job:
+            self.loop.stop()
+
+    # -- the keeper
+
+    def keep(self, after_s: float) -> None:
+        """Have the keeper take the baton once nobody polled for `after_s` seconds."""
+        if after_s == 0:
+            self._is_wanted.set()
+        with self._keeper_lock:
+            if self._keeper is None or not self._keeper.is_alive():
+                self._keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
+                self._keeper.start()
+
+    def _serve(self) -> None:
+        """Drive while there is work and nobody else does; end when there is none."""
+        idle = 0
+        while idle < 20:  # noqa: PLR2004
+            self._is_wanted.wait(KEEPER_S)
+            self._is_wanted.clear()
+            if not self._has_work():
+                idle += 1
+                continue
+            idle = 0
+            if self._baton.acquire(timeout=KEEPER_S):
+                self._run_until_idle()
+
+    def _run_until_idle(self) -> None:
+        try:
+            self.loop.call_soon(self._stop_when_idle)
+            self.loop.run_forever()
+        finally:
+            self._baton.release()
+            self._offer()
+
+    def _stop_when_idle(self) -> None:
+        if self._has_work():
+            self.loop.call_later(KEEPER_S / 5, self._stop_when_idle)
+        else:
+            self.loop.stop()
+
+
+def _runs_a_loop() -> bool:
+    """Whether this thread is inside a running event loop (Jupyter, an async caller's callback)."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001
+
+
+def _check_deadline(job: Job, deadline: float | None) -> None:
+    if deadline is not None and not job.request.is_over and perf_counter() >= deadline:
+        msg = f"{job.request.label or 'read'}: not finished in time"
+        raise ReadTimeoutError(msg)
+
+
+@contextlib.contextmanager
+def _deferred_sigint(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let SIGINT stop the loop, and raise KeyboardInterrupt only after it stopped."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.get_ident() != threading.main_thread().ident or not interrupts.is_pythons_own(handler):
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(loop.stop)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt

@@ -1,0 +1,123 @@
+"""A hub behind its lock: the only way in which threads touch the scheduler core.
+
+``with engine.lock, engine as hub:`` is one *section*. Leaving it, the thread settles what the hub owes
+(finalisers' drops, admissions, wake-ups). An exception that arrived inside, at whatever line, makes it
+restore the hub's derived numbers first (`Hub.recover`), so that an interrupt in one thread never costs
+another its read (I5).
+
+The lock is named beside the engine because a signal may be handled on entry to any Python function,
+`__exit__` included: only a lock of C is let go whatever happens (bpo-29988). A section whose `__exit__`
+was cut is mended by the next one. ``with engine:`` alone takes the lock too, and has that one gap.
+
+Re-entrancy. The lock is an `RLock` only so that a thread can ask whether it is inside already: a signal
+handler or a finaliser that reads through headrace may interrupt the section itself. Such a read must not
+wait for its own thread and runs unscheduled (see `drivers.reads`). Finalisers of abandoned reads take no
+lock: they append to a queue which the lock's holder drains, then *try* the lock (I3).
+"""
+
+from __future__ import annotations
+
+import threading
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from headrace.core.hub import Hub
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from headrace.core.request import Request
+    from headrace.core.scheduler import Scheduler
+
+
+class Engine:
+    """Owner of a hub's lock.
+
+    Parameters
+    ----------
+    buffer_bytes, process_io_limit
+        See `Hub`.
+    """
+
+    def __init__(self, *, buffer_bytes: int, process_io_limit: int) -> None:
+        self.hub = Hub(buffer_bytes=buffer_bytes, process_io_limit=process_io_limit)
+        self.lock = threading.RLock()
+        self._is_mine = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
+        self._is_open = False
+        self._has_locked = False
+
+    def is_inside(self) -> bool:
+        """Whether this thread is in a section already, interrupted by what it runs now."""
+        return bool(self._is_mine())
+
+    def __enter__(self) -> Hub:
+        if not self._is_mine():
+            self._lock()
+        if self._is_open:
+            self.hub.recover(perf_counter())
+        self._is_open = True
+        return self.hub
+
+    def _lock(self) -> None:
+        try:
+            self.lock.acquire()
+            self._has_locked = True
+        except BaseException:
+            if self._is_mine():
+                self.lock.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is not None:
+                self.hub.recover(perf_counter())
+            self._settle()
+            self._is_open = False
+        finally:
+            if self._has_locked:
+                self._has_locked = False
+                self.lock.release()
+        if self.hub.dropped:
+            self.drain_dropped()
+
+    def _settle(self) -> None:
+        try:
+            self.hub.settle(perf_counter())
+        except BaseException:
+            # Interrupted between two wake-ups or in an admission: mend, and finish what is owed.
+            self.hub.recover(perf_counter())
+            self.hub.settle(perf_counter())
+            raise
+
+    def drop(self, scheduler: Scheduler, request: Request) -> None:
+        """Abandon a request from a finaliser, which may run at any line of any thread."""
+        self.hub.drop(scheduler, request)
+        self.drain_dropped()
+
+    def drain_dropped(self) -> None:
+        """Settle drops that came while the lock was held, after their holder had looked."""
+        while self.hub.dropped and not self.is_inside() and self._try_section():
+            pass
+
+    def catch_up(self) -> None:
+        """Settle what a section that was cut, or a holder that looked too early, left behind."""
+        if self._is_open or self.hub.dropped:
+            self._try_section()
+
+    def _try_section(self) -> bool:
+        """Make an empty section, if the lock is free."""
+        try:
+            is_free = self.lock.acquire(blocking=False)
+            if is_free:
+                with self:
+                    pass
+            return is_free
+        finally:
+            # By what the lock says, not by what we remember: a signal may come in between.
+            if self._is_mine():
+                self.lock.release()

@@ -1,0 +1,234 @@
+"""Drivers of inline backends: the consumer itself (lite), or the background loop (standard, keeper).
+
+`LiteDriver.run` needs no other thread. The consumer submits, is admitted, and performs each slice:
+
+1. `start` the slice: what the page cache holds is done, the misses are on their way;
+2. while misses are on their way, complete the hits and take the next grant if there is one;
+3. `finish` the older half of what is on its way, complete it, and start what that admits: the device
+   stays busy while the first results are read.
+
+It drains or forfeits all it took before it returns or raises, so nothing is in flight without a driver.
+
+`LoopDriver` does step 1 on the loop thread, which never blocks, and step 3 on a few worker threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from headrace.core.request import State
+from headrace.drivers.job import Waiter
+from headrace.drivers.waiting import LOOK_S, wait_until_over
+from headrace.types import NOT_YET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.backends.abc import InlineBackend
+    from headrace.core.request import Grant, Request
+    from headrace.drivers.job import Job
+    from headrace.drivers.loop import Dispatcher
+    from headrace.drivers.workers import Workers
+    from headrace.types import Int64Array
+
+T = TypeVar("T")
+
+_HALVED_ABOVE = 8
+"""Fewer misses than this are finished at once: halving them would cost more than the device's idling."""
+
+
+def start(job: Job, grant: Grant) -> Int64Array:
+    """Start a grant and complete its hits; returns the rows on their way."""
+    backend: InlineBackend = job.backend  # type: ignore[assignment]
+    ops = job.ops
+    try:
+        rows = backend.start(ops, grant.lo, grant.hi)
+    except Exception as error:  # noqa: BLE001
+        rows = np.arange(grant.lo, grant.hi)
+        _fail(job, rows, error)
+        return rows
+    hits = grant.ops_left - len(rows)
+    if hits:
+        nbytes = grant.bytes_left - (int(ops.length[rows].sum()) if len(rows) else 0)
+        job.complete(grant, hits, nbytes, is_hit=True)
+    return rows
+
+
+def finish(job: Job, grant: Grant, rows: Int64Array) -> None:
+    """Finish rows of a grant and complete them."""
+    backend: InlineBackend = job.backend  # type: ignore[assignment]
+    missing = rows[job.ops.got[rows] != job.ops.length[rows]]
+    try:
+        if len(missing) and not job.ops.errors:
+            backend.finish(job.ops, missing)
+        elif len(missing):
+            backend.finish(job.ops, np.array([r for r in missing.tolist() if r not in job.ops.errors]))
+    except Exception as error:  # noqa: BLE001
+        _fail(job, missing, error)
+    job.complete(grant, len(rows), int(job.ops.length[rows].sum()))
+
+
+def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
+    for row in rows.tolist():
+        if job.ops.got[row] == NOT_YET or job.ops.got[row] < job.ops.length[row]:
+            job.ops.fail(row, error)
+
+
+class LiteDriver:
+    """The consumer performs its own I/O.
+
+    Parameters
+    ----------
+    keeper
+        Drives what outlives a call: reads that were submitted and not waited for.
+    """
+
+    def __init__(self, keeper: LoopDriver) -> None:
+        self.keeper = keeper
+
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit, perform, and return when the request is over."""
+        request = job.request
+        request.on_wake = job.waiter.wake
+        request.is_awaited = True
+        try:
+            job.submit()
+            self._perform(job, timeout_s)
+        finally:
+            if request.grants or request.state is not State.COMPLETE:
+                abandon(job)
+
+    def _perform(self, job: Job, timeout_s: float | None) -> None:
+        under_way: deque[tuple[Grant, Int64Array]] = deque()
+        request = job.request
+        while not request.is_over:
+            grant = job.take()
+            if grant is not None:
+                rows = start(job, grant)
+                if len(rows):
+                    under_way.append((grant, rows))
+            elif under_way:
+                _finish_older_half(job, under_way)
+            else:
+                wait_until_over(job, timeout_s, until=lambda: bool(request.inbox))
+
+    def launch(self, job: Job) -> None:
+        """Submit without waiting: the keeper drives it."""
+        self.keeper.launch(job)
+
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Wait for what `launch` submitted."""
+        self.keeper.wait(job, timeout_s)
+
+
+def _finish_older_half(job: Job, under_way: deque[tuple[Grant, Int64Array]]) -> None:
+    grant, rows = under_way.popleft()
+    half = (len(rows) + 1) // 2 if len(rows) > _HALVED_ABOVE else len(rows)
+    if half < len(rows):
+        under_way.appendleft((grant, rows[half:]))
+    finish(job, grant, rows[:half])
+
+
+def abandon(job: Job) -> None:
+    """Leave nothing behind: an inline driver performs on one thread, so no op is still running."""
+    with job.engine:
+        job.scheduler.cancel(job.request)
+        for grant in list(job.request.grants):
+            job.scheduler.forfeit(grant)
+
+
+class LoopDriver:
+    """The background loop thread drives; consumers wait.
+
+    Parameters
+    ----------
+    thread
+        The process's loop thread.
+    workers
+        Threads for what must wait for the disk.
+    """
+
+    def __init__(self, thread: Dispatcher, workers: Workers) -> None:
+        self.thread = thread
+        self.workers = workers
+
+    def launch(self, job: Job) -> None:
+        """Submit without waiting."""
+        job.request.on_wake = partial(self._wake, job)
+        job.submit()
+
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit and return when the request is over."""
+        job.request.is_awaited = True
+        try:
+            self.launch(job)
+            wait_until_over(job, timeout_s, revive=self.thread.ensure)
+        finally:
+            if job.request.state is not State.COMPLETE:
+                job.cancel()
+
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Wait for what `launch` submitted."""
+        wait_until_over(job, timeout_s, revive=self.thread.ensure)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that does not block on the loop thread, and return what it returns."""
+        if self.thread.is_current():
+            return function(*args)
+        call = _Call(function, args)
+        self.thread.call(call.make)
+        while not call.waiter.wait(LOOK_S):
+            self.thread.ensure()
+        return call.outcome()
+
+    def _wake(self, job: Job, request: Request) -> None:
+        if request.inbox:
+            self.thread.call(self._drive, job)
+        if request.is_over:
+            job.notify()
+
+    def _drive(self, job: Job) -> None:
+        """Take what was granted; on the loop thread, which does not wait."""
+        while (grant := job.take()) is not None:
+            if job.request.is_over:
+                forfeit(job, grant)
+                continue
+            rows = start(job, grant)
+            if len(rows):
+                self.workers.put(partial(finish, job, grant, rows))
+
+
+class _Call(Generic[T]):
+    """A call handed over to the loop thread."""
+
+    __slots__ = ("_args", "_error", "_function", "_result", "waiter")
+
+    def __init__(self, function: Callable[..., T], args: tuple[Any, ...]) -> None:
+        self._function = function
+        self._args = args
+        self._error: BaseException | None = None
+        self._result: T | None = None
+        self.waiter = Waiter()
+
+    def make(self) -> None:
+        try:
+            self._result = self._function(*self._args)
+        except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+            self._error = error
+        finally:
+            self.waiter.wake()
+
+    def outcome(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+
+def forfeit(job: Job, grant: Grant) -> None:
+    """Give back a grant that came for a request which ended."""
+    with job.engine:
+        job.scheduler.forfeit(grant)

@@ -1,0 +1,260 @@
+"""Ctrl-C for reads that run on Arrow's threads.
+
+While the main thread is inside Arrow it cannot run Python's signal handler, and Arrow does not return
+before its threads' reads have ended. So a watcher is told of SIGINT by the interpreter itself
+(`signal.set_wakeup_fd`) and fails the reads that Arrow's threads wait for; Arrow returns with the error,
+and the main thread raises KeyboardInterrupt as ever.
+
+* Armed only where Python's own SIGINT handler is in force and nobody else set a wake-up descriptor
+  (asyncio does, and resets it: hence `arm` on every entry from the main thread).
+* The error that Arrow returns *is* the KeyboardInterrupt, and Python's own would follow it, as soon as the
+  main thread is back in Python: in the middle of the program's `except` block. `deliver_once` lets Python's
+  handler through, but for an interrupt that has come out of Arrow already.
+* The watcher lives only while such reads wait: no thread is left behind.
+* Reads of Python's own threads are left alone: an interrupt in one waiter never fails another's (I5).
+"""
+
+from __future__ import annotations
+
+import _signal
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from headrace.drivers.job import Job
+
+IDLE_S = 0.5
+"""Seconds the watcher stays when no read waits."""
+
+AFTERMATH_S = 0.5
+"""Reads that Arrow starts this soon after an interrupt fail too: its scan is ending."""
+
+LOCK_LOOK_S = 0.05
+"""How often a thread that waits for a lock looks whether an interrupt came."""
+
+ECHO_S = 2.0
+"""How long after an interrupt that came through Arrow Python's own may be taken for its echo."""
+
+
+class _Watcher:
+    """The wake-up descriptor, and the reads to fail when SIGINT comes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.jobs: dict[int, Job | None] = {}
+        self.thread: threading.Thread | None = None
+        self.pair: tuple[socket.socket, socket.socket] | None = None
+        self.is_stopping = False
+        self.interrupted_s = -ECHO_S
+        self.errors: list[KeyboardInterrupt] = []
+
+    def arm(self) -> None:
+        """Ask to be told of signals; from the main thread, where nobody else asked."""
+        if self.pair is None:
+            self.pair = socket.socketpair()
+            for end in self.pair:
+                end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+        fd = self.pair[1].fileno()
+        previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        if previous not in (-1, fd):
+            signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+
+    def add(self, key: int, job: Job | None) -> None:
+        """Watch while `key` waits: for `job`, or for something that it looks up from by itself."""
+        with self.lock:
+            self.jobs[key] = job
+            if self.thread is None:
+                self._drain()
+                self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
+                self.thread.start()
+
+    def remove(self, key: int) -> None:
+        with self.lock:
+            self.jobs.pop(key, None)
+
+    def _drain(self) -> None:
+        """Forget signals that came while nobody watched: they were handled then."""
+        assert self.pair is not None  # noqa: S101
+        with contextlib.suppress(BlockingIOError):
+            while self.pair[0].recv(4096):
+                pass
+
+    def _watch(self) -> None:
+        assert self.pair is not None  # noqa: S101
+        end = self.pair[0]
+        idle_since = monotonic()
+        while not self.is_stopping:
+            ready = select.select([end], [], [], IDLE_S)[0]
+            if ready and signal.SIGINT in end.recv(4096):
+                self._interrupt()
+            with self.lock:
+                if self.jobs:
+                    idle_since = monotonic()
+                elif monotonic() - idle_since > IDLE_S:
+                    self.thread = None
+                    return
+
+    def stop(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        """End the watcher before its descriptor is closed under it."""
+        thread, self.is_stopping = self.thread, True
+        if thread is not None:
+            pair[1].send(b"\0")
+            thread.join(IDLE_S)
+
+    def _interrupt(self) -> None:
+        self.interrupted_s = monotonic()
+        with self.lock:
+            jobs = list(self.jobs.values())
+        self.errors = []
+        for job in filter(None, jobs):
+            self.fail(job)
+
+    def fail(self, job: Job) -> None:
+        """Fail a read that Arrow waits for."""
+        job.fail(self.error())
+
+    def error(self) -> KeyboardInterrupt:
+        """Return what one of Arrow's threads shall raise."""
+        error = KeyboardInterrupt()
+        self.errors.append(error)
+        return error
+
+    def is_aftermath(self) -> bool:
+        """Whether an interrupt came just now."""
+        return monotonic() - self.interrupted_s < AFTERMATH_S
+
+    def has_delivered(self) -> bool:
+        """Whether the last interrupt has come out of Arrow; asked once."""
+        errors, self.errors = self.errors, []
+        return monotonic() - self.interrupted_s < ECHO_S and any(map(_has_surfaced, errors))
+
+
+def _has_surfaced(error: BaseException) -> bool:
+    """Whether `error` has left Arrow's threads, and not on another thread of Python's."""
+    entry = error.__traceback__
+    if entry is None or str(entry.tb_frame.f_globals.get("__name__")).startswith("headrace."):
+        return False
+    return not any(
+        entry.tb_frame is frame
+        for ident, top in sys._current_frames().items()  # noqa: SLF001
+        if ident != _main_ident
+        for frame, _ in traceback.walk_stack(top)
+    )
+
+
+_watcher = _Watcher()
+
+
+def _forget() -> None:
+    global _watcher, _main_ident  # noqa: PLW0603
+    _watcher = _Watcher()
+    _main_ident = threading.main_thread().ident
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def disarm() -> None:
+    """Give the wake-up descriptor back, at exit."""
+    if _signal.getsignal(_SIGINT) is _once:
+        signal.signal(_SIGINT, signal.default_int_handler)
+    pair, _watcher.pair = _watcher.pair, None
+    if pair is None:
+        return
+    fd = pair[1].fileno()
+    previous = signal.set_wakeup_fd(-1)
+    if previous not in (-1, fd):
+        signal.set_wakeup_fd(previous)
+    _watcher.stop(pair)
+    for end in pair:
+        end.close()
+
+
+# The C module: `signal.getsignal` looks its answer up in an enumeration, for 3 µs.
+_SIGINT = int(signal.SIGINT)
+_main_ident = threading.main_thread().ident
+
+
+def arm() -> None:
+    """Arm the watcher, where that is allowed and right; cheap, called on entry."""
+    if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
+        _watcher.arm()
+
+
+def is_pythons_own(handler: object) -> bool:
+    """Whether SIGINT has the handler that Python gave it, or the one below, which does the same."""
+    return handler is _signal.default_int_handler or handler is _once
+
+
+def deliver_once() -> None:
+    """Have an interrupt that came through Arrow not come a second time; on the main thread."""
+    if threading.get_ident() == _main_ident and _signal.getsignal(_SIGINT) is _signal.default_int_handler:
+        signal.signal(_SIGINT, _once)
+
+
+def _once(number: int, frame: FrameType | None) -> None:
+    if not _watcher.has_delivered():
+        signal.default_int_handler(number, frame)
+
+
+def is_foreign_thread() -> bool:
+    """Whether Python did not start this thread: one of Arrow's."""
+    return threading.get_ident() not in threading._active or isinstance(  # type: ignore[attr-defined]  # noqa: SLF001
+        threading._active[threading.get_ident()],  # type: ignore[attr-defined]  # noqa: SLF001
+        threading._DummyThread,  # noqa: SLF001
+    )
+
+
+def is_watched() -> bool:
+    """Whether SIGINT must reach the reads of this thread: it is Arrow's, and the watcher is armed."""
+    return _watcher.pair is not None and is_foreign_thread()
+
+
+@contextlib.contextmanager
+def watched(job: Job) -> Iterator[None]:
+    """Let SIGINT fail `job` while the block waits for it on one of Arrow's threads."""
+    if _watcher.is_aftermath():
+        _watcher.fail(job)
+    _watcher.add(id(job), job)
+    try:
+        yield
+    finally:
+        _watcher.remove(id(job))
+
+
+@contextlib.contextmanager
+def held(guard: contextlib.AbstractContextManager[Any]) -> Iterator[Any]:
+    """Hold a lock, or what stands for none; SIGINT ends the wait for it on one of Arrow's threads."""
+    acquire = getattr(guard, "acquire", None)
+    if acquire is None or not is_watched():
+        with guard as lock:
+            yield lock
+        return
+    _acquire(acquire)
+    try:
+        yield guard
+    finally:
+        guard.release()  # type: ignore[attr-defined]
+
+
+def _acquire(acquire: Callable[..., bool]) -> None:
+    key = threading.get_ident()
+    _watcher.add(key, None)
+    try:
+        while not acquire(timeout=LOCK_LOOK_S):
+            if _watcher.is_aftermath():
+                raise _watcher.error()
+    finally:
+        _watcher.remove(key)

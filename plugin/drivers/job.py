@@ -1,0 +1,130 @@
+"""A job: one request, its ops, the backend that performs them, and the thread or loop that waits.
+
+The driver layer's common currency. `settle_grant` is the only way an op's end is told to the core.
+
+`Waiter` is a binary semaphore of one raw lock: waking twice is waking once, a wake before the wait is not
+lost, and it is safe to wake from a finaliser or a signal handler (it never blocks).
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.backends.abc import Backend
+    from headrace.core.request import Grant, Request
+    from headrace.core.scheduler import Scheduler
+    from headrace.drivers.engine import Engine
+    from headrace.types import Ops
+
+
+class Waiter:
+    """Lets one thread sleep until another wakes it."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def wait(self, timeout_s: float = -1) -> bool:
+        """Sleep until woken; False where the time ran out."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def wake(self, _request: object = None) -> None:
+        """Wake the sleeper, or let its next `wait` return at once."""
+        with contextlib.suppress(RuntimeError):  # awake already
+            self._lock.release()
+
+
+class Job:
+    """One request on its way.
+
+    Attributes
+    ----------
+    fails_fast
+        Whether the first failing op ends the request (I10); otherwise each range has its own result.
+    callbacks
+        Called when the request is over.
+    tasks
+        The asyncio tasks that perform it, on async backends.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "backend",
+        "callbacks",
+        "engine",
+        "fails_fast",
+        "ops",
+        "request",
+        "scheduler",
+        "tasks",
+        "waiter",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        request: Request,
+        ops: Ops,
+        backend: Backend,
+        *,
+        fails_fast: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.scheduler = scheduler
+        self.request = request
+        self.ops = ops
+        self.backend = backend
+        self.fails_fast = fails_fast
+        self.waiter = Waiter()
+        self.tasks: set[Any] = set()
+        self.callbacks: list[Callable[[], object]] = []
+
+    def notify(self) -> None:
+        """Tell whoever waits that the request is over; under the hub's lock, never blocks."""
+        self.waiter.wake()
+        for callback in self.callbacks:
+            callback()
+
+    def submit(self) -> None:
+        """Hand the request to the scheduler."""
+        with self.engine:
+            self.scheduler.submit(self.request, perf_counter())
+
+    def take(self) -> Grant | None:
+        """Take the next grant, if there is one."""
+        try:
+            grant = self.request.inbox.popleft()
+        except IndexError:
+            return None
+        trace = self.engine.hub.trace
+        if trace is not None:
+            trace("submitted", self.request, grant.lo, grant.hi, perf_counter())
+        return grant
+
+    def complete(self, grant: Grant, ops: int, nbytes: int, *, is_hit: bool = False) -> None:
+        """Tell the core that ops of a grant were performed; fail the request if one says so."""
+        with self.engine:
+            scheduler = self.scheduler
+            if self.fails_fast and self.ops.errors and not self.request.is_over:
+                row = min(self.ops.errors)
+                scheduler.fail(self.request, self.ops.errors[row])
+            scheduler.complete(grant, ops, nbytes, perf_counter(), is_hit=is_hit)
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        """End the request; does nothing when it is over and drained."""
+        with self.engine:
+            self.scheduler.cancel(self.request, error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with `error`."""
+        with self.engine:
+            self.scheduler.fail(self.request, error)

@@ -1,0 +1,57 @@
+"""The permit: which admitted op, if any, the code that runs now belongs to.
+
+A backend may read through headrace again (``zip://`` over ``headrace::s3://``). Such a read runs on its
+parent's permit: it is admitted at once and waits for nobody's pool (I1). The permit is a context variable,
+so it follows coroutines; threads that headrace starts for an op set it themselves.
+
+Ops of inline backends (local files, memory, rings) never call back into Python code of others and set no
+permit: it would cost as much as the read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """An op that was admitted and is being performed.
+
+    Attributes
+    ----------
+    request_seq
+        Sequence number of its request; 0 for a call that is no read (metadata under an instance lock).
+    path
+        The file it reads.
+    start, length
+        Its bytes.
+    """
+
+    request_seq: int
+    path: str
+    start: int = 0
+    length: int = 0
+
+
+_permit: ContextVar[Permit | None] = ContextVar("headrace_permit", default=None)
+
+
+def current_permit() -> Permit | None:
+    """Return the op that the calling code performs, or None outside of any."""
+    return _permit.get()
+
+
+@contextlib.contextmanager
+def permitted(permit: Permit) -> Iterator[None]:
+    """Run the block on `permit`."""
+    token = _permit.set(permit)
+    try:
+        yield
+    finally:
+        _permit.reset(token)

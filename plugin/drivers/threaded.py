@@ -1,0 +1,113 @@
+"""The driver of threaded backends: each op blocks a daemon worker, in lite as in standard.
+
+Even in lite the consumer does not block in the storage's code itself: a read stuck there could not be
+interrupted, and Ctrl-C would wait for it. The consumer waits on its own lock instead and can leave while
+the op ends by itself; its reservation is released when the op has ended (I3, I9).
+
+A nested read (one that runs inside an op of ours) is performed on the thread it came from: waiting for a
+worker would wait for its own parent when the pool is full.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from headrace.core.request import State
+from headrace.drivers.inline import forfeit
+from headrace.drivers.permit import Permit, permitted
+from headrace.drivers.waiting import wait_until_over
+from headrace.drivers.workers import Workers
+from headrace.errors import ShortReadError
+from headrace.types import NOT_YET
+
+if TYPE_CHECKING:
+    from headrace.backends.abc import ThreadedBackend
+    from headrace.core.request import Grant, Request
+    from headrace.drivers.job import Job
+
+_MANY = 1024
+"""Threads for nested reads that were launched, which must not wait for any pool of limited size."""
+
+
+class ThreadedDriver:
+    """Hands each op to a worker.
+
+    Parameters
+    ----------
+    workers
+        As many threads as ops may be in flight.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self._nested_workers = Workers(_MANY, "headrace-nested")
+
+    def launch(self, job: Job) -> None:
+        """Submit without waiting."""
+        job.request.on_wake = partial(self._wake, job)
+        job.submit()
+
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit and return when the request is over."""
+        request = job.request
+        request.is_awaited = True
+        try:
+            if request.is_nested:
+                request.on_wake = job.waiter.wake
+                job.submit()
+                perform(job)
+            else:
+                self.launch(job)
+                wait_until_over(job, timeout_s)
+        finally:
+            if request.state is not State.COMPLETE:
+                job.cancel()
+
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Wait for what `launch` submitted."""
+        wait_until_over(job, timeout_s)
+
+    def _wake(self, job: Job, request: Request) -> None:
+        workers = self._nested_workers if request.is_nested else self.workers
+        for _ in range(len(request.inbox)):
+            workers.put(partial(perform, job))
+        if request.is_over:
+            job.notify()
+
+
+def perform(job: Job) -> None:
+    """Perform the grants in the job's inbox."""
+    while (grant := job.take()) is not None:
+        if job.request.is_over:
+            forfeit(job, grant)
+        else:
+            _perform_grant(job, grant)
+
+
+def _perform_grant(job: Job, grant: Grant) -> None:
+    backend: ThreadedBackend = job.backend  # type: ignore[assignment]
+    for row in range(grant.lo, grant.hi):
+        charged = grant.bytes_left if grant.ops_left == 1 else int(job.ops.length[row])
+        try:
+            with permitted(permit_of(job, row)):
+                backend.read(job.ops, row)
+        except BaseException as error:  # noqa: BLE001
+            job.ops.fail(row, error)
+        check_delivery(job, row)
+        job.complete(grant, 1, charged)
+
+
+def permit_of(job: Job, row: int) -> Permit:
+    """Make the permit that the code of op `row` runs on."""
+    ops = job.ops
+    source = ops.sources[ops.file[row]]
+    path = getattr(source, "path", source)
+    return Permit(job.request.seq, str(path), int(ops.start[row]), int(ops.length[row]))
+
+
+def check_delivery(job: Job, row: int) -> None:
+    """Fail an op that its backend left without an answer."""
+    if job.ops.got[row] == NOT_YET and row not in job.ops.errors:
+        backend = type(job.backend).__name__
+        job.ops.fail(row, ShortReadError(f"backend {backend} left op {row} without an answer"))

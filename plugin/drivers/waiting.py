@@ -1,0 +1,77 @@
+"""How a consumer waits for a request that others drive.
+
+A wait sleeps on the job's own waiter and looks up now and then (`LOOK_S`), for three things that wake
+nobody: a driver thread that died is revived; the total time-out; an interrupt that must reach reads on
+Arrow's threads (`lifecycle.interrupts`).
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from headrace.drivers import interrupts
+from headrace.errors import ReadTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.drivers.job import Job
+
+LOOK_S = 1.0
+
+
+def _never() -> bool:
+    return False
+
+
+def _nothing() -> None:
+    return None
+
+
+def announce(job: Job) -> None:
+    """Tell the scheduler that somebody waits: a request that is waited for may pass the budget (I2)."""
+    if not job.request.is_awaited:
+        with job.engine as hub:
+            job.request.is_awaited = True
+            hub.changed()
+
+
+def wait_until_over(
+    job: Job,
+    timeout_s: float | None = None,
+    *,
+    until: Callable[[], bool] = _never,
+    revive: Callable[[], object] = _nothing,
+) -> None:
+    """Sleep until the request is over or `until` holds.
+
+    Raises
+    ------
+    ReadTimeoutError
+        `timeout_s` seconds went by. The request is as it was: cancelling is the caller's choice.
+    """
+    announce(job)
+    if interrupts.is_watched():
+        with interrupts.watched(job):
+            _sleep(job, timeout_s, until, revive)
+    else:
+        _sleep(job, timeout_s, until, revive)
+
+
+def _sleep(
+    job: Job, timeout_s: float | None, until: Callable[[], bool], revive: Callable[[], object]
+) -> None:
+    request = job.request
+    deadline = None if timeout_s is None else perf_counter() + timeout_s
+    while not (request.is_over or until()):
+        left = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
+        if left <= 0:
+            msg = f"{request.label or 'read'}: not finished within {timeout_s} s"
+            raise ReadTimeoutError(msg)
+        if not job.waiter.wait(left):
+            revive()
+            job.engine.catch_up()
+    if request.is_over:
+        # Threads may share one read: each that wakes wakes the next.
+        job.waiter.wake()

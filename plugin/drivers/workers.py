@@ -1,0 +1,81 @@
+"""A small pool of daemon threads, for what blocks.
+
+Why not `concurrent.futures`: its threads are joined at interpreter exit, so a read stuck in storage would
+hold the process; and they live as long as the pool. Ours are daemons, started on demand and gone after
+`IDLE_S` without work. Work is a callable that handles its own errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IDLE_S = 1.0
+"""Seconds a thread waits for more work before it ends."""
+
+_log = logging.getLogger("headrace")
+
+
+class Workers:
+    """Threads that take work in order of arrival.
+
+    Parameters
+    ----------
+    most
+        Threads at a time.
+    name
+        Prefix of the threads' names.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._alive = 0
+        self._started = 0
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Have `work` called on one of the threads; never blocks."""
+        self._work.put(work)
+        with self._lock:
+            if self._idle >= self._work.qsize() or self._alive >= self._most:
+                return
+            self._alive += 1
+            self._started += 1
+            name = f"{self._name}-{self._started}"
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def _serve(self) -> None:
+        while self._next():
+            pass
+
+    def _next(self) -> bool:
+        with self._lock:
+            self._idle += 1
+        try:
+            work = self._work.get(timeout=IDLE_S)
+        except queue.Empty:
+            return not self._leave()
+        with self._lock:
+            self._idle -= 1
+        try:
+            work()
+        except Exception:  # noqa: BLE001
+            _log.exception("an error escaped from a read")
+        return True
+
+    def _leave(self) -> bool:
+        """End this thread, unless work came while it made up its mind."""
+        with self._lock:
+            self._idle -= 1
+            if not self._work.empty():
+                return False
+            self._alive -= 1
+            return True

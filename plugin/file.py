@@ -1,0 +1,346 @@
+"""`HeadraceFile`: an open file whose every read goes through the scheduler.
+
+* A large read is split into ops that run in parallel; `read_buffer` hands Arrow the result buffer itself.
+* A small read right behind the last one fills a read-ahead block, so that parsers reading a few bytes at
+  a time, `readline` and text mode do not pay for a read each. Scattered reads never do.
+* The position is guarded by a lock held for the whole read: threads may share the file, one read at a time
+  (read many ranges at once with `HeadraceFileSystem.read_ranges`).
+* The priority is captured when the file is opened: later callers, Arrow's threads, have no context.
+
+Parquet, IPC and ORC scans never close their files: everything is released when the last reference goes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.jobs import result_buffer
+from headrace.lifecycle import follow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.jobs import Urgency
+    from headrace.reader import Reader
+    from headrace.types import UInt8Array
+
+CLAMP_ABOVE_BYTES = 64 << 10
+"""Reads longer than this ask for the file's size first: `read(1 << 40)` must not allocate that much."""
+
+_EMPTY = b""
+
+
+class HeadraceFile(io.BufferedIOBase):
+    """A file opened for reading in binary mode.
+
+    Parameters
+    ----------
+    fs
+        The `HeadraceFileSystem` it was opened with.
+    path
+        As the wrapped filesystem names it.
+    reader, source
+        Where its bytes come from.
+    size
+        Bytes, or None where the source knows.
+    urgency
+        Priority of its reads; the position is that of offset 0.
+    block_bytes
+        Read-ahead of small sequential reads; 0 for none.
+    """
+
+    def __init__(
+        self,
+        fs: Any,
+        path: str,
+        reader: Reader,
+        source: Any,
+        *,
+        size: int | None,
+        urgency: Urgency,
+        block_bytes: int,
+    ) -> None:
+        self.fs = fs
+        self.path = path
+        self.mode = "rb"
+        self.block_size = block_bytes
+        self._reader = reader
+        self._source = source
+        self._size = size
+        self._urgency = urgency
+        self._lock = threading.RLock()
+        self._position = 0
+        self._last_end = -1
+        self._ahead = memoryview(_EMPTY)
+        self._ahead_start = 0
+
+    # -- what it is
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self.path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file: now, where the source can tell, else when it was opened."""
+        self._check_open()
+        found: int = self._reader.size(self._source, self.path) if self._size is None else self._size
+        return found
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the wrapped filesystem's `info` says."""
+        found: dict[str, Any] = self.fs.info(self.path)
+        return found
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def _check_open(self) -> None:
+        if self.closed:
+            msg = f"I/O operation on closed file {self.path!r}"
+            raise ValueError(msg)
+
+    def tell(self) -> int:
+        """Return the position, in bytes."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position; past the end is allowed, before the start is not."""
+        self._check_open()
+        with self._lock:
+            base = self._base(whence)
+            if base + offset < 0:
+                msg = f"seek before the start of {self.path!r}: {base + offset}"
+                raise ValueError(msg)
+            self._position = base + offset
+            return self._position
+
+    def _base(self, whence: int) -> int:
+        if whence == os.SEEK_SET:
+            return 0
+        if whence == os.SEEK_CUR:
+            return self._position
+        if whence == os.SEEK_END:
+            return self.size
+        msg = f"whence must be 0, 1 or 2, not {whence!r}"
+        raise ValueError(msg)
+
+    # -- reads
+
+    def read(self, length: int | None = -1) -> bytes:
+        """Return up to `length` bytes; all that are left for None or a negative number."""
+        with self._lock:
+            small = self._from_ahead(length)
+            if small is not None:
+                return small
+            wanted = self._wanted(length)
+            data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
+            self._advance(len(data))
+            return data
+
+    def read_buffer(self, length: int | None = -1) -> pa.Buffer:
+        """Return up to `length` bytes as a buffer, without a copy. Never more than asked (I9)."""
+        with self._lock:
+            follow(self)
+            small = self._from_ahead(length)
+            if small is not None:
+                return pa.py_buffer(small)
+            data, got = self._fetch(self._wanted(length))
+            buffer = pa.py_buffer(data)
+            return buffer if got == buffer.size else buffer.slice(0, got)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`, a writable bytes-like object, and return how many bytes it got."""
+        out = np.frombuffer(buffer, np.uint8)
+        if not out.flags.writeable:
+            msg = "readinto needs a writable buffer"
+            raise TypeError(msg)
+        with self._lock:
+            wanted = min(self._wanted(len(out)), len(out))
+            if not wanted:
+                return 0
+            got: int = self._reader.read_into(
+                self._source, self.path, self._position, out[:wanted], self._here()
+            )
+            self._advance(got)
+            return got
+
+    readinto1 = readinto
+
+    def read1(self, length: int = -1) -> bytes:
+        """Return some bytes: what is read ahead, or one block."""
+        with self._lock:
+            if not len(self._left_ahead()):
+                self._fill()
+            left = self._left_ahead()
+            take = bytes(left if length is None or length < 0 else left[:length])
+            self._position += len(take)
+            self._last_end = self._position
+            return take
+
+    def readline(self, limit: int | None = -1) -> bytes:
+        """Return the next line with its newline; at most `limit` bytes of it."""
+        pieces: list[bytes] = []
+        total = 0
+        bound = float("inf") if limit is None or limit < 0 else limit
+        with self._lock:
+            self._check_open()
+            while total < bound:
+                piece = self._piece_of_line(bound - total)
+                if not piece:
+                    break
+                pieces.append(piece)
+                total += len(piece)
+                if piece.endswith(b"\n"):
+                    break
+        return b"".join(pieces)
+
+    def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
+        """Return bytes up to and with `char`, reading `blocks` bytes at a time."""
+        pieces = []
+        while True:
+            start = self.tell()
+            part = self.read(blocks or self.block_size or CLAMP_ABOVE_BYTES)
+            if not part:
+                break
+            found = part.find(char)
+            if found > -1:
+                pieces.append(part[: found + len(char)])
+                self.seek(start + found + len(char))
+                break
+            pieces.append(part)
+        return b"".join(pieces)
+
+    def _piece_of_line(self, most: float) -> bytes:
+        if not len(self._left_ahead()):
+            self._fill()
+        left = self._left_ahead()
+        window = bytes(left[: int(min(most, len(left)))])
+        end = window.find(b"\n") + 1
+        piece = window[:end] if end else window
+        self._position += len(piece)
+        self._last_end = self._position
+        return piece
+
+    # -- where bytes come from; all under the file's lock
+
+    def _wanted(self, length: int | None) -> int:
+        """How many bytes to ask for."""
+        self._check_open()
+        if self._size is None and length is not None and 0 <= length <= CLAMP_ABOVE_BYTES:
+            return length
+        left = max(self.size - self._position, 0)
+        return left if length is None or length < 0 else min(length, left)
+
+    def _here(self) -> Urgency:
+        return self._urgency.at(self._position)
+
+    def _fetch(self, wanted: int) -> tuple[UInt8Array, int]:
+        if not wanted:
+            return result_buffer(0), 0
+        data = result_buffer(wanted)
+        got: int = self._reader.read_into(self._source, self.path, self._position, data, self._here())
+        self._advance(got)
+        return data, got
+
+    def _advance(self, got: int) -> None:
+        self._position += got
+        self._last_end = self._position
+
+    def _left_ahead(self) -> memoryview:
+        """Return what of the read-ahead block lies at the position."""
+        skip = self._position - self._ahead_start
+        if 0 <= skip <= len(self._ahead):
+            return self._ahead[skip:]
+        return self._ahead[:0]
+
+    def _from_ahead(self, length: int | None) -> bytes | None:
+        """Serve a small sequential read from the block, or say that it is none."""
+        self._check_open()
+        if length is None or not 0 <= length < self.block_size:
+            return None
+        if self._position != self._last_end:
+            return None
+        left = self._left_ahead()
+        if len(left) < length:
+            self._fill()
+            left = self._left_ahead()
+        data = bytes(left[:length])
+        self._advance(len(data))
+        return data
+
+    def _fill(self) -> None:
+        """Read the next block at the position."""
+        self._check_open()
+        wanted = self._wanted(self.block_size or CLAMP_ABOVE_BYTES)
+        data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
+        self._ahead, self._ahead_start = memoryview(data), self._position
+
+    # -- the rest of the protocol
+
+    def __iter__(self) -> HeadraceFile:
+        self._check_open()
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """Return the lines that are left, until `hint` bytes of them were read."""
+        lines: list[bytes] = []
+        total = 0
+        for line in self:
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint <= total:
+                break
+        return lines
+
+    def write(self, _data: Any) -> int:
+        """Not opened for writing."""
+        msg = "write"
+        raise io.UnsupportedOperation(msg)
+
+    def writelines(self, _lines: Iterable[Any]) -> None:
+        """Not opened for writing."""
+        self.write(None)
+
+    def close(self) -> None:
+        """Let go of the source; a read in progress on another thread ends first by itself."""
+        if not self.closed:
+            super().close()
+            with self._lock:
+                source, self._source = self._source, None
+                self._ahead = memoryview(_EMPTY)
+            self._reader.release(source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.fs, self.path, self._position)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at {self._position}"
+        return f"<headrace.HeadraceFile {self.path!r}, {state}>"
+
+
+def _reopen(fs: Any, path: str, position: int) -> HeadraceFile:
+    """Open a pickled file again, where it was."""
+    file: HeadraceFile = fs.open(path, "rb")
+    file.seek(position)
+    return file

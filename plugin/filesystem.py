@@ -1,0 +1,544 @@
+"""`HeadraceFileSystem`: any fsspec filesystem, with its reads behind the scheduler.
+
+What is a read (``open`` for reading, ``cat*``, ``read_*``, ``head``, ``tail``) is planned and scheduled; all
+else is the wrapped filesystem's own, called as it is. Sync methods are written out rather than mirrored
+from async ones: a mirrored method would go through fsspec's loop thread, and lite scheduling would be lost.
+
+Settings come from the constructor, the environment and ``dask.config``, and are looked up where data is
+read, never pickled from a client to a worker. Under ``off`` reads are the wrapped filesystem's own too, but
+for the exit guard and the fork reset.
+
+Scheduler state is the process's (`headrace.runtime`), so instances are cheap: `with_priority` makes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.chained import ChainedFileSystem
+
+from headrace import ambient, lifecycle
+from headrace.delegation import Delegation
+from headrace.drivers import interrupts
+from headrace.drivers.permit import Permit, permitted
+from headrace.file import HeadraceFile
+from headrace.jobs import Urgency
+from headrace.ranges import Ranges, as_ranges, ask, ask_all, batch_of, collect_cat, is_plain, raise_first
+from headrace.read import Read
+from headrace.reader import Reader
+from headrace.redact import redact
+from headrace.runtime import Channel, runtime
+from headrace.settings import OPTION_NAMES, Settings, current_settings
+from headrace.single import FEW
+from headrace.types import Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
+    from headrace.batch import RangeBatch
+    from headrace.stats import Stats
+
+_OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
+_POSITION_BITS = 48
+"""Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
+
+_READING = ({"r"}, {"r", "b"}, {"r", "t"})
+
+_METADATA = Permit(0, "metadata")
+
+
+class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
+    """Reads of another filesystem through one priority scheduler.
+
+    Parameters
+    ----------
+    fs : fsspec.AbstractFileSystem, optional
+        The filesystem to wrap.
+    target_protocol : str, optional
+        Or the protocol of the one to make.
+    target_options : mapping, optional
+        Its options.
+    fo : str, optional
+        Path, as chained URLs pass it; not used.
+    priority : int
+        Base priority of the reads of this instance; lower is more urgent. Default: that in force where a
+        file is opened (`headrace.priority`), else 0.
+    **options
+        Settings of ours by name (see docs/environment.md), such as ``scheduler="lite"``; everything else
+        goes to the target, as the plain URL would send it.
+
+    Raises
+    ------
+    TypeError
+        Neither or both of `fs` and `target_protocol`; an option given twice; options for a target that
+        exists already.
+    SettingsError
+        A setting has a value that is not allowed.
+    """
+
+    protocol: ClassVar[str | tuple[str, ...]] = "headrace"
+    async_impl = True
+    mirror_sync_methods = False
+    cachable = True
+    is_headrace = True
+    _strip_tokenize_options: ClassVar[tuple[str, ...]] = ("fo",)
+
+    def __init__(
+        self,
+        fs: Any = None,
+        target_protocol: str | None = None,
+        target_options: dict[str, Any] | None = None,
+        fo: str | None = None,  # noqa: ARG002
+        priority: int | None = None,
+        **options: Any,
+    ) -> None:
+        ours = {name: options[name] for name in OPTION_NAMES & options.keys()}
+        super().__init__(**{k: v for k, v in options.items() if k in ("asynchronous", "loop", "batch_size")})
+        flat = {name: value for name, value in options.items() if name not in _OURS}
+        self.target = _target(fs, target_protocol, target_options, flat, self.asynchronous)
+        # On the instance: fsspec reads them off the class, before there is a target.
+        self.sep, self.root_marker = self.target.sep, self.target.root_marker
+        self._settings_options = ours
+        self._base = None if priority is None else ambient.checked_base(priority)
+        self._bound: tuple[Any, Settings, Reader | None] | None = None
+        self._file_numbers = itertools.count(1)
+        self._scan: Hashable = object()
+        self._strip_protocol = self._target_path  # type: ignore[method-assign]
+        current_settings(ours)  # a bad value is an error here, not in the middle of a scan
+
+    # -- paths and identity
+
+    def _own_path(self, path: Any) -> Any:
+        """Take our own prefix off; the target is given the rest as it is, a last slash included."""
+        if isinstance(path, list):
+            return [self._own_path(one) for one in path]
+        path = fsspec.utils.stringify_path(path)
+        return path.removeprefix("headrace::").removeprefix("headrace://")
+
+    def _target_path(self, path: Any) -> Any:
+        """Return the path as the target names the file."""
+        return self.target._strip_protocol(self._own_path(path))  # noqa: SLF001
+
+    def with_priority(self, base: int) -> HeadraceFileSystem:
+        """Return a view of this filesystem whose reads have base priority `base`.
+
+        The way to give a whole scan a priority: Arrow opens most of a scan's files on threads of its own,
+        which no context reaches. Same target, same scheduler; files opened with it are a scan of their own.
+        """
+        args, options = self.storage_args, {**self.storage_options, "priority": base}
+        kind = type(self)
+        view: HeadraceFileSystem = kind(*args, **options)
+        return view
+
+    @property
+    def fsid(self) -> str:
+        """The wrapped filesystem's."""
+        return f"headrace-{self.target.fsid}"
+
+    def __repr__(self) -> str:
+        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}, {self._mode_or_why()}>"
+
+    __str__ = __repr__
+
+    def _mode_or_why(self) -> str:
+        try:
+            return self.mode
+        except Exception as error:  # noqa: BLE001
+            return type(error).__name__
+
+    def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
+        """As fsspec's; without passwords, nested options included, unless they are asked for."""
+        found: dict[str, Any] = super().to_dict(include_password=include_password)
+        return found if include_password else redact(found)
+
+    # -- settings and channel, looked up where data is read
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force here and now."""
+        return current_settings(self._settings_options)
+
+    @property
+    def _reader(self) -> Reader | None:
+        """The way to read, or None under ``off``."""
+        now, seen = runtime(), current_settings()
+        bound = self._bound
+        if bound is None or bound[0] is not now or bound[1] is not seen:
+            settings = self.settings
+            reader = None
+            if settings.scheduler != "off":
+                reader = Reader(now.channel(self.target, settings))
+            self._bound = bound = (now, seen, reader)
+        return bound[2]
+
+    @property
+    def channel(self) -> Channel | None:
+        """Backend, driver and engine that serve reads; None under ``off``."""
+        reader = self._reader
+        return reader.channel if reader is not None else None
+
+    @property
+    def mode(self) -> str:
+        """Who drives: ``lite``, ``standard`` or ``off``."""
+        channel = self.channel
+        return "off" if channel is None else channel.mode
+
+    @property
+    def backend_name(self) -> str | None:
+        """The backend that serves reads; None under ``off``."""
+        channel = self.channel
+        return None if channel is None else channel.backend.name
+
+    def stats(self) -> Stats:
+        """Return a snapshot of this filesystem's engine: counters, limits and what is in flight."""
+        from headrace.stats import snapshot  # noqa: PLC0415
+
+        return snapshot(self.channel)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Hold what a call to the target that is no read must hold (see `backends.fsspec_sync`)."""
+        channel = self.channel
+        if channel is None:
+            yield
+            return
+        with channel.backend.guard() as lock:
+            if lock is None:
+                yield
+                return
+            # Reads that the target makes through headrace meanwhile run at once: an op that holds the
+            # process's only permit may be waiting for the lock which is held here.
+            with permitted(_METADATA):
+                yield
+
+    def _urgency(self, base: int | None, *, number: int = 0) -> Urgency:
+        if base is None:
+            base = self._base if self._base is not None else ambient.base_priority()
+        return Urgency(
+            Priority(ambient.checked_base(base), number << _POSITION_BITS), (self._scan, number > 0)
+        )
+
+    # -- reads of many ranges
+
+    def read_ranges(
+        self,
+        paths: str | Sequence[str],
+        starts: Any,
+        ends: Any,
+        priority: int | None = None,
+        out: Any = None,
+    ) -> RangeBatch:
+        """Read byte ranges ``[start, end)``.
+
+        Parameters
+        ----------
+        paths : str or sequence of str
+            One file for all ranges, or one for each.
+        starts, ends : int or array of int, shape (n,)
+            Bytes; not negative, and no end before its start.
+        priority : int, optional
+            Base priority, lower is more urgent.
+        out : writable buffer, optional
+            Where the bytes go; at least as long as what is read, gaps included.
+
+        Returns
+        -------
+        RangeBatch
+            In the caller's order. A range past the end is as short as the wrapped filesystem would make
+            it; one that failed raises its error where it is looked at, and is in `errors`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            What was asked makes no sense; nothing was read.
+        """
+        ranges = as_ranges(paths, starts, ends, self._target_path)
+        reader = self._reader
+        if reader is None:
+            return self._batch_of_target(ranges, out)
+        interrupts.arm()
+        return reader.read(ranges, self._urgency(priority), out)
+
+    def submit_ranges(
+        self, paths: str | Sequence[str], starts: Any, ends: Any, priority: int | None = None
+    ) -> Read:
+        """Start what `read_ranges` does, and return a handle: ``result(timeout)``, ``cancel()``, ``done()``.
+
+        Under ``off`` there is no scheduler to submit to: the read is done when this returns.
+        """
+        ranges = as_ranges(paths, starts, ends, self._target_path)
+        reader = self._reader
+        if reader is None:
+            return Read.finished(ranges, self._batch_of_target(ranges))
+        interrupts.arm()
+        return reader.submit(ranges, self._urgency(priority))
+
+    async def _read_ranges(
+        self, paths: str | Sequence[str], starts: Any, ends: Any, priority: int | None = None
+    ) -> RangeBatch:
+        """Async twin of `read_ranges`."""
+        ranges = as_ranges(paths, starts, ends, self._target_path)
+        reader = self._reader
+        if reader is None:
+            return await self._in_thread(self._batch_of_target, ranges)
+        return await reader.read_async(ranges, self._urgency(priority))
+
+    # -- fsspec's reads
+
+    def cat_ranges(
+        self,
+        paths: list[str],
+        starts: Any,
+        ends: Any,
+        max_gap: int | None = None,
+        batch_size: int | None = None,  # noqa: ARG002
+        on_error: str = "return",
+        **_kwargs: Any,
+    ) -> list[Any]:
+        """Read byte ranges of files, as fsspec specifies it.
+
+        Parameters
+        ----------
+        paths : list of str
+            One for each range.
+        starts, ends : int or list of int or None
+            Bytes; negative ones count from the end, None is the start or end of the file.
+        max_gap : int, optional
+            Ranges of one file closer than this many bytes are read as one.
+        on_error : {"return", "raise"}
+            Whether a range that fails yields its exception or raises it.
+
+        Returns
+        -------
+        list of bytes
+            Or of exceptions, where `on_error` is "return".
+        """
+        reader = self._reader
+        if reader is not None and isinstance(paths, list) and len(paths) <= FEW:
+            few = reader.cat_few(paths, starts, ends, self._target_path)
+            if few is not None:
+                return few
+        asked = ask(paths, starts, ends, self._target_path, max_gap)
+        if reader is None:
+            return asked.by_target(self.target, on_error)
+        interrupts.arm()
+        urgency = self._urgency(None)
+        if not asked.has_odd_bounds and max_gap is None:
+            large = reader.cat_large(asked.plain, urgency)
+            if large is not None:
+                return large if on_error == "return" else raise_first(large)
+        batch = reader.read(asked.plain, urgency)
+        return asked.answers(batch, self._cat_bounds, on_error)
+
+    async def _cat_ranges(
+        self,
+        paths: list[str],
+        starts: Any,
+        ends: Any,
+        max_gap: int | None = None,
+        batch_size: int | None = None,
+        on_error: str = "return",
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Async twin of `cat_ranges`."""
+        asked = ask(paths, starts, ends, self._target_path, max_gap)
+        reader = self._reader
+        if reader is None or asked.has_odd_bounds:
+            options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
+            return await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
+        batch = await reader.read_async(asked.plain, self._urgency(None))
+        return asked.answers(batch, self._cat_bounds, on_error)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """Return the bytes ``[start, end)`` of a file, as the wrapped filesystem understands them.
+
+        Negative bounds count from the end; None is the start or the end of the file.
+        """
+        reader = self._reader
+        if reader is None:
+            return self._cat_of_target(path, start, end, **kwargs)
+        path = self._target_path(path)
+        if start is not None and end is not None and 0 <= start < end and not kwargs:
+            few = reader.cat_few([path], [start], [end], str)
+            if few is not None:
+                return few[0]
+        interrupts.arm()
+        return reader.cat(path, (start, end), self._urgency(None), kwargs)
+
+    def _cat_bounds(self, path: str, start: int | None, end: int | None) -> bytes:
+        reader = self._reader
+        assert reader is not None  # noqa: S101
+        return reader.cat(path, (start, end), self._urgency(None), {})
+
+    async def _cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        """Async twin of `cat_file`."""
+        if self._reader is None:
+            data: bytes = await self._of_target_async("_cat_file", path, start=start, end=end, **kwargs)
+            return data
+        if is_plain(start, end) and not kwargs:
+            batch = await self._read_ranges(path, [start], [end])
+            return bytes(batch[0])
+        found: bytes = await self._in_thread(self.cat_file, path, start, end, **kwargs)
+        return found
+
+    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+        """Return the contents of one file, or a dict of those of several."""
+        paths = self.expand_path(path, recursive=recursive, **kwargs)
+        reader = self._reader
+        interrupts.arm()
+        if reader is None or len(paths) == 1:
+            return collect_cat(path, paths, map(self._cat_or_error, paths), on_error)
+        found = reader.cat_many(paths, self._urgency(None))
+        return collect_cat(path, paths, found, on_error)
+
+    def _cat_or_error(self, path: str) -> bytes | Exception:
+        try:
+            return self.cat_file(path)
+        except Exception as error:  # noqa: BLE001
+            return error
+
+    async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+        """Async twin of `cat`."""
+        return await self._in_thread(self.cat, path, recursive, on_error, **kwargs)
+
+    # -- files
+
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: dict[str, Any] | None = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Open a file.
+
+        Parameters
+        ----------
+        path : str
+        mode : str
+            Modes that write are the wrapped filesystem's own.
+        block_size : int, optional
+            Read-ahead of small sequential reads, bytes.
+        priority : int, optional
+            Base priority of its reads. Default: that of this instance, or that in force here.
+        cache_type : str, optional
+            "none" reads exactly what is asked for; anything else is the default.
+        size : int, optional
+            Length of the file, where the caller knows it: saves a look-up.
+
+        Returns
+        -------
+        HeadraceFile
+            Or, in text mode, for writing and under ``off``, what fsspec makes of it.
+        """
+        options = {"cache_options": cache_options, "compression": compression, **kwargs}
+        # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
+        if set(mode) not in _READING or self._reader is None:
+            options.pop("priority", None)
+            file = self._open_of_target(path, mode, block_size, options)
+        else:
+            interrupts.arm()
+            file = super().open(path, mode, block_size=block_size, **options)
+        if _caller_is_arrow():
+            lifecycle.follow(file)
+        return file
+
+    def _open_of_target(self, path: str, mode: str, block_size: int | None, options: dict[str, Any]) -> Any:
+        if options.get("cache_options") is None:
+            options.pop("cache_options", None)
+        if block_size is not None:
+            options["block_size"] = block_size
+        with self._guarded():
+            return self.target.open(self._target_path(path), mode, **options)
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",  # noqa: ARG002
+        block_size: int | None = None,
+        autocommit: bool = True,  # noqa: ARG002
+        cache_options: Any = None,  # noqa: ARG002
+        priority: int | None = None,
+        cache_type: str | None = None,
+        size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        reader = self._reader
+        assert reader is not None  # noqa: S101
+        lifecycle.check_not_exiting()
+        with self._guarded():
+            source, size = reader.open_source(path, size, kwargs)
+        urgency = self._urgency(priority, number=next(self._file_numbers))
+        if source is None:
+            # The store does not know the length (a stream): read it once, through the scheduler.
+            return io.BytesIO(reader.cat(path, (None, None), urgency, {}))
+        return HeadraceFile(
+            self,
+            path,
+            reader,
+            source,
+            size=size,
+            urgency=urgency,
+            block_bytes=0 if cache_type == "none" else block_size or reader.block_bytes,
+        )
+
+    async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        """Open a stream of the wrapped filesystem, which is not scheduled."""
+        return await self._of_target_async("open_async", path, mode, **kwargs)
+
+    # -- under `off`
+
+    def _batch_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
+        return batch_of(ask_all(ranges).by_target(self.target, "return"), ranges, out)
+
+    def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
+        data: bytes = self.target.cat_file(self._target_path(path), start=start, end=end, **kwargs)
+        return data
+
+
+def _target(
+    fs: Any,
+    protocol: str | None,
+    options: dict[str, Any] | None,
+    flat: dict[str, Any],
+    asynchronous: bool,
+) -> Any:
+    """Return the filesystem to wrap, made where it was only named."""
+    if (fs is None) == (protocol is None):
+        msg = "HeadraceFileSystem takes either fs= or target_protocol="
+        raise TypeError(msg)
+    given = dict(options or {})
+    if fs is not None:
+        if given or flat:
+            msg = f"fs= is given, so these options have no target: {sorted(given | flat)}"
+            raise TypeError(msg)
+        return fs
+    for name in given.keys() & flat.keys():
+        if given[name] != flat[name]:
+            msg = f"option {name!r} is given twice, flat and in target_options"
+            raise TypeError(msg)
+    merged = {**given, **flat}
+    if asynchronous and issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
+        merged.setdefault("asynchronous", True)
+    return fsspec.filesystem(protocol, **merged)
+
+
+def _caller_is_arrow() -> bool:
+    """Whether pyarrow's handler called `open`: it will hold the file on threads of its own."""
+    name = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001
+    return isinstance(name, str) and name.startswith("pyarrow")
+
+
+def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:
+    """Return `fs` with its reads behind the scheduler; options as for `HeadraceFileSystem`."""
+    return HeadraceFileSystem(fs=fs, **options)

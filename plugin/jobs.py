@@ -1,0 +1,169 @@
+"""Jobs: what every read has in common, from its ops to the bytes in the caller's hands.
+
+A `JobMaker` binds ops to a request, a scheduler and a backend, and runs them; the functions below it say how
+a request's end is told to the caller, and how its reservation ends (I2, I3).
+
+Nested and re-entrant reads are recognised here: inside an op of ours a read runs on its parent's permit
+(I1); inside a section of the engine, which a signal handler or finaliser interrupted, it runs unscheduled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.backends.abc import InlineBackend
+from headrace.core.request import Request, State
+from headrace.drivers.job import Job
+from headrace.drivers.permit import current_permit
+from headrace.errors import SchedulerClosedError
+from headrace.types import Ops, Priority, UInt8Array
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from headrace.core.plan import Plan
+    from headrace.runtime import Channel
+
+
+_DEFAULT_PRIORITY = Priority()
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """How urgent a read is, and which scan it belongs to.
+
+    Attributes
+    ----------
+    priority
+        Lower is more urgent.
+    scan
+        Scans of equal base priority take turns (I4).
+    """
+
+    priority: Priority = _DEFAULT_PRIORITY
+    scan: Hashable = None
+
+    def at(self, offset: int) -> Urgency:
+        """Return the urgency of a read `offset` bytes further on."""
+        base, position = self.priority
+        return Urgency(Priority(base, position + offset), self.scan)
+
+
+class JobMaker:
+    """Makes and runs jobs on one channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def job(
+        self,
+        ops: Ops,
+        path: str,
+        result_bytes: int,
+        urgency: Urgency,
+        *,
+        group: Hashable = None,
+        fails_fast: bool = False,
+    ) -> Job:
+        """Make the job of some ops on the device of `path`."""
+        channel = self.channel
+        request = Request(
+            ops.length,
+            result_bytes=result_bytes,
+            priority=urgency.priority,
+            scan=urgency.scan,
+            is_nested=current_permit() is not None,
+            group=group,
+            unknown_bytes=channel.max_op_bytes,
+            label=path,
+        )
+        scheduler = channel.scheduler(path)
+        return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
+
+    def run(self, job: Job, timeout_s: float | None) -> None:
+        """Submit a job and return when its request is over."""
+        if job.engine.is_inside():
+            run_unscheduled(job)
+        else:
+            self.channel.driver.run(job, timeout_s)
+
+
+def result_buffer(nbytes: int) -> UInt8Array:
+    """Return uninitialised memory from Arrow's pool, which reuses its pages."""
+    return np.frombuffer(pa.allocate_buffer(nbytes), np.uint8) if nbytes else np.empty(0, np.uint8)
+
+
+def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
+    """Return new `bytes`, not yet shown to anybody, and an array to fill them through.
+
+    What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
+    hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
+    """
+    data: bytes = _new_bytes(None, length)
+    memory = (ctypes.c_char * length).from_address(id(data) + _BYTES_HEADER)
+    memory.owner = data  # the array, and with it every op in flight, keeps the bytes alive (I9)
+    return data, np.frombuffer(memory, np.uint8)
+
+
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
+_BYTES_HEADER = bytes.__basicsize__ - 1
+"""``offsetof(PyBytesObject, ob_sval)``: the last byte of the basic size is the terminating zero."""
+
+
+def run_unscheduled(job: Job) -> None:
+    """Perform a job at once, outside of the scheduler.
+
+    For a read that interrupted this thread inside the engine's section: waiting for the section to end
+    would be waiting for itself.
+    """
+    backend = job.backend
+    if isinstance(backend, InlineBackend):
+        rows = backend.start(job.ops, 0, len(job.ops))
+        backend.finish(job.ops, rows)
+        job.request.state = State.RETIRED
+        return
+    msg = "a signal handler or finaliser that interrupted headrace cannot read from this filesystem"
+    raise RuntimeError(msg)
+
+
+def check_outcome(job: Job) -> None:
+    """Raise what ended a request that has no result."""
+    request = job.request
+    if request.error is not None:
+        raise request.error
+    if request.state is State.CANCELLED or (
+        request.state is State.RETIRED and request.ops_done < request.n_ops and job.ops.got.min() < 0
+    ):
+        msg = f"{request.label}: the read was abandoned"
+        raise SchedulerClosedError(msg)
+
+
+def hand_over(job: Job, plan: Plan | None, delivered: int) -> None:
+    """Release the reservation: the caller has the bytes."""
+    request = job.request
+    if job.engine.is_inside():
+        return
+    with job.engine as hub:
+        counters = hub.counters
+        counters.bytes_delivered += delivered
+        asked = request.bytes_between(0, request.n_ops)
+        if plan is not None:
+            asked += plan.shared_bytes - plan.gap_bytes
+            counters.bytes_gap += plan.gap_bytes
+            counters.bytes_shared += plan.shared_bytes
+        counters.bytes_short += asked - delivered
+        counters.requests_consumed += 1
+        job.scheduler.consume(request, perf_counter())
+    request.on_wake = _asleep
+
+
+def _asleep(_request: Request) -> None:
+    """Wake nobody: the request is over. This also unties it from its job."""

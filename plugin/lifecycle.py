@@ -1,0 +1,138 @@
+"""A clean end: of the interpreter, whatever Arrow's threads still hold.
+
+Without this, a script that scans and ends aborts ("terminate called without an active exception"):
+Arrow's threads drop their references to Python file objects while the interpreter is finalised. So an
+exit hook
+
+1. makes new reads fail, and those that somebody still waits for: Arrow's threads among them return,
+2. waits, a second at the most, until Arrow holds no handle any more (and only Arrow: a file that a program
+   keeps in a global variable would never be gone), and for an instant until what is in flight has ended,
+3. closes the runtime.
+
+Where Arrow's threads have not let go by then, they are stuck in a call that nothing of ours can end (a read
+of the wrapped filesystem under ``off``, its ``open``). Arrow would wait for them after the interpreter is
+gone, and they would abort the process when they come back to it. The last resort is then to end the
+process before Arrow's own exit handlers run, with the exit status that it has by then.
+
+Handles are followed in every mode, `off` included.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import os
+import threading
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from headrace import runtime as _runtime
+from headrace.drivers import interrupts
+from headrace.errors import SchedulerClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE_S = 1.0
+"""The longest an exit waits for Arrow to let go."""
+
+DRAIN_S = 0.1
+"""The longest it waits, with Arrow gone, for storage to answer reads that nobody wants any more."""
+
+_QUIET_S = 0.01
+"""How often it looks; Arrow lets go within a few milliseconds."""
+
+
+class _Guard:
+    """The handles that Arrow holds, and whether the interpreter is going down."""
+
+    def __init__(self) -> None:
+        self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.lock = threading.Lock()
+        self.is_exiting = False
+
+    def follow(self, handle: Any) -> None:
+        """Wait for `handle` to be gone before the interpreter ends."""
+        with self.lock:
+            self.handles.add(handle)
+
+    def is_held(self) -> bool:
+        """Whether Arrow holds a handle."""
+        with self.lock:
+            return bool(len(self.handles))
+
+
+_guard = _Guard()
+
+
+def follow(handle: Any) -> None:
+    """Have the exit hook wait for `handle`, which Arrow was given."""
+    interrupts.deliver_once()
+    _guard.follow(handle)
+
+
+def check_not_exiting() -> None:
+    """Raise where a read is started while the interpreter ends."""
+    if _guard.is_exiting:
+        msg = "the interpreter is shutting down"
+        raise SchedulerClosedError(msg)
+
+
+def _at_exit() -> None:
+    _guard.is_exiting = True
+    error = SchedulerClosedError("the interpreter is shutting down")
+    _fail_reads(error)
+    gc.collect()
+    if not _wait_while(_guard.is_held, PATIENCE_S):
+        _skip_exit_handlers()
+    _wait_while(_is_reading, DRAIN_S)
+    interrupts.disarm()
+    _runtime.runtime().close(error)
+
+
+def _fail_reads(error: BaseException) -> None:
+    """End what is not over: nobody will take its result, but Arrow's threads wait for it."""
+    for engine in _runtime.runtime().engines:
+        with engine.lock, engine as hub:
+            hub.close(error)
+
+
+def _is_reading() -> bool:
+    return any(engine.hub.in_flight_ops for engine in _runtime.runtime().engines)
+
+
+def _wait_while(condition: Callable[[], bool], most_s: float) -> bool:
+    """Wait until `condition` is no more; False where that took too long."""
+    deadline = monotonic() + most_s
+    tick = threading.Event()
+    while condition():
+        if monotonic() >= deadline:
+            return False
+        tick.wait(_QUIET_S)
+    return True
+
+
+def _skip_exit_handlers() -> None:
+    """Have the process end as soon as the interpreter is gone, before Arrow waits for its threads.
+
+    ``on_exit(3)`` of glibc calls back with the exit status, the newest registration first; ``_exit(2)``
+    takes just that.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.fflush(None)
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)  # noqa: SLF001 - its name in C
+
+
+def _forget() -> None:
+    """In a forked child: the parent's handles are not its own to wait for."""
+    global _guard  # noqa: PLW0603
+    _guard = _Guard()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,294 @@
+"""What callers ask: arguments brought into columns, and fsspec's `cat_ranges` contract.
+
+Plain ranges (offsets, not negative) go to the planner as columns. Odd bounds (None, negative) mean what the
+wrapped filesystem makes of them and are asked one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.batch import RangeBatch
+
+if TYPE_CHECKING:
+    from headrace.types import Int64Array, UInt8Array
+
+
+@dataclass(slots=True, eq=False)
+class Ranges:
+    """What a caller asked: n ranges of some files.
+
+    Attributes
+    ----------
+    paths
+        The distinct files.
+    file, starts, ends
+        ``int64[n]``.
+    max_gap
+        Coalesce over gaps of so many bytes; None: the channel's choice.
+    errors
+        Ranges whose file could not be opened.
+    """
+
+    paths: list[str]
+    file: Int64Array
+    starts: Int64Array
+    ends: Int64Array
+    max_gap: int | None = None
+    errors: dict[int, Exception] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def as_ranges(
+    paths: str | Sequence[str], starts: Any, ends: Any, normalise: Any = lambda path: path
+) -> Ranges:
+    """Bring a caller's arguments into columns.
+
+    Parameters
+    ----------
+    paths
+        One path for all ranges, or one for each.
+    starts, ends
+        Integers, or one for all.
+
+    Raises
+    ------
+    TypeError
+        Not integers.
+    ValueError
+        Lengths differ, a start is negative, or an end is before its start.
+    """
+    first, last = _integers("starts", starts), _integers("ends", ends)
+    if isinstance(paths, str):
+        n = max(first.size, last.size)
+        names, file = [normalise(paths)], np.zeros(n, np.int64)
+    else:
+        n = len(paths)
+        number: dict[str, int] = {}
+        file = np.fromiter((number.setdefault(p, len(number)) for p in paths), np.int64, n)
+        names = [normalise(path) for path in number]
+    try:
+        first, last = np.broadcast_to(first, n), np.broadcast_to(last, n)
+    except ValueError:
+        msg = f"{n} paths, {first.size} starts and {last.size} ends do not go together"
+        raise ValueError(msg) from None
+    _check(first, last)
+    return Ranges(names, file, first, last)
+
+
+def _check(first: Int64Array, last: Int64Array) -> None:
+    """Name the first range that makes no sense."""
+    bad = np.flatnonzero((first < 0) | (last < first))
+    if len(bad):
+        row = int(bad[0])
+        start, end = int(first[row]), int(last[row])
+        what = f"start {start} is negative" if start < 0 else f"end {end} is before start {start}"
+        msg = f"range {row}: {what}"
+        raise ValueError(msg)
+
+
+def _integers(name: str, values: Any) -> Int64Array:
+    array = np.asarray(values)
+    if array.size == 0:
+        return array.astype(np.int64).reshape(-1)
+    if array.dtype.kind not in "iu":
+        msg = f"{name} must be integers, not {array.dtype}"
+        raise TypeError(msg)
+    return array.astype(np.int64, copy=False)
+
+
+def is_plain(start: Any, end: Any) -> bool:
+    """Whether both bounds are offsets."""
+    return start is not None and end is not None and start >= 0 and end >= 0
+
+
+def resolve_bounds(bounds: tuple[int | None, int | None], size: Callable[[], int | None]) -> tuple[int, int]:
+    """Turn None and negative bounds into offsets, as slicing does.
+
+    Raises
+    ------
+    ValueError
+        Plain offsets, the end before the start.
+    """
+    start, end = bounds
+    if is_plain(start, end):
+        assert start is not None  # noqa: S101
+        assert end is not None  # noqa: S101
+        if end < start:
+            msg = f"end {end} is before start {start}"
+            raise ValueError(msg)
+        return start, end
+    length = size() or 0
+    first = 0 if start is None else start if start >= 0 else max(length + start, 0)
+    last = length if end is None else end if end >= 0 else max(length + end, 0)
+    return first, max(first, last)
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A call of `cat_ranges`: its plain ranges as columns, and the odd ones.
+
+    Attributes
+    ----------
+    paths
+        Of each range, as given.
+    bounds
+        Starts and ends, as given.
+    plain
+        The plain ranges.
+    rows
+        Which of the caller's ranges those are, or None for all.
+    """
+
+    paths: list[str]
+    bounds: tuple[Sequence[int | None], Sequence[int | None]]
+    plain: Ranges
+    rows: list[int] | None
+    normalise: Callable[[str], str] = str
+
+    @property
+    def has_odd_bounds(self) -> bool:
+        """Whether any range is not given by offsets."""
+        return self.rows is not None
+
+    def answers(
+        self, batch: RangeBatch, cat: Callable[[str, int | None, int | None], bytes], on_error: str
+    ) -> list[Any]:
+        """Merge the plain answers with those of the odd ranges."""
+        found: list[Any] = batch.to_pylist(on_error="return")
+        if self.rows is not None:
+            merged: list[Any] = [None] * len(self.paths)
+            for row, answer in zip(self.rows, found, strict=True):
+                merged[row] = answer
+            for row in sorted(set(range(len(merged))) - set(self.rows)):
+                starts, ends = self.bounds
+                path = self.normalise(self.paths[row])
+                merged[row] = answer_or_error(cat, path, starts[row], ends[row])
+            found = merged
+        return found if on_error == "return" else raise_first(found)
+
+    def by_target(self, target: Any, on_error: str) -> list[Any]:
+        """Ask the wrapped filesystem itself."""
+        starts, ends = self.bounds
+        paths = [self.normalise(path) for path in self.paths]
+        found: list[Any] = target.cat_ranges(paths, list(starts), list(ends), on_error=on_error)
+        return found
+
+
+def answer_or_error(function: Callable[..., bytes], *args: Any) -> bytes | Exception:
+    """Return what the function answers, or the exception it raises."""
+    try:
+        return function(*args)
+    except Exception as error:  # noqa: BLE001
+        return error
+
+
+def raise_first(found: list[Any]) -> list[Any]:
+    """Raise the first exception among answers, or return them."""
+    for answer in found:
+        if isinstance(answer, Exception):
+            raise answer
+    return found
+
+
+def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max_gap: int | None) -> Asked:
+    """Bring the arguments of `cat_ranges` into shape.
+
+    Raises
+    ------
+    TypeError
+        `paths` is no list.
+    ValueError
+        Lengths differ, or an end is before its start.
+    """
+    if not isinstance(paths, list):
+        msg = f"paths must be a list, not {type(paths).__name__}"
+        raise TypeError(msg)
+    firsts, lasts = _column(starts, len(paths)), _column(ends, len(paths))
+    if len(firsts) != len(paths) or len(lasts) != len(paths):
+        msg = f"{len(paths)} paths, {len(firsts)} starts and {len(lasts)} ends do not go together"
+        raise ValueError(msg)
+    rows = None
+    if _has_odd(firsts) or _has_odd(lasts):
+        rows = [k for k in range(len(paths)) if is_plain(firsts[k], lasts[k])]
+    chosen = range(len(paths)) if rows is None else rows
+    plain = as_ranges(
+        [paths[k] for k in chosen] if rows is not None else paths,
+        [firsts[k] for k in chosen] if rows is not None else firsts,
+        [lasts[k] for k in chosen] if rows is not None else lasts,
+        normalise,
+    )
+    plain.max_gap = max_gap
+    return Asked(paths, (firsts, lasts), plain, rows, normalise)
+
+
+def _column(values: Any, n: int) -> Any:
+    """Return one bound for each range: an integer or None stands for all."""
+    return values if isinstance(values, Iterable) else [values] * n
+
+
+def _has_odd(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype == object or (array.size > 0 and bool(array.min() < 0))
+
+
+def ask_all(ranges: Ranges) -> Asked:
+    """Turn columns back into a call of `cat_ranges`, for the wrapped filesystem under ``off``."""
+    paths = [ranges.paths[k] for k in ranges.file.tolist()]
+    return Asked(paths, (ranges.starts.tolist(), ranges.ends.tolist()), ranges, None)
+
+
+def batch_of(answers: list[Any], ranges: Ranges, out: Any = None) -> RangeBatch:
+    """Make a `RangeBatch` of bytes and exceptions, none longer than asked (I9)."""
+    errors = {k: answer for k, answer in enumerate(answers) if isinstance(answer, Exception)}
+    asked = (ranges.ends - ranges.starts).tolist()
+    pieces = [
+        b"" if isinstance(answer, Exception) else bytes(answer)[:most]
+        for answer, most in zip(answers, asked, strict=True)
+    ]
+    length = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    data = np.frombuffer(b"".join(pieces), np.uint8) if length.sum() else np.empty(0, np.uint8)
+    if out is not None:
+        buffer = checked_out(out, len(data))
+        buffer[: len(data)] = data
+        data = buffer
+    return RangeBatch(data, np.cumsum(length) - length, length, errors)
+
+
+def checked_out(out: Any, nbytes: int) -> UInt8Array:
+    """Return the caller's buffer as an array, if the result can be written into it.
+
+    Raises
+    ------
+    TypeError
+        It is read-only.
+    ValueError
+        It is too small.
+    """
+    array = np.frombuffer(out, np.uint8)
+    if not array.flags.writeable:
+        msg = "out must be writable"
+        raise TypeError(msg)
+    if len(array) < nbytes:
+        msg = f"out holds {len(array)} bytes, the result needs {nbytes}"
+        raise ValueError(msg)
+    return array
+
+
+def collect_cat(path: Any, paths: list[str], found: Iterable[Any], on_error: str) -> Any:
+    """Give the answers of `cat` the shape that fsspec specifies."""
+    results = dict(zip(paths, found, strict=True))
+    errors = [answer for answer in results.values() if isinstance(answer, Exception)]
+    if errors and on_error == "raise":
+        raise errors[0]
+    if on_error == "omit":
+        results = {key: value for key, value in results.items() if not isinstance(value, Exception)}
+    if len(paths) == 1 and isinstance(path, str) and "*" not in path and results:
+        return next(iter(results.values()))
+    return results

@@ -1,0 +1,100 @@
+"""`Read`: a submitted read, as the caller holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.core.request import State
+from headrace.errors import ReadCancelledError
+
+if TYPE_CHECKING:
+    from headrace.batch import RangeBatch
+    from headrace.core.plan import Plan
+    from headrace.drivers.job import Job
+    from headrace.ranges import Ranges
+    from headrace.reader import Reader
+    from headrace.types import Int64Array, UInt8Array
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """The ranges of a read that are on one device."""
+
+    job: Job
+    plan: Plan
+    ranges: Int64Array | None
+    """Which of the caller's ranges, or None for all of them."""
+
+
+class Read:
+    """A submitted read: its result is asked for with `result`, once it is wanted.
+
+    Dropping it without asking abandons the read and releases what it reserved.
+    """
+
+    def __init__(self, reader: Reader | None, ranges: Ranges, parts: list[Part], buffer: UInt8Array) -> None:
+        self._reader = reader
+        self._ranges = ranges
+        self._parts = parts
+        self._buffer = buffer
+        self._batch: RangeBatch | None = None
+        self._is_cancelled = False
+
+    @classmethod
+    def finished(cls, ranges: Ranges, batch: RangeBatch) -> Read:
+        """Return a read that is done already."""
+        read = cls(None, ranges, [], np.empty(0, np.uint8))
+        read._batch = batch
+        return read
+
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        return all(part.job.request.is_over for part in self._parts)
+
+    def cancel(self) -> bool:
+        """Give the read up; False where it is done already."""
+        if self.done():
+            return False
+        self._is_cancelled = True
+        for part in self._parts:
+            part.job.cancel(ReadCancelledError("the read was cancelled"))
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether `cancel` ended it."""
+        return self._is_cancelled
+
+    def result(self, timeout: float | None = None) -> RangeBatch:
+        """Wait for the bytes and take them.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits as long as it takes.
+
+        Raises
+        ------
+        ReadTimeoutError
+            Not finished in time; the read goes on, and `result` may be called again.
+        ReadCancelledError
+            It was cancelled.
+        """
+        if self._batch is None:
+            assert self._reader is not None  # noqa: S101
+            for part in self._parts:
+                self._reader.channel.driver.wait(part.job, timeout)
+            self._batch = self._reader.collect(self._ranges, self._parts, self._buffer)
+        return self._batch
+
+    def __del__(self) -> None:
+        if self._batch is None:
+            for part in self._parts:
+                if part.job.request.state is not State.RETIRED:
+                    part.job.engine.drop(part.job.scheduler, part.job.request)
+
+    def __repr__(self) -> str:
+        state = "done" if self.done() else "pending"
+        return f"<headrace.Read of {len(self._ranges)} ranges, {state}>"

@@ -1,0 +1,256 @@
+"""Reads of many ranges: from paths and ranges to a `RangeBatch`, through plan, scheduler, driver and back.
+
+The steps of one read:
+
+1. *Open* each file once; a file that cannot be opened fails its own ranges and no others.
+2. *Plan* (`core.plan`): coalesce, split, lay out one result buffer. One request for each device.
+3. *Drive*: the channel's driver performs what the scheduler admits.
+4. *Settle*: map ops back to ranges. A range whose answer only the wrapped filesystem knows (it starts past
+   the end, or an op it shared with others failed) is asked again on its own, so that every mode gives
+   the same bytes and the same exceptions (I8, I10).
+5. *Hand over*: the reservation is released as the caller takes the bytes (I2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.batch import RangeBatch
+from headrace.core.plan import Plan, plan_one, plan_ranges, settle
+from headrace.core.request import State
+from headrace.jobs import Urgency, check_outcome, hand_over, result_buffer
+from headrace.lifecycle import check_not_exiting
+from headrace.ranges import checked_out
+from headrace.read import Part, Read
+from headrace.single import SingleReader, advise_scattered
+from headrace.types import Int64Array, Ops, UInt8Array
+
+if TYPE_CHECKING:
+    from headrace.core.plan import Settled
+    from headrace.ranges import Ranges
+
+FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors about the file: asking again for a part of it is useless."""
+
+
+class Reader(SingleReader):
+    """Reads through one channel."""
+
+    # -- whole reads
+
+    def read(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None) -> RangeBatch:
+        """Read and return when all is there."""
+        check_not_exiting()
+        parts, buffer = self._prepare(ranges, urgency, out)
+        timeout_s = self.channel.settings.timeout_s
+        try:
+            if len(parts) == 1:
+                self.run(parts[0].job, timeout_s)
+            else:
+                for part in parts:
+                    self.channel.driver.launch(part.job)
+                for part in parts:
+                    self.channel.driver.wait(part.job, timeout_s)
+            return self.collect(ranges, parts, buffer)
+        finally:
+            for part in parts:
+                if part.job.request.state is not State.RETIRED:
+                    part.job.cancel()
+
+    async def read_async(self, ranges: Ranges, urgency: Urgency) -> RangeBatch:
+        """Read without blocking the caller's event loop, which need not be ours."""
+        check_not_exiting()
+        parts, buffer = self._prepare(ranges, urgency, None)
+        read = Read(self, ranges, parts, buffer)
+        loop = asyncio.get_running_loop()
+        for part in parts:
+            over = loop.create_future()
+            part.job.callbacks.append(partial(_resolve, loop, over))
+            part.job.request.is_awaited = True
+            self.channel.driver.launch(part.job)
+            self._keep_now()
+            try:
+                await over
+            finally:
+                if not part.job.request.is_over:
+                    part.job.cancel()
+        # Only what must be asked again may still wait, and that is rare: not on this loop's thread.
+        return await asyncio.to_thread(read.result)
+
+    def _keep_now(self) -> None:
+        """Have the keeper drive at once: an async caller does not poll."""
+        keep = getattr(self.channel.driver, "keep", None)
+        if keep is not None:
+            keep(0)
+
+    def submit(self, ranges: Ranges, urgency: Urgency) -> Read:
+        """Start a read whose result is taken later."""
+        check_not_exiting()
+        parts, buffer = self._prepare(ranges, urgency, None)
+        read = Read(self, ranges, parts, buffer)
+        for part in parts:
+            self.channel.driver.launch(part.job)
+        return read
+
+    # -- opening and planning
+
+    def _prepare(
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None
+    ) -> tuple[list[Part], UInt8Array]:
+        sources = self._open(ranges)
+        groups = self._by_device(ranges)
+        plans = [self._plan(ranges, chosen) for chosen in groups.values()]
+        total = sum(plan.buffer_bytes for plan in plans)
+        buffer = result_buffer(total) if out is None else checked_out(out, total)
+        parts, base = [], 0
+        group = object() if len(plans) > 1 else None
+        for (path, chosen), plan in zip(groups.items(), plans, strict=True):
+            ops = Ops.of(
+                sources,
+                (plan.op_file, plan.op_start, plan.op_length, plan.op_dest + base),
+                buffer,
+            )
+            job = self.job(ops, path, plan.buffer_bytes, urgency, group=group)
+            parts.append(Part(job, plan, chosen))
+            base += plan.buffer_bytes
+        return parts, buffer
+
+    def _open(self, ranges: Ranges) -> list[Any]:
+        """Open each file; one that cannot be opened fails its own ranges."""
+        sources: list[Any] = []
+        failed: dict[int, Exception] = {}
+        for number, path in enumerate(ranges.paths):
+            try:
+                source = self.channel.backend.open(path)
+                advise_scattered(source)
+            except Exception as error:  # noqa: BLE001
+                failed[number], source = error, None
+            sources.append(source)
+        if failed:
+            for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
+                ranges.errors[row] = failed[int(ranges.file[row])]
+        return sources
+
+    def _by_device(self, ranges: Ranges) -> dict[str, Int64Array | None]:
+        """Group the ranges which can be read by device; the key is a path on it."""
+        readable: Int64Array | None = None
+        if ranges.errors:
+            readable = np.setdiff1d(np.arange(len(ranges)), list(ranges.errors))
+            if not len(readable):
+                return {}
+        devices = [self.channel.backend.device(path) for path in ranges.paths]
+        if len(set(devices)) <= 1:
+            return {ranges.paths[0]: readable} if ranges.paths else {}
+        number = {device: k for k, device in enumerate(dict.fromkeys(devices))}
+        of_file = np.array([number[device] for device in devices])
+        rows = np.arange(len(ranges)) if readable is None else readable
+        found: dict[str, Int64Array | None] = {}
+        for device, k in number.items():
+            chosen = rows[of_file[ranges.file[rows]] == k]
+            if len(chosen):
+                found[ranges.paths[devices.index(device)]] = chosen
+        return found
+
+    def _plan(self, ranges: Ranges, chosen: Int64Array | None) -> Plan:
+        columns = (ranges.file, ranges.starts, ranges.ends)
+        if chosen is not None:
+            columns = (ranges.file[chosen], ranges.starts[chosen], ranges.ends[chosen])
+        channel = self.channel
+        if len(columns[0]) == 1:
+            file, start, end = (int(column[0]) for column in columns)
+            return plan_one(file, start, end - start, channel.max_op_bytes)
+        return plan_ranges(
+            *columns,
+            max_gap_bytes=channel.max_gap_bytes if ranges.max_gap is None else ranges.max_gap,
+            max_op_bytes=channel.max_op_bytes,
+        )
+
+    # -- after the ops
+
+    def collect(self, ranges: Ranges, parts: list[Part], buffer: UInt8Array) -> RangeBatch:
+        """Map ops to ranges and hand the bytes over."""
+        dest = np.zeros(len(ranges), np.int64)
+        length = np.zeros(len(ranges), np.int64)
+        errors: dict[int, Exception] = dict(ranges.errors)
+        again: list[int] = []
+        base = 0
+        for part in parts:
+            check_outcome(part.job)
+            settled = _settle(part)
+            rows = part.ranges if part.ranges is not None else slice(None)
+            dest[rows], length[rows] = part.plan.range_dest + base, settled.length
+            again += _note_failures(part, settled, errors)
+            hand_over(part.job, part.plan, int(settled.length.sum()))
+            base += part.plan.buffer_bytes
+        if again:
+            buffer = self._ask_again(ranges, sorted(again), (buffer, dest, length), errors)
+        return RangeBatch(pa.py_buffer(buffer), dest, length, errors)
+
+    def _ask_again(
+        self,
+        ranges: Ranges,
+        again: list[int],
+        placed: tuple[UInt8Array, Int64Array, Int64Array],
+        errors: dict[int, Exception],
+    ) -> UInt8Array:
+        """Read some ranges each on its own, as one unsplit op; returns the longer buffer."""
+        buffer, dest, length = placed
+        rows = np.array(again, np.int64)
+        sizes = ranges.ends[rows] - ranges.starts[rows]
+        more = result_buffer(int(sizes.sum()))
+        at = np.concatenate(([0], np.cumsum(sizes)))
+        sources = [self.channel.backend.open(path) for path in ranges.paths]
+        ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at[:-1]), more)
+        job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(more), Urgency())
+        self.run(job, self.channel.settings.timeout_s)
+        for op, row in enumerate(again):
+            dest[row], length[row] = len(buffer) + int(at[op]), int(ops.got[op])
+            if op in ops.errors:
+                errors[row] = _as_exception(ops.errors[op])
+        hand_over(job, None, int(ops.got.sum()))
+        return np.concatenate((buffer, more))
+
+
+def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> None:
+    """Resolve a future of the caller's loop, from whatever thread ended the request."""
+
+    def resolve() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(resolve)
+
+
+def _settle(part: Part) -> Settled:
+    ops = part.job.ops
+    failed = np.zeros(len(ops), np.bool_)
+    final = np.zeros(len(ops), np.bool_)
+    if ops.errors:
+        rows = np.array(sorted(ops.errors))
+        failed[rows] = True
+        final[rows] = [isinstance(ops.errors[row], FINAL_ERRORS) for row in rows.tolist()]
+    return settle(part.plan, ops.got, failed, final)
+
+
+def _note_failures(part: Part, settled: Settled, errors: dict[int, Exception]) -> list[int]:
+    """Note each failed range's own error; returns the ranges to be asked again."""
+    rows = np.flatnonzero((settled.failed_op >= 0) | settled.unsettled)
+    again = []
+    for row in rows.tolist():
+        caller = row if part.ranges is None else int(part.ranges[row])
+        if settled.unsettled[row]:
+            again.append(caller)
+        else:
+            errors[caller] = _as_exception(part.job.ops.errors[int(settled.failed_op[row])])
+    return again
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))

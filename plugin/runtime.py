@@ -1,0 +1,264 @@
+"""What exists once in a process: engines, the loop thread, worker threads, and their end.
+
+* An `Engine` (a hub with its budget and limits) for each pair of process-wide limits in use. Ordinarily
+  that is one: the limits come from the environment. A filesystem constructed with limits of its own gets an
+  engine of its own.
+* A `Channel` for each wrapped filesystem, mode and engine: its backend and the driver that drives it.
+  Filesystem instances of one target share it, so chaining and pickling make no second scheduler.
+
+After a fork the child starts afresh (`_forget`): threads, loops and locks of the parent do not exist there.
+The runtime is never pickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headrace.backends import registry
+from headrace.backends.abc import AsyncBackend, Backend, InlineBackend, ThreadedBackend
+from headrace.core.window import Window
+from headrace.drivers.asynchronous import AsyncDriver, LiteAsyncDriver
+from headrace.drivers.engine import Engine
+from headrace.drivers.inline import LiteDriver, LoopDriver
+from headrace.drivers.loop import Dispatcher, LoopThread
+from headrace.drivers.threaded import ThreadedDriver
+from headrace.drivers.workers import Workers
+from headrace.errors import BackendError, SchedulerClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from headrace.core.hub import TraceSink
+    from headrace.core.scheduler import Scheduler
+    from headrace.settings import Settings
+
+Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver
+
+CLOSE_S = 1.0
+"""The longest a session may take to close."""
+
+QUICK_BYTES = 64 << 10
+"""Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""
+
+DISK_WORKERS = 8
+"""Threads that wait for the disk on behalf of the loop thread."""
+
+_log = logging.getLogger("headrace")
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Channel:
+    """The way from one wrapped filesystem to its storage."""
+
+    backend: Backend
+    driver: Driver
+    engine: Engine
+    mode: str
+    settings: Settings
+    is_closed: bool = False
+    quick_bytes: int = 0
+    """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
+
+    @property
+    def max_gap_bytes(self) -> int:
+        """Ranges closer than this are read as one op."""
+        chosen = self.settings.max_gap_bytes
+        return self.backend.defaults.max_gap_bytes if chosen is None else chosen
+
+    @property
+    def max_op_bytes(self) -> int:
+        """Longer reads are split into ops of this size."""
+        return self.settings.max_op_bytes or self.backend.defaults.max_op_bytes
+
+    def scheduler(self, path: str) -> Scheduler:
+        """Return the scheduler of the device or store that `path` is on."""
+        device = self.backend.device(path)
+        found = self.engine.hub.schedulers.get(device)
+        if found is not None:
+            return found
+        with self.engine as hub:
+            parallelism = self.settings.io_parallelism or self.backend.defaults.io_parallelism
+            return hub.scheduler(
+                device,
+                window=self._window(),
+                max_in_flight_ops=parallelism,
+                max_grant_ops=1 << 30 if isinstance(self.backend, InlineBackend) else 1,
+            )
+
+    def _window(self) -> Window | None:
+        first_guess = self.backend.defaults.window_bytes
+        if not first_guess:
+            return None
+        return Window(initial=first_guess, least=self.max_op_bytes, most=1 << 30)
+
+
+class Runtime:
+    """Everything of headrace that a process has once."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._lock = threading.RLock()
+        self._engines: dict[tuple[int, int], Engine] = {}
+        self._channels: weakref.WeakValueDictionary[tuple[Any, ...], Channel] = weakref.WeakValueDictionary()
+        self._loop_thread: LoopThread | None = None
+        self._dispatcher = Dispatcher()
+        self._disk_workers = Workers(DISK_WORKERS, "headrace-disk")
+        self._trace: TraceSink | None = None
+        self.closed_with: BaseException | None = None
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines in use."""
+        return list(self._engines.values())
+
+    @property
+    def trace(self) -> TraceSink | None:
+        """Where every engine's events go."""
+        return self._trace
+
+    @trace.setter
+    def trace(self, sink: TraceSink | None) -> None:
+        with self._lock:
+            self._trace = sink
+            for engine in self.engines:
+                engine.hub.trace = sink
+
+    def engine(self, settings: Settings) -> Engine:
+        """Return the engine with these process-wide limits."""
+        limit = 1 if settings.serialize else settings.process_io_limit
+        key = (settings.buffer_bytes, limit)
+        with self._lock:
+            if key not in self._engines:
+                self._engines[key] = Engine(buffer_bytes=key[0], process_io_limit=limit)
+                self._engines[key].hub.trace = self._trace
+            return self._engines[key]
+
+    def channel(self, target: Any, settings: Settings) -> Channel:
+        """Return the way to read `target` under `settings`, made the first time.
+
+        Raises
+        ------
+        BackendError
+            No backend serves it, or the settings ask for one which is not there.
+        """
+        key = (id(target), settings)
+        with self._lock:
+            found = self._channels.get(key)
+            if found is None:
+                found = self._channels[key] = self._make(target, settings)
+                # Not at exit: `close` does it then, in its order.
+                weakref.finalize(found, _dispose, found.backend, found.driver).atexit = False
+            return found
+
+    def _make(self, target: Any, settings: Settings) -> Channel:
+        _check_available(settings)
+        backend = registry.backend_for(target)
+        mode = backend.defaults.mode if settings.scheduler == "auto" else settings.scheduler
+        driver = self._driver(backend, mode, settings)
+        is_quick = isinstance(driver, LiteDriver | LoopDriver)
+        quick_bytes = min(QUICK_BYTES, settings.max_op_bytes or QUICK_BYTES) if is_quick else 0
+        return Channel(backend, driver, self.engine(settings), mode, settings, quick_bytes=quick_bytes)
+
+    def _driver(self, backend: Backend, mode: str, settings: Settings) -> Driver:
+        if isinstance(backend, InlineBackend):
+            looped = LoopDriver(self._dispatcher, self._disk_workers)
+            return LiteDriver(looped) if mode == "lite" else looped
+        if isinstance(backend, ThreadedBackend):
+            most = settings.io_parallelism or backend.defaults.io_parallelism
+            return ThreadedDriver(Workers(most, "headrace-read"))
+        if isinstance(backend, AsyncBackend):
+            if mode == "lite" and backend.foreign_loop is None:
+                return LiteAsyncDriver(backend, LoopThread("headrace-keeper"))
+            return AsyncDriver(backend, self.loop_thread())
+        msg = f"backend {type(backend).__name__} is of none of the three kinds"
+        raise BackendError(msg)
+
+    def loop_thread(self) -> LoopThread:
+        """Return the process's loop thread; it starts when it is first called."""
+        with self._lock:
+            if self._loop_thread is None:
+                self._loop_thread = LoopThread()
+            return self._loop_thread
+
+    def close(self, error: BaseException) -> None:
+        """Fail what is pending, close sessions and stop the loops."""
+        self.closed_with = error
+        for engine in self.engines:
+            with engine as hub:
+                hub.close(error)
+        for channel in list(self._channels.values()):
+            channel.is_closed = True
+            _dispose(channel.backend, channel.driver)
+        self._dispatcher.close()
+        if self._loop_thread is not None:
+            self._loop_thread.close()
+
+    def check_open(self) -> None:
+        """Raise where the runtime was closed."""
+        if self.closed_with is not None:
+            raise SchedulerClosedError(str(self.closed_with)) from None
+
+
+def _check_available(settings: Settings) -> None:
+    if settings.local_backend == "uring":
+        msg = "local_backend='uring': no io_uring backend is installed; use 'auto' or 'pread'"
+        raise BackendError(msg)
+    if settings.cloud_engine == "obstore":
+        msg = "cloud_engine='obstore': no obstore engine is installed; use 'auto' or 'fsspec'"
+        raise BackendError(msg)
+
+
+def _dispose(backend: Backend, driver: Driver) -> None:
+    """Close what an async backend opened on a loop of ours, and the loop if it is its own."""
+    if not isinstance(backend, AsyncBackend) or not isinstance(driver, AsyncDriver):
+        return
+    if backend.foreign_loop is not None or driver.loop.is_closed():
+        return
+    try:
+        _run(backend.aclose(), driver.loop)
+    except Exception as error:  # noqa: BLE001
+        _log.debug("a session was not closed: %r", error)
+    if isinstance(driver, LiteAsyncDriver):
+        driver.thread.close()
+
+
+def _run(closing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+    """Run `closing` on `loop`, by its own thread if that runs; a second at the most."""
+    limited = asyncio.wait_for(closing, CLOSE_S)
+    if loop.is_running():
+        asyncio.run_coroutine_threadsafe(limited, loop).result(CLOSE_S)
+    else:
+        loop.run_until_complete(limited)
+
+
+_current: Runtime | None = None
+_guard = threading.Lock()
+
+
+def runtime() -> Runtime:
+    """Return this process's runtime."""
+    global _current  # noqa: PLW0603
+    found = _current
+    if found is None:
+        with _guard:
+            if _current is None:
+                _current = Runtime()
+            found = _current
+    return found
+
+
+def forget() -> None:
+    """Start afresh: in a forked child, where the parent's threads and locks do not exist."""
+    global _current, _guard  # noqa: PLW0603
+    _current = None
+    _guard = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,496 @@
+"""The settings of headrace: where they come from, what they may be, which one wins.
+
+Owns the frozen `Settings` record, the table `SPECS` of everything that can be set, and the
+process's snapshot of its surroundings.  Resolution, for every setting on its own:
+
+1. ``HEADRACE_SCHEDULER=off`` in the environment: the production kill switch beats everything.
+2. A constructor option of `HeadraceFileSystem`.
+3. The environment variable ``HEADRACE_<NAME>``.
+4. ``dask.config`` at ``headrace.<name>`` (YAML files, ``DASK_HEADRACE__<NAME>``, ``set``).
+5. The default.
+
+Every value found is validated, also one that loses: a malformed variable is an error on the first
+read, not on the day the argument above it is removed.  None and the empty string mean "not set".
+
+Nothing is read at import.  The environment is read where the data is read, at first use, and kept
+until `reload_settings`; a forked child reads its own.  Importing ``dask.config`` costs some 60 ms
+beside fsspec, once a process; it is paid even where nobody imported Dask, since otherwise
+``DASK_HEADRACE__SCHEDULER=lite`` or a YAML file would count in some processes and not in others.
+
+Threading: any thread may call anything.  One lock guards the snapshot, never held while reading.
+This module only validates: whether a backend exists is for the registry to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+import operator
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, cast, get_args
+
+from headrace.errors import HeadraceError
+
+SchedulerMode = Literal["auto", "lite", "standard", "off"]
+LocalBackendName = Literal["auto", "pread", "uring"]
+CloudEngine = Literal["auto", "fsspec", "obstore"]
+PrefetchMode = Literal["auto", "off"]
+
+_PREFIX: Final = "HEADRACE_"
+_TEST_PREFIX: Final = "HEADRACE_TEST_"  # the test suite's own, never settings
+_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_TRUTH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
+    ("0", "false", "no", "off"), False
+)
+_MAX_INT64: Final = 2**63 - 1
+# IORING_MAX_ENTRIES of io_uring/io_uring.c; io_uring_setup(2) answers EINVAL above it.
+_MAX_RING_ENTRIES: Final = 32_768
+# What Kubernetes injects for a Service named "headrace" ("Discovering services" in its manual).
+_KUBERNETES: Final = re.compile(r"PORT|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)\w*")
+
+
+class SettingsError(HeadraceError, ValueError):
+    """A known setting has a value that is not allowed; the message names all three."""
+
+
+class HeadraceWarning(UserWarning):
+    """Something about the surroundings of headrace is probably not what was meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, validated; hashable and picklable.
+
+    Where None is allowed it leaves the choice to the backend or engine that is used.
+    """
+
+    scheduler: SchedulerMode = "auto"
+    """Who drives the I/O."""
+    serialize: bool = False
+    """One op at a time in priority order, in any mode: for debugging."""
+    local_backend: LocalBackendName = "auto"
+    cloud_engine: CloudEngine = "auto"
+    io_parallelism: int | None = None
+    """Ops in flight per scheduler, at least 1."""
+    process_io_limit: int = 0
+    """Ops in flight over the whole process; 0: no limit."""
+    buffer_bytes: int = 512 * 2**20
+    """The byte budget of the process; 0: no limit."""
+    max_gap_bytes: int | None = None
+    """The widest gap that is read through when ranges coalesce."""
+    max_op_bytes: int | None = None
+    """The largest op; longer reads are split."""
+    prefetch: PrefetchMode = "auto"
+    uring_queue_depth: int | None = None
+    uring_direct: bool = False
+    """Read around the page cache (``O_DIRECT``)."""
+    retries: int | None = None
+    """Attempts after the first one."""
+    timeout_s: float | None = None
+    """Seconds that a caller waits for a read; None: as long as it takes."""
+    log: str | None = None
+    """Level of the logger "headrace"; None: left to the application."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSpec:
+    """How one setting is named and parsed.
+
+    `parse` maps a raw value to the field's value, and raises ValueError, TypeError, OverflowError
+    or KeyError; `allowed` completes the sentence "allowed: ...".
+    """
+
+    name: str
+    parse: Callable[[object], object]
+    allowed: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, such as ``HEADRACE_BUFFER_BYTES``."""
+        return _PREFIX + self.name.upper()
+
+    @property
+    def dask_key(self) -> str:
+        """The key in ``dask.config``, such as ``headrace.buffer-bytes``."""
+        return "headrace." + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting in force, and where it came from.
+
+    `source` is "constructor", "environment HEADRACE_X", "dask.config headrace.x" or "default".
+    """
+
+    name: str
+    value: object
+    source: str
+
+
+def _choice(names: tuple[str, ...]) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        # YAML 1.1 reads a bare `off` as the truth value false, so `scheduler: off` arrives as it.
+        text = "off" if value is False else value
+        if not isinstance(text, str) or text.strip().lower() not in names:
+            raise ValueError(value)
+        return text.strip().lower()
+
+    return parse
+
+
+def _flag(value: object) -> bool:
+    return _TRUTH[str(value).strip().lower()]
+
+
+def _number(value: object) -> int:
+    """Return `value` as an integer; 1e6, which Dask parses to a float, is one and 1.5 is not."""
+    if isinstance(value, bool):
+        raise TypeError(value)
+    if isinstance(value, str):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return operator.index(cast("SupportsIndex", value))
+
+
+def _count(minimum: int, maximum: int = 2**31 - 1) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        number = _number(value)
+        if not minimum <= number <= maximum:
+            raise ValueError(number)
+        return number
+
+    return parse
+
+
+def _size(minimum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        number = _size_of_text(value) if isinstance(value, str) else _number(value)
+        if not minimum <= number <= _MAX_INT64:
+            raise ValueError(number)
+        return number
+
+    return parse
+
+
+def _size_of_text(text: str) -> int:
+    # Dask reads a bare unit as one of it ("MB" is 1,000,000): here that is a forgotten number.
+    if not any(char.isdigit() for char in text):
+        raise ValueError(text)
+    if text.strip().isdecimal():
+        return int(text)
+    number = int(importlib.import_module("dask.utils").parse_bytes(text))
+    # "0.1 B" must not round down to 0, which means "no limit".
+    if number == 0 and any(char in "123456789" for char in text):
+        raise ValueError(text)
+    return number
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    seconds = float(cast("SupportsFloat | str", value))
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(seconds)
+    return seconds
+
+
+def _level(value: object) -> str:
+    name = str(value).strip().upper()
+    if name not in _LEVELS:
+        raise ValueError(value)
+    return name
+
+
+def _one_of(name: str, kind: object) -> SettingSpec:
+    names = get_args(kind)
+    return SettingSpec(name, _choice(names), ", ".join(names))
+
+
+_FLAG: Final = "0 or 1 (also false/true, no/yes, off/on)"
+_SIZE: Final = "a size in bytes such as 67108864, 64MiB or 1e6"
+
+SPECS: Final[tuple[SettingSpec, ...]] = (
+    _one_of("scheduler", SchedulerMode),
+    SettingSpec("serialize", _flag, _FLAG),
+    _one_of("local_backend", LocalBackendName),
+    _one_of("cloud_engine", CloudEngine),
+    SettingSpec("io_parallelism", _count(1), "a whole number, at least 1"),
+    SettingSpec("process_io_limit", _count(0), "a whole number; 0 is no limit"),
+    SettingSpec("buffer_bytes", _size(0), f"{_SIZE}; 0 is no limit"),
+    SettingSpec("max_gap_bytes", _size(0), f"{_SIZE}, at least 0"),
+    SettingSpec("max_op_bytes", _size(1), f"{_SIZE}, at least 1"),
+    _one_of("prefetch", PrefetchMode),
+    SettingSpec("uring_queue_depth", _count(1, _MAX_RING_ENTRIES), "a whole number, 1 to 32768"),
+    SettingSpec("uring_direct", _flag, _FLAG),
+    SettingSpec("retries", _count(0), "a whole number, at least 0"),
+    SettingSpec("timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
+    SettingSpec("log", _level, ", ".join(_LEVELS)),
+)
+
+OPTION_NAMES: Final[frozenset[str]] = frozenset(spec.name for spec in SPECS)
+"""Constructor options that are headrace's own; all others belong to the wrapped filesystem."""
+
+_DEFAULTS: Final = {field.name: field.default for field in dataclasses.fields(Settings)}
+
+
+def load_settings(
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    dask_config: Mapping[Any, Any] | None = None,
+) -> Settings:
+    """Resolve all settings now.
+
+    Parameters
+    ----------
+    options : mapping, optional
+        Constructor options, names from `OPTION_NAMES` only.
+    environ : mapping, optional
+        Instead of ``os.environ``.
+    dask_config : mapping, optional
+        Instead of Dask's global configuration: a nested mapping with an entry "headrace".
+
+    Returns
+    -------
+    Settings
+        The settings in force.
+
+    Raises
+    ------
+    SettingsError
+        For a value that is not allowed, or an unknown constructor option.
+
+    Warns
+    -----
+    HeadraceWarning
+        Once per name and process, for an unknown ``HEADRACE_*`` or ``headrace.*`` name.
+    """
+    environ, section = _surroundings(environ, dask_config)
+    for name, text in unknown_names(environ, section).items():
+        _warn_once(name, text)
+    rows = _resolve(options or {}, environ, section)
+    return Settings(**{row.name: cast("Any", row.value) for row in rows})
+
+
+def explain_settings(
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    dask_config: Mapping[Any, Any] | None = None,
+) -> tuple[SettingRow, ...]:
+    """Resolve as `load_settings` does, without a warning, and say where each value came from.
+
+    Parameters and errors are those of `load_settings`; the rows are in the order of `SPECS`.
+    """
+    return _resolve(options or {}, *_surroundings(environ, dask_config))
+
+
+def unknown_names(
+    environ: Mapping[str, str] | None = None, section: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Find names that look like ours and are not.
+
+    `section` is what ``dask.config`` holds under ``headrace``.  Returns each unknown name with one
+    sentence about it, which tells the nearest known name.
+    """
+    environ = os.environ if environ is None else environ
+    known = {spec.variable for spec in SPECS}
+    found = {
+        name: _about_variable(name)
+        for name in sorted(environ)
+        if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known
+    }
+    for key in sorted(set(section or {}) - OPTION_NAMES):
+        name = f"headrace.{key}"
+        found[name] = (
+            f"{name} in dask.config is no setting of headrace and is ignored; "
+            f"the nearest known name is headrace.{_nearest(key)}"
+        )
+    return found
+
+
+def _about_variable(name: str) -> str:
+    stem = name.removeprefix(_PREFIX)
+    text = (
+        f"{name} is no setting of headrace and is ignored; "
+        f"the nearest known name is {_PREFIX}{_nearest(stem).upper()}"
+    )
+    if _KUBERNETES.fullmatch(stem):
+        text += " (Kubernetes sets such names beside a Service called headrace: then all is well)"
+    return text
+
+
+def _nearest(name: str) -> str:
+    """Return the known option most like `name`; without the prefix, which makes all alike."""
+    return difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=0.0)[0]
+
+
+_warned: dict[str, object] = {}
+
+
+def _warn_once(name: str, text: str) -> None:
+    ticket = object()
+    # One atomic step, so of two threads one warns; done before, as a filter may raise the warning.
+    if _warned.setdefault(name, ticket) is ticket:
+        warnings.warn(text, HeadraceWarning, stacklevel=3)
+
+
+def _surroundings(
+    environ: Mapping[str, str] | None, dask_config: Mapping[Any, Any] | None
+) -> tuple[Mapping[str, str], dict[str, object]]:
+    config = _dask_config() if dask_config is None else dask_config
+    return (os.environ if environ is None else environ), _dask_section(config)
+
+
+def _dask_config() -> Mapping[Any, Any]:
+    """Return Dask's global configuration; empty where Dask or its configuration is broken.
+
+    A malformed YAML file makes the import fail: no reason for those who do not use Dask to lose
+    their reads, so it is a warning.
+    """
+    try:
+        return cast("Mapping[Any, Any]", importlib.import_module("dask.config").config)
+    except ModuleNotFoundError:
+        return {}
+    except Exception as error:  # noqa: BLE001
+        text = f"dask.config cannot be read, so headrace.* in it is ignored: {error}"
+        _warn_once("dask.config", text)
+        return {}
+
+
+def _dask_section(config: Mapping[Any, Any]) -> dict[str, object]:
+    section = config.get("headrace")
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise SettingsError(
+            f"dask.config headrace={section!r} is not allowed; allowed: a mapping of settings "
+            "(as variables: DASK_HEADRACE__SCHEDULER=lite, with two underscores)"
+        )
+    # dict() first: one step under the GIL, while another thread may be in dask.config.set.
+    return {str(key).lower().replace("-", "_"): value for key, value in dict(section).items()}
+
+
+def _resolve(
+    options: Mapping[str, Any], environ: Mapping[str, str], section: Mapping[str, object]
+) -> tuple[SettingRow, ...]:
+    for name in sorted(set(options) - OPTION_NAMES):
+        raise SettingsError(f"unknown option {name!r}; the nearest known name is {_nearest(name)}")
+    return tuple(_resolve_one(spec, options, environ, section) for spec in SPECS)
+
+
+def _resolve_one(
+    spec: SettingSpec,
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    section: Mapping[str, object],
+) -> SettingRow:
+    candidates = (
+        _read(spec, options.get(spec.name), "constructor", f"option {spec.name}"),
+        _read(spec, environ.get(spec.variable), f"environment {spec.variable}", spec.variable),
+        _read(spec, section.get(spec.name), *(2 * (f"dask.config {spec.dask_key}",))),
+    )
+    constructor, environment, dask = candidates
+    if spec.name == "scheduler" and environment is not None and environment.value == "off":
+        return environment  # the kill switch
+    default = SettingRow(spec.name, _DEFAULTS[spec.name], "default")
+    return constructor or environment or dask or default
+
+
+def _read(spec: SettingSpec, raw: object, source: str, where: str) -> SettingRow | None:
+    if raw is None or (isinstance(raw, str) and not raw.strip()):
+        return None
+    try:
+        return SettingRow(spec.name, spec.parse(raw), source)
+    except (ValueError, TypeError, OverflowError, KeyError) as error:
+        raise SettingsError(f"{where}={raw!r} is not allowed; allowed: {spec.allowed}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What this process saw around it when it first looked."""
+
+    environ: dict[str, str]
+    dask_config: dict[str, object]
+    settings: Settings
+
+    @classmethod
+    def take(cls) -> _Snapshot:
+        environ = {name: value for name, value in os.environ.items() if name.startswith(_PREFIX)}
+        config: dict[str, object] = {"headrace": _dask_section(_dask_config())}
+        return cls(environ, config, load_settings(None, environ, config))
+
+
+class _Process:
+    """The snapshot of this process; `generation` tells a slow first look that it is outdated."""
+
+    __slots__ = ("generation", "lock", "snapshot")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        # A new lock: in a forked child the old one may be held by a thread that is not there.
+        # Reentrant, as a finaliser or a signal handler may look inside the locked lines.
+        self.lock = threading.RLock()
+        self.generation = 0
+        self.snapshot: _Snapshot | None = None
+
+    def look(self) -> _Snapshot:
+        kept, generation = self.snapshot, self.generation
+        if kept is not None:
+            return kept
+        snapshot = _Snapshot.take()
+        with self.lock:
+            if generation == self.generation:
+                self.snapshot = self.snapshot or snapshot  # another thread may have been first
+                return self.snapshot
+        return snapshot
+
+    def look_again(self) -> _Snapshot:
+        with self.lock:
+            self.generation += 1
+            generation = self.generation
+        snapshot = _Snapshot.take()
+        with self.lock:
+            if generation == self.generation:
+                self.snapshot = snapshot
+        return snapshot
+
+
+_process: Final = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.forget)
+
+
+def current_settings(options: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings by what this process saw around it at first use.
+
+    Parameters
+    ----------
+    options : mapping, optional
+        Constructor options to put over them, names from `OPTION_NAMES` only.
+
+    Raises
+    ------
+    SettingsError
+        As `load_settings` does; a failed first look is not kept.
+    """
+    snapshot = _process.look()
+    if not options:
+        return snapshot.settings
+    return load_settings(options, snapshot.environ, snapshot.dask_config)
+
+
+def reload_settings() -> Settings:
+    """Look at the environment and ``dask.config`` anew, for this process, from now on.
+
+    Raises as `load_settings` does; then the old settings stay in force.
+    """
+    return _process.look_again().settings

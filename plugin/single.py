@@ -1,0 +1,330 @@
+"""Reads of one range: of an open file, or by path with whatever bounds the filesystem understands.
+
+A small one that the page cache holds is answered without a request (`SingleReader.read_now`): lite scheduling
+at its shortest. Everything else is a job like any other.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from headrace.backends.abc import AsyncBackend, InlineBackend, PathSource
+from headrace.core.request import Request, State
+from headrace.drivers.inline import LoopDriver, abandon
+from headrace.drivers.job import Job
+from headrace.jobs import JobMaker, Urgency, check_outcome, hand_over, result_buffer, writable_bytes
+from headrace.lifecycle import check_not_exiting
+from headrace.ranges import answer_or_error, is_plain, resolve_bounds
+from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.core.scheduler import Scheduler
+    from headrace.ranges import Ranges
+    from headrace.runtime import Channel
+
+FEW = 16
+"""Up to so many ranges are tried one by one in the page cache before they are planned."""
+
+LARGE_BYTES = 256 << 10
+"""From here on, copying a range out of a common buffer costs more than a job of its own."""
+
+ADVICE_RANDOM = 1
+"""posix_fadvise(2)."""
+
+LOCAL_BLOCK_BYTES = 128 << 10
+REMOTE_BLOCK_BYTES = 1 << 20
+"""Read-ahead of small sequential reads."""
+
+
+T = TypeVar("T")
+
+
+class SingleReader(JobMaker):
+    """Reads one range at a time."""
+
+    # -- one range of an open file
+
+    def read_bytes(self, source: Any, path: str, start: int, length: int, urgency: Urgency) -> bytes:
+        """Return up to `length` bytes of an open source: fewer at the end of the file."""
+        if not length:
+            return b""
+        if length <= self.channel.quick_bytes:
+            small = self._on_driver(self._read_now, source, path, start, length)
+            if small is not None:
+                return small
+        data, out = writable_bytes(length)
+        got = self.read_into(source, path, start, out, urgency)
+        return data if got == length else data[:got]
+
+    def _on_driver(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard)."""
+        driver = self.channel.driver
+        return driver.call(function, *args) if isinstance(driver, LoopDriver) else function(*args)
+
+    def _read_now(self, source: Any, path: str, start: int, length: int) -> bytes | None:
+        """Read a few bytes without a plan, or say that the scheduler must be asked.
+
+        What needs no waiting is admitted, performed and complete in one section: the thread keeps the GIL
+        throughout, nobody can be more urgent meanwhile, and nothing of it is left to release (I3). A miss
+        is admitted past the queue, if there is room, and in lite read by this thread.
+        """
+        data = self._probe(source, path, start, length)
+        if data is not None or isinstance(self.channel.driver, LoopDriver):
+            return data
+        request = Request([length], result_bytes=length, label=path)
+        job = Job(self.channel.engine, self.channel.scheduler(path), request, _NO_OPS, self.channel.backend)
+        try:
+            with job.engine:
+                if not self._can_start(job.scheduler, length):
+                    return None
+                grant = job.scheduler.start_now(request, perf_counter())
+            data = self.channel.backend.read_one(source, start, length)  # type: ignore[attr-defined]
+            job.complete(grant, 1, length)
+            hand_over(job, None, len(data))
+        finally:
+            if request.seq and request.state is not State.RETIRED:
+                abandon(job)
+        return data
+
+    def _can_start(self, scheduler: Scheduler, length: int) -> bool:
+        """Whether a small read may be performed at once: it is small, untraced, and there is room."""
+        engine = self.channel.engine
+        return (
+            0 < length <= self.channel.quick_bytes and engine.hub.trace is None and scheduler.has_room(length)
+        )
+
+    def _probe(self, source: Any, path: str, start: int, length: int) -> bytes | None:
+        """Return what the page cache holds, if all of it, and if it may be read now."""
+        check_not_exiting()
+        engine = self.channel.engine
+        if engine.is_inside():
+            return None
+        scheduler = self.channel.scheduler(path)
+        with engine.lock:
+            if not self._can_start(scheduler, length):
+                return None
+            data: bytes | None = self.channel.backend.probe(source, start, length)  # type: ignore[attr-defined]
+            if data is not None:
+                scheduler.count_hit(length)
+        engine.drain_dropped()
+        return data
+
+    def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
+        """Fill `out` from `start` on; returns the bytes before the end of the file."""
+        check_not_exiting()
+        ops = Ops.of([source], _split(start, len(out), self.channel.max_op_bytes), out)
+        job = self.job(ops, path, len(out), urgency, fails_fast=True)
+        try:
+            self.run(job, self.channel.settings.timeout_s)
+            check_outcome(job)
+            if ops.errors:
+                raise ops.errors[min(ops.errors)]
+            got = _before_the_end(ops)
+            hand_over(job, None, got)
+        finally:
+            if job.request.state is not State.RETIRED:
+                job.cancel()
+        return got
+
+    def size(self, source: Any, path: str) -> int:
+        """Bytes of an open source, by its backend or by what the filesystem says of the path."""
+        found = self.channel.backend.size(source)
+        return int(self.channel.backend.target.info(path)["size"]) if found is None else found
+
+    def release(self, source: Any) -> None:
+        """Let go of a source."""
+        self.channel.backend.close(source)
+
+    # -- bounds that are not plain offsets, whole files
+
+    def cat(
+        self,
+        path: str,
+        bounds: tuple[int | None, int | None],
+        urgency: Urgency,
+        options: dict[str, Any],
+    ) -> bytes:
+        """Return the bytes between bounds, as the wrapped filesystem understands them (I8)."""
+        check_not_exiting()
+        source = self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
+        if not isinstance(source, PathSource):
+            return self._cat_source(source, path, bounds, urgency)
+        job = self._whole_job(source, urgency)
+        self.run(job, self.channel.settings.timeout_s)
+        data = _take_whole(job)
+        start, end = bounds
+        if is_plain(start, end):
+            # Some stores take an empty range for no range at all (I9: never longer than asked).
+            data = data[: max(end - start, 0)]  # type: ignore[operator]
+        return data
+
+    def cat_few(
+        self, paths: list[str], starts: Any, ends: Any, normalise: Callable[[str], str]
+    ) -> list[bytes] | None:
+        """Answer a few small ranges that need no waiting, or say that they must be scheduled.
+
+        No columns: for a handful of ranges an array costs more than the read. Whatever is unusual (an
+        odd bound, a file that cannot be opened, a miss) is left to the scheduled way and its errors.
+        """
+        if not self.channel.quick_bytes or not _are_few_ints(starts, ends, len(paths)):
+            return None
+        return self._on_driver(self._cat_few, paths, starts, ends, normalise)
+
+    def _cat_few(
+        self, paths: list[str], starts: list[int], ends: list[int], normalise: Callable[[str], str]
+    ) -> list[bytes] | None:
+        sources: dict[str, tuple[str, Any]] = {}
+        found: list[bytes] = []
+        for given, start, end in zip(paths, starts, ends, strict=True):
+            if not 0 <= end - start <= self.channel.quick_bytes or start < 0:
+                return None
+            try:
+                if given not in sources:
+                    path = normalise(given)
+                    sources[given] = (path, self.channel.backend.open(path))
+            except (OSError, TypeError):
+                return None
+            path, source = sources[given]
+            data = self._small(source, path, start, end - start, is_alone=len(paths) == 1)
+            if data is None:
+                return None
+            found.append(data)
+        return found
+
+    def _small(self, source: Any, path: str, start: int, length: int, *, is_alone: bool) -> bytes | None:
+        if not length:
+            return b""
+        if is_alone:
+            return self._read_now(source, path, start, length)
+        # Several misses are better on their way together than one after the other.
+        return self._probe(source, path, start, length)
+
+    def cat_large(self, ranges: Ranges, urgency: Urgency) -> list[bytes | Exception] | None:
+        """Answer ranges which are all long straight into their bytes, one by one.
+
+        Each is cut into enough ops to fill the window by itself, and the copy out of a common buffer,
+        which is what long ranges would cost most, is not made.
+        """
+        lengths = ranges.ends - ranges.starts
+        if not isinstance(self.channel.backend, InlineBackend) or lengths.min(initial=0) < LARGE_BYTES:
+            return None
+        sources: dict[int, Any] = {}
+        rows = zip(ranges.file.tolist(), ranges.starts.tolist(), lengths.tolist(), strict=True)
+        return [
+            answer_or_error(self._cat_one, ranges.paths[file], sources, file, start, length, urgency)
+            for file, start, length in rows
+        ]
+
+    def _cat_one(
+        self, path: str, sources: dict[int, Any], file: int, start: int, length: int, urgency: Urgency
+    ) -> bytes:
+        if file not in sources:
+            sources[file] = self.channel.backend.open(path)
+            advise_scattered(sources[file])
+        return self.read_bytes(sources[file], path, start, length, urgency)
+
+    def _cat_source(
+        self, source: Any, path: str, bounds: tuple[int | None, int | None], urgency: Urgency
+    ) -> bytes:
+        start, end = resolve_bounds(bounds, partial(self.size, source, path))
+        return self.read_bytes(source, path, start, end - start, urgency)
+
+    def cat_many(self, paths: list[str], urgency: Urgency) -> list[bytes | Exception]:
+        """Return the contents of several files, or the error of each that fails."""
+        if isinstance(self.channel.backend, InlineBackend):
+            return [answer_or_error(self.cat, path, (None, None), urgency, {}) for path in paths]
+        jobs = []
+        for path in paths:
+            job = self._whole_job(self.channel.backend.open(path), urgency)
+            jobs.append(job)
+            self.channel.driver.launch(job)
+        return [answer_or_error(self._await_whole, job) for job in jobs]
+
+    def _await_whole(self, job: Job) -> bytes:
+        self.channel.driver.wait(job, self.channel.settings.timeout_s)
+        return _take_whole(job)
+
+    def _whole_job(self, source: PathSource, urgency: Urgency) -> Job:
+        zero = np.zeros(1, np.int64)
+        ops = Ops.of([source], (zero, zero, zero + UNKNOWN_LENGTH, zero), result_buffer(0))
+        return self.job(ops, source.path, self.channel.max_op_bytes, urgency, fails_fast=True)
+
+    # -- sources of open files
+
+    def open_source(self, path: str, size: int | None, options: dict[str, Any]) -> tuple[Any, int | None]:
+        """Open a file for `HeadraceFile`; None where the store cannot tell its length."""
+        backend = self.channel.backend
+        if not isinstance(backend, AsyncBackend):
+            return backend.open(path, as_file=True, **options), size
+        if size is None:
+            info = backend.target.info(path)
+            if info.get("type") == "directory":
+                raise IsADirectoryError(path)
+            size = info.get("size")
+        return (None if size is None else backend.open(path)), size
+
+    @property
+    def block_bytes(self) -> int:
+        """Read-ahead of small sequential reads."""
+        return LOCAL_BLOCK_BYTES if isinstance(self.channel.backend, InlineBackend) else REMOTE_BLOCK_BYTES
+
+
+def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:
+    """Whether both are lists of `n` plain integers."""
+    return (
+        type(starts) is list
+        and type(ends) is list
+        and len(starts) == len(ends) == n
+        and all(type(bound) is int for bound in starts)
+        and all(type(bound) is int for bound in ends)
+    )
+
+
+def _path_options(
+    channel: Channel, bounds: tuple[int | None, int | None], options: dict[str, Any]
+) -> dict[str, Any]:
+    return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
+
+
+def _take_whole(job: Job) -> bytes:
+    check_outcome(job)
+    hand_over(job, None, len(job.ops.whole[0]))
+    return job.ops.whole[0]
+
+
+def advise_scattered(source: Any) -> None:
+    """Turn the kernel's readahead off for a source: the ops say themselves what is to be read."""
+    advise = getattr(source, "advise", None)
+    if advise is not None:
+        advise(ADVICE_RANDOM)
+
+
+_ZERO = np.zeros(1, np.int64)
+_ZERO.flags.writeable = False
+_NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
+"""Of a read that the backend answers by itself, without columns."""
+
+
+def _split(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:
+    """Cut one range into the columns ``(file, start, length, dest)`` of its ops."""
+    if length <= max_op_bytes:
+        return _ZERO, np.array([start]), np.array([length]), _ZERO
+    dest = np.arange(0, length, max_op_bytes, dtype=np.int64)
+    return np.zeros_like(dest), dest + start, np.diff(dest, append=length), dest
+
+
+def _before_the_end(ops: Ops) -> int:
+    """Bytes up to the first op that the end of the file cut short."""
+    if len(ops) == 1:
+        return int(ops.got[0])
+    short = np.flatnonzero(ops.got < ops.length)
+    if not len(short):
+        return int(ops.length.sum())
+    first = int(short[0])
+    return int(ops.dest[first]) + int(ops.got[first])

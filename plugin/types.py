@@ -1,0 +1,95 @@
+"""The small types that every layer shares: priorities, and the columns of ops a backend performs.
+
+`Ops` is the one contract between the scheduler's side and the backends: columns of equal length, one
+row an op, and a result buffer. A backend fills `got` (bytes read, -1 while unknown) and `errors`; it
+never learns what a request, a queue or a priority is.
+
+Threading: a row is written by the one thread which was granted it; rows are never granted twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
+
+NOT_YET = -1
+"""Value of `Ops.got` for an op which was not performed."""
+
+UNKNOWN_LENGTH = -1
+"""Value of `Ops.length` for an op that reads to the end of a file of unknown size."""
+
+
+class Priority(NamedTuple):
+    """Urgency of a read: lower is more urgent, `base` first, then `position` inside one scan."""
+
+    base: int = 0
+    position: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Ops:
+    """The ops of one request, a row each.
+
+    Attributes
+    ----------
+    sources
+        What the backend's `open` returned, one for each file of the request.
+    file, start, length, dest
+        ``int64[m]``: index into `sources`, offset in the file, bytes to read, offset in `buffer`.
+        An op of `UNKNOWN_LENGTH` is alone in its request.
+    buffer
+        ``uint8[b]``, writable. The backend writes nothing outside ``dest : dest + length`` (I9).
+    got
+        ``int64[m]``: bytes read by each op, `NOT_YET` before.
+    errors
+        The exception of each op that failed, by row.
+    whole
+        The answer of an op of unknown length, by row.
+    state
+        The backend's own, made when it first sees the ops.
+    """
+
+    sources: list[Any]
+    file: Int64Array
+    start: Int64Array
+    length: Int64Array
+    dest: Int64Array
+    buffer: UInt8Array
+    got: Int64Array
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    whole: dict[int, bytes] = field(default_factory=dict)
+    state: Any = None
+
+    def __len__(self) -> int:
+        return len(self.got)
+
+    @classmethod
+    def of(cls, sources: list[Any], columns: tuple[Int64Array, ...], buffer: UInt8Array) -> Ops:
+        """Make ops which nobody performed yet from ``(file, start, length, dest)``."""
+        file, start, length, dest = columns
+        got = np.empty(len(file), np.int64)
+        got.fill(NOT_YET)
+        return cls(sources, file, start, length, dest, buffer, got)
+
+    def fail(self, row: int, error: BaseException) -> None:
+        """Note that op `row` raised `error`."""
+        self.errors[row] = error
+        self.got[row] = 0
+
+    def deliver(self, row: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data`, the bytes of op `row`, into the buffer; longer than asked is cut (I9)."""
+        if self.length[row] == UNKNOWN_LENGTH:
+            self.whole[row] = bytes(data)
+            self.got[row] = len(data)
+            return
+        got = min(len(data), int(self.length[row]))
+        if got:
+            dest = int(self.dest[row])
+            self.buffer[dest : dest + got] = np.frombuffer(data, np.uint8, got)
+        self.got[row] = got

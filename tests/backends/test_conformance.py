@@ -1,0 +1,147 @@
+"""Every backend that headrace ships passes the suite that third parties' backends pass."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from headrace.backends import _linux as linux
+from headrace.backends.abc import Backend
+from headrace.backends.fsspec_async import AsyncFsspecBackend
+from headrace.backends.fsspec_sync import SyncBackend
+from headrace.backends.local import LocalBackend, LocalSource
+from headrace.backends.memory import MemoryBackend
+from headrace.testing import BackendTests
+
+
+def _put_file(tmp_path: Path, name: str, data: bytes) -> str:
+    (tmp_path / name).write_bytes(data)
+    return str(tmp_path / name)
+
+
+class TestLocal(BackendTests):
+    backend_class = LocalBackend
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return LocalFileSystem()
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        return _put_file(tmp_path, name, data)
+
+    def failing_source(self, backend: Backend, path: str, missing: str) -> Any:
+        return LocalSource(path, -1)
+
+
+class TestLocalWithoutNowait(TestLocal):
+    """As on a system, or in a sandbox, that has neither preadv2 nor openat2."""
+
+    @pytest.fixture(autouse=True)
+    def _without(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(linux, "HAS_NOWAIT", False)
+        monkeypatch.setattr(linux, "_LIBC", None)
+        monkeypatch.setattr(linux, "_can_openat2", False)
+
+
+class TestMemory(BackendTests):
+    backend_class = MemoryBackend
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return MemoryFileSystem()
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        # One store for the process: the folder of this very test keeps its files apart.
+        path = f"{tmp_path}/{name}"
+        target.pipe_file(path, data)
+        return path
+
+    def failing_source(self, backend: Backend, path: str, missing: str) -> Any:
+        backend.target.pipe_file(missing, b"soon gone")
+        source = backend.open(missing)
+        io.BytesIO.close(source)  # its own close keeps the bytes
+        return source
+
+
+class TestSync(BackendTests):
+    backend_class = SyncBackend
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return DirFileSystem(str(tmp_path), LocalFileSystem(), skip_instance_cache=True)
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        _put_file(tmp_path, name, data)
+        return name
+
+
+class TestSyncOfAThreadSafeClass(TestSync):
+    def make_target(self, tmp_path: Path) -> Any:
+        return LocalFileSystem()
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        return _put_file(tmp_path, name, data)
+
+
+class StoreFileSystem(AsyncFileSystem):
+    """Files of a dictionary, read on an event loop; a read past the end is an error, as in S3."""
+
+    protocol = "backendstore"
+    cachable = False
+    files: ClassVar[dict[str, bytes]] = {}
+    loops: ClassVar[set[int]] = set()
+
+    async def _info(self, path: str, **_kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self._file(path)), "type": "file"}
+
+    async def _cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_kwargs: Any
+    ) -> bytes:
+        self.loops.add(threading.get_ident())
+        data = self._file(path)
+        if start is not None and start >= len(data) and start != end:
+            raise OSError(22, "the requested range is not satisfiable", path)
+        return data[start:end]
+
+    def _file(self, path: str) -> bytes:
+        path = self._strip_protocol(path)
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
+
+
+class TestAsync(BackendTests):
+    backend_class = AsyncFsspecBackend
+    many_ops = 1000
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return StoreFileSystem()
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        path = target._strip_protocol(f"{tmp_path}/{name}")
+        StoreFileSystem.files[path] = data
+        return path
+
+
+class TestAsyncOnAForeignLoop(TestAsync):
+    """A filesystem that wraps another stays on its own loop."""
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return DirFileSystem(str(tmp_path), StoreFileSystem(), skip_instance_cache=True)
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        super().put(target.fs, tmp_path, name, data)
+        return name
+
+
+def test_the_suite_is_of_every_backend_that_is_registered() -> None:
+    from headrace.backends import registry
+
+    tested = {kind.backend_class for kind in (TestLocal, TestMemory, TestSync, TestAsync)}
+    shipped = [name for name, point in registry.entry_points().items() if point.value.startswith("headrace.")]
+    assert {registry.load(name) for name in shipped} == tested

@@ -1,0 +1,196 @@
+"""Fixtures every test may use: modes, data sets, an S3 server, and a check for leaks.
+
+Modes: a behaviour test asks for `mode` (lite, standard, off) or for `options`, which adds the two
+serialized variants, and passes what it gets to the constructor.  A URL has no constructor, so
+`environment_mode` sets the same choice through the environment.
+
+S3: moto's server in threads of this process on a free loopback port.  Nothing of the developer's
+own AWS configuration is read: credentials travel in the storage options, and the files and
+services where botocore would look are switched off for the session.
+
+Leaks: `no_leaks` compares threads and descriptors before and after a block.  Threads and cached
+descriptors that live as long as the process are no leak, so warm up first, then check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import threading
+import time
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import data
+import fsspec
+import hypothesis_profiles
+import pytest
+import targets as targets_
+from modes import BUCKET, MODES, OPTIONS, SCHEDULED
+from moto.server import ThreadedMotoServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+hypothesis_profiles.load_profile()
+
+SETTLE_S = 10.0
+WAIT_S = 30.0
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """One of the modes, for the constructor's ``scheduler=``."""
+    return str(request.param)
+
+
+@pytest.fixture(params=SCHEDULED)
+def scheduled_mode(request: pytest.FixtureRequest) -> str:
+    """One of the modes in which headrace schedules."""
+    return str(request.param)
+
+
+@pytest.fixture(params=list(OPTIONS))
+def options(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Constructor options of one mode, the serialized variants included."""
+    return dict(OPTIONS[request.param])
+
+
+@pytest.fixture
+def environment_mode(mode: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Put `mode` in force through the environment, for reads that start from a URL."""
+    import headrace
+
+    with monkeypatch.context() as patch:
+        patch.setenv("HEADRACE_SCHEDULER", mode)
+        headrace.reload()
+        yield mode
+    headrace.reload()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_environment() -> Iterator[None]:
+    """Hide the developer's settings, ours and those of AWS and fsspec, from the tests.
+
+    The tests' own ``HEADRACE_TEST_*`` go too, once read: headrace warns of names it does not know.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("HEADRACE_", "AWS_", "FSSPEC_")):
+                patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3_server(_isolated_environment: None) -> Iterator[dict[str, object]]:
+    """Storage options that reach a private S3 server with the bucket `BUCKET`."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    storage = {
+        "key": "test-key",
+        "secret": "test-secret",
+        "endpoint_url": f"http://{host}:{port}",
+    }
+    fsspec.filesystem("s3", **storage).mkdir(BUCKET)
+    yield storage
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def lineitem(pytestconfig: pytest.Config) -> data.Lineitem:
+    """TPC-H lineitem on disk at the scale of ``HEADRACE_TEST_SCALE``."""
+    return data.make_lineitem(_data_cache(pytestconfig), data.SCALE)
+
+
+@pytest.fixture(scope="session")
+def small_lineitem(pytestconfig: pytest.Config) -> data.Lineitem:
+    """TPC-H lineitem on disk, about 12,000 rows."""
+    return data.make_lineitem(_data_cache(pytestconfig), 0.002, part_rows=2_000)
+
+
+@pytest.fixture(scope="session")
+def s3_lineitem(s3_server: dict[str, object], small_lineitem: data.Lineitem) -> data.Lineitem:
+    """The small table, copied to the bucket."""
+    root = f"{BUCKET}/lineitem"
+    fsspec.filesystem("s3", **s3_server).put(small_lineitem.root, root, recursive=True)
+    return data.Lineitem(root)
+
+
+@pytest.fixture(scope="session")
+def targets(
+    tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, object]
+) -> dict[str, targets_.Target]:
+    """The same content behind each kind of wrapped filesystem."""
+    return targets_.make_targets(tmp_path_factory.mktemp("targets"), s3_server)
+
+
+@pytest.fixture(params=targets_.PROTOCOLS)
+def target(request: pytest.FixtureRequest, targets: dict[str, targets_.Target]) -> targets_.Target:
+    """One of them."""
+    return targets[request.param]
+
+
+@pytest.fixture
+def disk(targets: dict[str, targets_.Target]) -> targets_.Target:
+    """The one on the local disk."""
+    return targets["file"]
+
+
+def _data_cache(config: pytest.Config) -> Path:
+    return config.cache.mkdir("headrace-data")
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Return a function that waits for a condition, and fails if it never comes."""
+    return _wait_until
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition waited for never came"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def no_leaks() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context manager that fails if its block leaves a thread or a descriptor."""
+    return _no_leaks
+
+
+@contextlib.contextmanager
+def _no_leaks() -> Iterator[None]:
+    gc.collect()
+    threads, descriptors = set(threading.enumerate()), _descriptors()
+    yield
+    gc.collect()
+    _join_all(set(threading.enumerate()) - threads)
+    left = set(threading.enumerate()) - threads
+    assert not left, f"threads left behind: {left}"
+    opened = _descriptors()
+    assert len(opened) <= len(descriptors), f"descriptors left open: {opened - descriptors}"
+
+
+def _join_all(threads: set[threading.Thread]) -> None:
+    deadline_s = time.monotonic() + SETTLE_S
+    for thread in threads:
+        thread.join(timeout=max(0.0, deadline_s - time.monotonic()))
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    directory = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"  # noqa: PTH112
+    found = set()
+    for name in os.listdir(directory):  # noqa: PTH208
+        with contextlib.suppress(OSError):  # the descriptor of this very listing is gone by now
+            found.add((name, os.readlink(f"{directory}/{name}")))  # noqa: PTH115
+    return found

@@ -1,0 +1,214 @@
+"""Raises at every line of a read, one line a time, beside another thread's read.
+
+Run by ``test_reentrancy.py``.  Arguments: a kind of read (a key of `READS`), a file, and the number
+of this share of the lines and of the shares, as ``0/1``.
+
+Thread A traces its own read and raises `Injected`, a KeyboardInterrupt, at the n-th line that it
+executes in headrace, for n = 0, 1, 2, ... until a read gets through undisturbed.  Thread B reads
+through the same engine at the same time.  After each round B has its bytes, nobody holds the
+engine's lock, its derived numbers agree with the facts, and at rest nothing is reserved and
+nothing in flight.  What is wrong is printed as JSON: the line and what was found.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import linecache
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slow
+
+import headrace
+from headrace.backends import fsspec_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KIND, PATH, SHARE = sys.argv[1:4]
+PART, PARTS = map(int, SHARE.split("/"))
+PACKAGE = str(Path(headrace.__file__).parent)
+REST_S = 20.0
+CONTENT = Path(PATH).read_bytes()
+fsspec_sync.THREAD_SAFE |= {"slow.SlowFileSystem"}
+
+
+class Injected(KeyboardInterrupt):
+    """Stands for whatever a signal handler may raise."""
+
+
+class Tracer:
+    """Raises at the n-th line, if there are so many.
+
+    Left out is what is no place for a signal. CPython looks for signals at the start of a function,
+    after a call and at a jump backwards; a ``finally:``, an ``else:`` and a ``try:`` have none of
+    these, and neither has a ``with`` that is met again at its end: between the last look in the
+    block and the lock's release, which is C, there is none.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.count = 0
+        self.where = ""
+        self.entered: set[tuple[int, int]] = set()
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line" and not self.is_excluded(frame):
+            if self.count == self.at and not self.where:
+                name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
+                self.where = f"{name}:{frame.f_code.co_name}:{frame.f_lineno}: {_text(frame)}"
+                raise Injected
+            self.count += 1
+        return self
+
+    def is_excluded(self, frame: FrameType) -> bool:
+        text = _text(frame)
+        if not text.startswith("with "):
+            return text in {"finally:", "else:", "try:"}
+        key = (id(frame), frame.f_lineno)
+        self.entered ^= {key}
+        return key not in self.entered
+
+
+def _text(frame: FrameType) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+
+
+def make(protocol: str, **options: Any) -> Any:
+    return headrace.HeadraceFileSystem(target_protocol=protocol, **options)
+
+
+READS: dict[str, tuple[str, str, Callable[[Any], bytes]]] = {}
+STEP, MANY = 5_000, 20
+
+
+def single(fs: Any) -> bytes:
+    return bytes(fs.cat_file(PATH, start=100, end=200))
+
+
+def ranges(fs: Any) -> bytes:
+    starts = [STEP * k for k in range(MANY)]
+    return b"".join(fs.read_ranges(PATH, starts, [s + 10 for s in starts]).to_pylist())
+
+
+def through_file(fs: Any) -> bytes:
+    with fs.open(PATH, "rb", cache_type="none") as file:
+        file.seek(100)
+        return bytes(file.read(90_000))
+
+
+def submitted(fs: Any) -> bytes:
+    return bytes(fs.submit_ranges(PATH, [100], [200]).result()[0])
+
+
+EXPECTED = {
+    single: CONTENT[100:200],
+    ranges: b"".join(CONTENT[STEP * k : STEP * k + 10] for k in range(MANY)),
+    through_file: CONTENT[100:90_100],
+    submitted: CONTENT[100:200],
+}
+TARGETS = {"local": "file", "cold": "file", "threaded": "slow", "async": "aslow"}
+WORK = {"single": single, "ranges": ranges, "file": through_file, "submitted": submitted}
+
+
+def miss_always(backend: Any) -> None:
+    """Have the page cache hold nothing: no other test may have it dropped."""
+    backend.probe = lambda _source, _start, _length: None
+    backend.start = lambda _ops, lo, hi: np.arange(lo, hi)
+
+
+def at_rest(fs: Any) -> str:
+    """Wait until nothing is in flight, and say what is wrong then."""
+    engine = fs.channel.engine
+    deadline_s = time.monotonic() + REST_S
+    while True:
+        if not engine.lock.acquire(timeout=5):
+            return "the engine's lock is held"
+        try:
+            engine.hub.settle(time.perf_counter())
+            engine.hub.validate()
+            found = engine.hub.in_flight_ops, engine.hub.budget.reserved_bytes
+            requests = [r for s in engine.hub.schedulers.values() for r in s.requests.values()]
+        except AssertionError as error:
+            return f"validate: {error}"
+        finally:
+            engine.lock.release()
+        if found == (0, 0) and not requests:
+            return ""
+        if time.monotonic() > deadline_s:
+            return f"in flight and reserved: {found}, {requests}"
+        time.sleep(0.001)
+
+
+def interrupted(work: Callable[[Any], bytes], fs: Any, tracer: Tracer) -> str:
+    """Perform A's read; says what is wrong with its answer, if it got one."""
+    sys.settrace(tracer)
+    try:
+        data = work(fs)
+    except Injected:
+        return ""
+    except BaseException as error:  # noqa: BLE001
+        if isinstance(error.__context__, Injected) or tracer.where:
+            return ""  # the exception was swallowed by a finaliser, or became the op's own error
+        return f"A: {error!r}"
+    finally:
+        sys.settrace(None)
+    return "" if data == EXPECTED[work] else "A: wrong bytes"
+
+
+def one_round(work: Callable[[Any], bytes], fs: Any, at: int) -> tuple[Tracer, list[str]]:
+    tracer, wrong = Tracer(at), []
+    answers: list[Any] = []
+    other = threading.Thread(target=lambda: answers.append(work(fs)), daemon=True)
+    one = threading.Thread(target=lambda: wrong.append(interrupted(work, fs, tracer)), daemon=True)
+    other.start()
+    one.start()
+    one.join(REST_S)
+    other.join(REST_S)
+    if one.is_alive() or other.is_alive():
+        wrong.append(f"hangs: A {one.is_alive()}, B {other.is_alive()}")
+    elif answers != [EXPECTED[work]]:
+        wrong.append("B: no bytes, or wrong ones")
+    gc.collect()
+    if not any(wrong):
+        wrong.append(at_rest(fs))
+    return tracer, [text for text in wrong if text]
+
+
+def main() -> None:
+    target, mode, what = KIND.split("-")
+    fs, work = make(TARGETS[target], scheduler=mode), WORK[what]
+    if target == "cold":
+        miss_always(fs.channel.backend)
+    threading.excepthook = lambda args: errors.append(repr(args.exc_value))
+    for _ in range(3):
+        assert work(fs) == EXPECTED[work]
+    gc.collect()
+    gc.freeze()
+    at, found = PART, []
+    while True:
+        tracer, wrong = one_round(work, fs, at)
+        if not tracer.where:
+            break
+        if wrong:
+            found.append([at, tracer.where, wrong])
+            if any(("hang" in text or "lock" in text) for text in wrong) or len(found) > 40:
+                break
+        at += PARTS
+    sys.stdout.write(json.dumps({"lines": at, "wrong": found, "errors": errors[:5]}) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # a lock that was left behind must be told, not waited for
+
+
+errors: list[str] = []
+slow.delay_s = 0.0
+main()

@@ -1,0 +1,70 @@
+"""The interpreter ends cleanly after a scan, whatever Arrow's threads still hold.
+
+Plain fsspec aborts here ("terminate called without an active exception", status 134) in a good
+part of the runs, when Arrow's threads drop their references to Python files while the interpreter
+is finalised.  That is a race, so each case runs many times: 10 in the gate and
+``HEADRACE_TEST_EXITS`` in the full run, two at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import data
+import pytest
+from lifecycle.processes import Ended, run
+
+EXITS = int(os.environ.get("HEADRACE_TEST_EXITS", "10"))
+FEW = max(2, EXITS // 10)
+"""For the ways to end that take a second each."""
+
+
+def _ends(times: int, mode: str, *arguments: str) -> Counter[Ended]:
+    def once(_: int) -> Ended:
+        return run("scan_and_end.py", "headrace", *arguments, HEADRACE_SCHEDULER=mode)
+
+    with ThreadPoolExecutor(2) as pool:
+        return Counter(pool.map(once, range(times)))
+
+
+def _is_clean(ended: Ended) -> bool:
+    return ended.status == 0 and ended.err == "" and ended.out.split()[-1].isdigit()
+
+
+def _all_clean(ends: Counter[Ended]) -> bool:
+    return all(map(_is_clean, ends))
+
+
+def test_a_script_that_scans_and_ends(lineitem: data.Lineitem, mode: str) -> None:
+    ends = _ends(EXITS, mode, "table", "file", lineitem.parquet, "{}")
+    assert _all_clean(ends), ends
+
+
+def test_what_is_still_alive_at_the_end(lineitem: data.Lineitem, mode: str) -> None:
+    """Open files in globals, reads that nobody takes, a half-consumed iterator."""
+    ends = _ends(FEW, mode, "alive", "file", lineitem.parquet, "{}")
+    assert _all_clean(ends), ends
+
+
+@pytest.mark.parametrize("protocol", ["slow", "aslow"])
+def test_reads_in_progress_on_arrows_threads(protocol: str, small_lineitem: data.Lineitem, mode: str) -> None:
+    """They would take 30 s; the process would wait for them and then abort.  Its status is kept."""
+    ended = run(
+        "scan_and_end.py",
+        "headrace",
+        "failing",
+        protocol,
+        small_lineitem.parquet,
+        "{}",
+        limit_s=20,
+        HEADRACE_SCHEDULER=mode,
+    )
+    assert (ended.status, ended.err) == (7, "")
+
+
+def test_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str) -> None:
+    ends = _ends(FEW, mode, "alive", "s3", s3_lineitem.parquet, json.dumps(s3_server))
+    assert _all_clean(ends), ends

@@ -1,0 +1,324 @@
+"""What schedulers share: limits, wake-ups, and recovery from an exception at any line (I1, I3, I5)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import headrace.core
+from headrace.core.hub import Hub
+from headrace.core.queue import AGEING_S
+from headrace.core.request import Request, State
+from headrace.core.window import Window
+from headrace.types import Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.core.scheduler import Scheduler
+
+CORE = str(Path(headrace.core.__file__).parent)
+
+
+def submit(hub: Hub, device: str, *, ops: int = 1, base: int = 0, **options: Any) -> Request:
+    request = Request(np.full(ops, 10, np.int64), result_bytes=10 * ops, priority=Priority(base), **options)
+    hub.scheduler(device).submit(request, 0.0)
+    return request
+
+
+def serve(hub: Hub, requests: list[Request], now: float) -> Request:
+    """Perform the one op in flight; returns its request."""
+    (request,) = (request for request in requests if request.inbox)
+    grant = request.inbox.popleft()
+    next(s for s in hub.schedulers.values() if request.seq in s.requests).complete(grant, 1, 10, now)
+    hub.settle(now)
+    hub.validate()
+    return request
+
+
+def test_devices_take_turns_at_the_process_limit() -> None:
+    hub = Hub(process_io_limit=1)
+    requests = [submit(hub, device, ops=30) for device in ("a", "b", "c")]
+    hub.settle(0.0)
+    order = [serve(hub, requests, 0.0).seq for _ in range(30)]
+    assert [order.count(seq) for seq in (1, 2, 3)] == [10, 10, 10]
+
+
+def test_the_urgent_device_comes_first_at_the_process_limit() -> None:
+    hub = Hub(process_io_limit=1)
+    requests = [submit(hub, "a", ops=3), submit(hub, "b", ops=3, base=-1)]
+    requests.append(submit(hub, "c", ops=3, base=-9, is_speculative=True))
+    hub.settle(0.0)
+    assert [serve(hub, requests, 0.0).seq for _ in range(9)] == [2, 2, 2, 1, 1, 1, 3, 3, 3]
+
+
+def test_no_device_starves_at_the_process_limit() -> None:
+    """I4: waiting counts between devices as it does inside one."""
+    hub = Hub(process_io_limit=1)
+    requests = [submit(hub, "a", ops=100), submit(hub, "b", ops=3, base=1)]
+    hub.settle(0.0)
+    order = [serve(hub, requests, float(second)).seq for second in range(int(4 * AGEING_S))]
+    assert order.count(2) == 3
+
+
+def test_a_release_on_one_device_admits_on_another() -> None:
+    hub = Hub(buffer_bytes=10)
+    first, second = submit(hub, "a"), submit(hub, "b")
+    hub.settle(0.0)
+    assert (len(first.inbox), len(second.inbox)) == (1, 0)
+    serve(hub, [first, second], 0.0)
+    hub.schedulers["a"].consume(first, 0.0)
+    hub.settle(0.0)
+    assert len(second.inbox) == 1
+
+
+# -- finalisers
+
+
+def test_a_drop_waits_for_the_holder_of_the_lock_to_settle() -> None:
+    hub = Hub(buffer_bytes=10)
+    gone, waits = submit(hub, "a"), submit(hub, "a")
+    hub.settle(0.0)
+    hub.drop(hub.schedulers["a"], gone)
+    assert (gone.state, hub.budget.reserved_bytes) == (State.RUNNING, 10)
+    hub.settle(0.0)
+    hub.schedulers["a"].forfeit(gone.inbox.popleft())
+    hub.settle(0.0)
+    assert (gone.state, len(waits.inbox)) == (State.RETIRED, 1)
+
+
+def test_a_request_dropped_twice_or_when_it_is_over_is_released_once() -> None:
+    hub = Hub(buffer_bytes=10)
+    gone, kept = submit(hub, "a"), submit(hub, "b", base=-1)
+    hub.settle(0.0)
+    for _ in range(2):
+        hub.drop(hub.schedulers["a"], gone)
+    hub.settle(0.0)
+    hub.schedulers["a"].forfeit(gone.inbox.popleft())
+    hub.drop(hub.schedulers["a"], gone)
+    hub.settle(0.0)
+    hub.validate()
+    assert (gone.state, len(kept.inbox)) == (State.RETIRED, 1)
+    assert hub.budget.reserved_bytes == 10
+
+
+# -- wake-ups
+
+
+def test_one_owner_that_raises_costs_no_other_its_wake_up() -> None:
+    hub = Hub()
+    woken: list[int] = []
+
+    def refuse(_request: Request) -> None:
+        msg = "no loop"
+        raise RuntimeError(msg)
+
+    bad = submit(hub, "a", on_wake=refuse)
+    good = [submit(hub, "a", on_wake=lambda r: woken.append(r.seq)) for _ in range(3)]
+    with pytest.raises(RuntimeError, match="no loop"):
+        hub.settle(0.0)
+    assert woken == [request.seq for request in good]
+    hub.settle(0.0)  # nor does it come back, in a section that has nothing to do with it
+    submit(hub, "a", on_wake=lambda r: woken.append(r.seq))
+    hub.settle(0.0)
+    assert len(woken) == 4
+    assert bad.state is State.RUNNING
+
+
+def test_one_owner_that_was_interrupted_is_woken_all_the_same() -> None:
+    hub = Hub()
+    calls: list[int] = []
+
+    def wake(request: Request) -> None:
+        calls.append(request.seq)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    request = submit(hub, "a", on_wake=wake)
+    with pytest.raises(KeyboardInterrupt):
+        hub.settle(0.0)
+    assert calls == [request.seq] * 2
+
+
+def test_recovery_wakes_the_owner_of_a_request_that_had_just_ended() -> None:
+    """The exception came between the end of the request and the note to wake its owner."""
+    hub = Hub()
+    woken: list[Request] = []
+    request = submit(hub, "a", on_wake=woken.append)
+    request.state = State.CANCELLED
+    hub.recover(0.0)
+    hub.settle(0.0)
+    assert woken == [request]
+    assert not hub.schedulers["a"].requests
+
+
+# -- an exception at any line
+
+
+class Boom(BaseException):
+    """What a signal handler raises."""
+
+
+class Program:
+    """A program of sections, each run as `drivers.engine` runs it.
+
+    What it must hold in the end, wherever an exception hit it: everything drained, every owner told,
+    and only the reads that were given up are not complete.
+    """
+
+    def __init__(self, bomb: LineBomb) -> None:
+        self.bomb = bomb
+        self.now = 0.0
+        self.hub = Hub(buffer_bytes=60, process_io_limit=4)
+        window = Window(initial=50, least=10, most=500)
+        self.disk = self.hub.scheduler("disk", window=window, max_in_flight_ops=3, max_grant_ops=2)
+        self.store = self.hub.scheduler("store", max_in_flight_ops=2, max_grant_ops=1)
+        self.given_up: set[Request] = set()
+        self.told: dict[Request, set[Any]] = {}
+        self.ended: set[Request] = set()
+        self.all: list[tuple[Scheduler, Request]] = []
+
+    def woken(self, request: Request) -> None:
+        self.told.setdefault(request, set()).update(request.grants)
+        if request.is_over:
+            self.ended.add(request)
+
+    def section(self, command: Callable[[], object]) -> bool:
+        """Return whether the command itself came to its end."""
+        self.now += 0.5
+        is_done = False
+        self.bomb.is_armed = True
+        try:
+            try:
+                command()
+                is_done = True
+            except Boom:
+                self.hub.recover(self.now)
+            self.hub.settle(self.now)
+        except Boom:
+            self.hub.recover(self.now)
+            self.hub.settle(self.now)
+        self.bomb.is_armed = False
+        return is_done
+
+    def submit(self, scheduler: Scheduler, ops: int, **options: Any) -> Request:
+        lengths = np.full(ops, 10, np.int64)
+        request = Request(lengths, result_bytes=10 * ops, on_wake=self.woken, **options)
+        if not self.section(lambda: scheduler.submit(request, self.now)):
+            self.given_up.add(request)
+            self.section(lambda: scheduler.cancel(request))
+        else:
+            self.all.append((scheduler, request))
+        return request
+
+    def perform(self, scheduler: Scheduler, request: Request) -> None:
+        """Perform what is in flight, op by op, and again what an exception cut off."""
+        for grant in list(request.grants):
+            if grant in request.inbox:
+                request.inbox.remove(grant)
+            while grant.ops_left:
+                self.section(lambda g=grant: scheduler.complete(g, 1, 10, self.now))  # type: ignore[misc]
+
+    def give_up(self, scheduler: Scheduler, request: Request) -> None:
+        self.given_up.add(request)
+        self.section(lambda: scheduler.cancel(request))
+
+    def run(self) -> None:
+        disk, store = self.disk, self.store
+        first = self.submit(disk, 3, scan="a")
+        self.submit(disk, 3, scan="b", group="g")
+        ahead = self.submit(store, 2, is_speculative=True)
+        second = self.submit(store, 2, group="g")
+        self.submit(disk, 2, is_nested=True)
+        self.submit(disk, 0)
+        self.perform(disk, first)
+        if ahead not in self.given_up:
+            while ahead.is_speculative and not ahead.is_over:  # or it may be dropped
+                self.section(lambda: store.raise_priority(ahead, (-1, 0), self.now))
+        self.perform(store, ahead)
+        late = self.submit(disk, 2, priority=Priority(-2))
+        self.give_up(disk, late)
+        self.hub.drop(store, second)
+        self.given_up.add(second)
+        self.section(lambda: None)
+        self.submit(disk, 3)
+        bad = self.submit(disk, 1)
+        self.given_up.add(bad)
+        self.section(lambda: disk.fail(bad, OSError("gone")))
+
+    def finish(self) -> None:
+        """Perform everything and take every result."""
+        for _ in range(20):
+            for scheduler in (self.disk, self.store):
+                for request in list(scheduler.requests.values()):
+                    self.perform(scheduler, request)
+                    self.section(lambda s=scheduler, r=request: s.consume(r, self.now))  # type: ignore[misc]
+
+    def check(self) -> None:
+        self.hub.validate()
+        assert not self.disk.requests
+        assert not self.store.requests
+        assert (self.hub.budget.reserved_bytes, len(self.hub.budget)) == (0, 0)
+        assert self.hub.in_flight_ops == 0
+        for _, request in self.all:
+            assert request in self.ended, "its owner sleeps"
+            if request in self.given_up or request.is_speculative:
+                continue  # given up, or never joined, for an exception came first
+            assert request.error is None
+            assert request.ops_done == request.n_ops
+            assert self.told[request] or not request.n_ops, "nobody was told of a grant"
+
+
+class LineBomb:
+    """Raises at the n-th line that is run in the core, once."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.lines = 0
+        self.is_armed = False
+
+    def __call__(self, frame: Any, event: str, _arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(CORE):
+            return None
+        if event == "line" and self.is_armed:
+            self.lines += 1
+            if self.lines == self.at:
+                raise Boom
+        return self
+
+
+def run_with(bomb: LineBomb) -> Program:
+    program = Program(bomb)
+    before = sys.gettrace()
+    sys.settrace(bomb)
+    try:
+        program.run()
+    finally:
+        sys.settrace(before)
+    program.finish()
+    return program
+
+
+def test_the_program_ends_well_when_left_alone() -> None:
+    program = run_with(LineBomb(0))
+    program.check()
+    complete = [r for _, r in program.all if r not in program.given_up]
+    assert len(complete) == 6
+
+
+def test_an_exception_at_any_line_costs_nobody_else_a_read() -> None:
+    """Every line that the program runs in the core, one after the other."""
+    quiet = LineBomb(0)
+    run_with(quiet)
+    assert quiet.lines > 1000
+    for at in range(1, quiet.lines + 1):
+        program = run_with(LineBomb(at))
+        try:
+            program.check()
+        except AssertionError as error:
+            error.add_note(f"the exception was raised at line event {at}")
+            raise

@@ -1,0 +1,426 @@
+"""Admission to one device: limits that come back, slices, ends of requests, and scale (I1, I3, I4)."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.core.hub import Hub
+from headrace.core.plan import plan_ranges
+from headrace.core.request import Grant, Request, State
+from headrace.core.scheduler import Scheduler
+from headrace.core.window import Window
+from headrace.errors import IllegalTransitionError
+from headrace.types import UNKNOWN_LENGTH, Priority
+
+
+def a_scheduler(window: int = 0, ops: int = 100, grant: int = 100, **limits: int) -> tuple[Hub, Scheduler]:
+    hub = Hub(**limits)
+    shape = Window(initial=window, least=1, most=10 * window) if window else None
+    return hub, hub.scheduler("disk", window=shape, max_in_flight_ops=ops, max_grant_ops=grant)
+
+
+def a_request(*lengths: int, base: int = 0, **options: Any) -> Request:
+    nbytes = options.pop("result_bytes", sum(lengths))
+    columns = np.array(lengths, np.int64)
+    return Request(columns, result_bytes=nbytes, priority=Priority(base), **options)
+
+
+def submit(scheduler: Scheduler, *lengths: int, **options: Any) -> Request:
+    request = a_request(*lengths, **options)
+    scheduler.submit(request, 0.0)
+    settle(scheduler)
+    return request
+
+
+def settle(scheduler: Scheduler) -> None:
+    scheduler.hub.settle(0.0)
+    scheduler.hub.validate()
+
+
+def complete(scheduler: Scheduler, grant: Grant) -> None:
+    scheduler.complete(grant, grant.ops_left, grant.bytes_left, 0.0)
+    settle(scheduler)
+
+
+def state_of(scheduler: Scheduler) -> tuple[int, ...]:
+    hub = scheduler.hub
+    flying = scheduler.in_flight_ops, scheduler.in_flight_bytes, len(scheduler.in_flight_bases)
+    return (*flying, scheduler.waiting, hub.in_flight_ops, hub.budget.reserved_bytes)
+
+
+# -- I1
+
+
+def test_bytes_in_flight_stay_inside_the_window() -> None:
+    _, scheduler = a_scheduler(window=80)
+    request = submit(scheduler, *[15] * 20)
+    assert (request.next_op, scheduler.in_flight_bytes) == (5, 75)
+
+
+def test_the_last_part_of_the_window_is_kept_for_the_urgent() -> None:
+    _, scheduler = a_scheduler(window=80)
+    submit(scheduler, *[10] * 8)
+    submit(scheduler, *[10] * 8)
+    assert scheduler.in_flight_bytes == 80, "the first found it empty"
+    _, scheduler = a_scheduler(window=80)
+    submit(scheduler, 10)
+    ordinary, urgent = submit(scheduler, *[10] * 9), submit(scheduler, *[10] * 9, base=-1)
+    assert (ordinary.next_op, urgent.next_op) == (6, 1)
+
+
+@pytest.mark.parametrize("length", [1000, UNKNOWN_LENGTH], ids=["large", "unknown"])
+def test_one_op_is_admitted_where_nothing_is_in_flight(length: int) -> None:
+    _, scheduler = a_scheduler(window=10)
+    first = submit(scheduler, length, result_bytes=1000, unknown_bytes=500)
+    second = submit(scheduler, 1)
+    assert (first.next_op, second.next_op) == (1, 0)
+    complete(scheduler, first.inbox.popleft())
+    assert second.next_op == 1
+
+
+def test_the_throttle_counts_down_and_comes_back() -> None:
+    """However an op ends: Lance's first version never counted down."""
+    hub, scheduler = a_scheduler(window=100, ops=3, process_io_limit=3)
+    rounds = 0
+    for end in ("complete", "fail", "cancel", "drop", "close", "short") * 3:
+        request = submit(scheduler, 10, 10, 10, 10)
+        assert (hub.in_flight_ops, request.next_op) == (3, 3), "never more, and again all of them"
+        grant = request.inbox.popleft()
+        if end == "complete":
+            complete(scheduler, grant)
+            complete(scheduler, request.inbox.popleft())
+            scheduler.consume(request, 0.0)
+        elif end == "short":
+            scheduler.complete(grant, 2, 20, 0.0)
+            scheduler.complete(grant, 1, 3, 0.0)
+            scheduler.cancel(request)
+        else:
+            _end(scheduler, request, end)
+            scheduler.complete(grant, 1, 10, 0.0)
+            scheduler.forfeit(grant)
+        settle(scheduler)
+        for left in list(request.grants):
+            scheduler.forfeit(left)
+        settle(scheduler)
+        assert state_of(scheduler) == (0, 0, 0, 0, 0, 0)
+        rounds += 1
+    assert rounds == 18
+
+
+def _end(scheduler: Scheduler, request: Request, how: str) -> None:
+    if how == "fail":
+        scheduler.fail(request, OSError("gone"))
+    elif how == "cancel":
+        scheduler.cancel(request)
+    elif how == "drop":
+        scheduler.hub.drop(scheduler, request)
+    else:
+        scheduler.hub.close(RuntimeError("closed"))
+    settle(scheduler)
+
+
+def test_the_last_op_gives_back_all_that_its_grant_was_charged() -> None:
+    """A driver that reports too few bytes must not narrow the window for ever."""
+    _, scheduler = a_scheduler(window=100)
+    request = submit(scheduler, 40, 40)
+    scheduler.complete(request.inbox[0], 2, 1, 0.0)
+    settle(scheduler)
+    assert scheduler.in_flight_bytes == 0
+
+
+@pytest.mark.parametrize("limits", [{"process_io_limit": 1}, {"buffer_bytes": 1}])
+def test_a_nested_read_runs_on_the_permit_of_its_parent(limits: dict[str, int]) -> None:
+    hub, scheduler = a_scheduler(window=10, ops=1, grant=1, **limits)
+    parent = submit(scheduler, 10)
+    nested = submit(scheduler, 99, 99, is_nested=True)
+    assert (len(parent.inbox), len(nested.inbox)) == (1, 2)
+    assert (hub.in_flight_ops, hub.budget.reserved_bytes) == (1, 10)
+    for request in (nested, parent):
+        for grant in list(request.inbox):
+            complete(scheduler, grant)
+        assert request.state is State.COMPLETE
+
+
+def test_a_hit_tells_the_controller_nothing() -> None:
+    class Watched(Window):
+        seen = 0
+
+        def observe(self, **_: Any) -> None:
+            self.seen += 1
+
+    hub = Hub()
+    window = Watched(initial=100, least=1, most=1000)
+    scheduler = hub.scheduler("disk", window=window)
+    for is_hit in (True, False):
+        grant = submit(scheduler, 10).inbox.popleft()
+        scheduler.complete(grant, 1, 10, 0.0, is_hit=is_hit)
+    assert (window.seen, scheduler.in_flight_bytes, hub.counters.ops_hit) == (1, 0, 1)
+
+
+def test_what_starts_at_once_keeps_every_limit() -> None:
+    hub, scheduler = a_scheduler(window=100, ops=2, process_io_limit=2, buffer_bytes=1000)
+    assert scheduler.has_room(100)
+    assert not scheduler.has_room(101)
+    grant = scheduler.start_now(a_request(60), 0.0)
+    hub.validate()
+    assert (scheduler.has_room(40), scheduler.has_room(41)) == (True, False)
+    other = scheduler.start_now(a_request(1), 0.0)
+    assert not scheduler.has_room(1), "no op is left"
+    for done in (grant, other):
+        complete(scheduler, done)
+        scheduler.consume(done.request, 0.0)
+    submit(scheduler, *[50] * 9)
+    assert not scheduler.has_room(1), "somebody waits"
+
+
+# -- order
+
+
+def test_a_more_urgent_request_goes_between_two_slices() -> None:
+    _, scheduler = a_scheduler(ops=2)
+    scan = submit(scheduler, *[10] * 10)
+    urgent = submit(scheduler, 10, base=-1)
+    complete(scheduler, scan.inbox.popleft())
+    assert (urgent.next_op, scan.next_op) == (1, 3)
+
+
+def test_raising_moves_what_is_in_flight_too() -> None:
+    """I7: a demand read joined it; the rest of its ops must not wait as speculation does."""
+    hub, scheduler = a_scheduler(window=80, ops=4, buffer_bytes=1000)
+    joined = submit(scheduler, *[10] * 8, base=5, is_speculative=True)
+    other = submit(scheduler, *[10] * 8, base=0)
+    assert (joined.next_op, other.next_op) == (4, 0)
+    scheduler.raise_priority(joined, (-1, 0), 0.0)
+    settle(scheduler)
+    assert joined.priority == Priority(-1, 0)
+    assert scheduler.in_flight_bases == {-1: 4}
+    assert hub.budget.least_priority() == Priority(-1, 0)
+    complete(scheduler, joined.inbox.popleft())
+    assert (joined.next_op, other.next_op) == (8, 0)
+
+
+def test_raising_admits_what_only_speculation_had_to_wait_for() -> None:
+    """I5: nothing else may happen afterwards that would look at the queue."""
+    _, scheduler = a_scheduler(window=80)
+    submit(scheduler, 40)
+    joined = submit(scheduler, 20, is_speculative=True)
+    assert joined.next_op == 0
+    scheduler.raise_priority(joined, (0, 0), 0.0)
+    settle(scheduler)
+    assert joined.next_op == 1
+
+
+def test_raising_never_lowers() -> None:
+    _, scheduler = a_scheduler(ops=1)
+    submit(scheduler, 10)
+    request = submit(scheduler, 10, base=-3)
+    scheduler.raise_priority(request, (0, 0), 0.0)
+    assert request.priority == Priority(-3)
+
+
+# -- ends
+
+
+def test_an_empty_request_is_complete_at_once() -> None:
+    _, scheduler = a_scheduler(buffer_bytes=1)
+    request = submit(scheduler)
+    assert request.state is State.COMPLETE
+    scheduler.consume(request, 0.0)
+    assert not scheduler.requests
+
+
+@pytest.mark.parametrize("how", ["cancel", "fail"])
+def test_ending_what_was_never_submitted_counts_nothing(how: str) -> None:
+    """An interrupt came before the submission, and the driver cleans up after itself."""
+    _, scheduler = a_scheduler(ops=1)
+    lost = a_request(10)
+    if how == "cancel":
+        scheduler.cancel(lost)
+    else:
+        scheduler.fail(lost, OSError("gone"))
+    settle(scheduler)
+    assert submit(scheduler, 10).next_op == 1
+
+
+def test_a_request_fails_with_its_first_error() -> None:
+    _, scheduler = a_scheduler(ops=2)
+    request = submit(scheduler, 10, 10, 10)
+    first = OSError("first")
+    scheduler.fail(request, first)
+    scheduler.fail(request, OSError("second"))
+    scheduler.cancel(request, OSError("third"))
+    assert (request.error, request.state, request.next_op) == (first, State.FAILED, 2)
+    complete(scheduler, request.inbox.popleft())
+    assert (request.error, request.state) == (first, State.RETIRED)
+
+
+def test_an_illegal_event_raises_and_changes_nothing() -> None:
+    _, scheduler = a_scheduler(window=100)
+    request = submit(scheduler, 10, 10)
+    grant = request.inbox[0]
+    before = state_of(scheduler)
+    for ops, nbytes in ((3, 20), (2, 21), (1, -1), (-1, 0)):
+        with pytest.raises(IllegalTransitionError):
+            scheduler.complete(grant, ops, nbytes, 0.0)
+    with pytest.raises(IllegalTransitionError):
+        scheduler.forfeit(grant)
+    assert (state_of(scheduler), grant.ops_left, request.ops_done) == (before, 2, 0)
+    scheduler.consume(request, 0.0)
+    assert request.state is State.RUNNING
+
+
+def test_a_request_that_is_over_is_let_go() -> None:
+    """The core keeps no reference: the result's buffer hangs on it (I9)."""
+    hub, scheduler = a_scheduler(ops=1)
+    ends = []
+    for how in ("consume", "cancel"):
+        request = submit(scheduler, 10)
+        queued = submit(scheduler, 10)
+        complete(scheduler, request.inbox.popleft())
+        scheduler.cancel(queued)
+        if how == "consume":
+            scheduler.consume(request, 0.0)
+        else:
+            scheduler.cancel(request)
+        for grant in list(queued.grants):
+            scheduler.forfeit(grant)
+        settle(scheduler)
+        ends += [weakref.ref(request), weakref.ref(queued)]
+    del request, queued, grant
+    gc.collect()
+    assert [end() for end in ends] == [None] * 4
+    assert hub.budget.reserved_bytes == 0
+
+
+# -- scale
+
+
+def calls_of(function: Any) -> int:
+    """Return how many calls, of Python and of C functions, `function` makes."""
+    count = 0
+
+    def profile(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def columns_of(n: int) -> tuple[Any, ...]:
+    draw = np.random.default_rng(5)
+    start = draw.integers(0, 1 << 40, n)
+    return np.zeros(n, np.int64), start, start + draw.integers(1, 8192, n)
+
+
+def test_planning_a_million_ranges_makes_no_more_calls_than_a_thousand() -> None:
+    """All the work is in NumPy, n log n; a call a range would show here."""
+
+    def plan(n: int) -> int:
+        columns = columns_of(n)
+        return calls_of(lambda: plan_ranges(*columns, max_gap_bytes=64, max_op_bytes=4096))
+
+    assert plan(1_000_000) <= plan(1_000) + 20
+
+
+def test_a_million_ops_are_admitted_slice_by_slice() -> None:
+    """What a slice costs depends neither on its ops nor on those still to come."""
+    window = 4 << 20
+    plan = plan_ranges(*columns_of(1_000_000), max_gap_bytes=0, max_op_bytes=1 << 20)
+    hub = Hub()
+    shape = Window(initial=window, least=window, most=window)
+    scheduler = hub.scheduler("disk", window=shape, max_in_flight_ops=1 << 30)
+    request = Request(plan.op_length, result_bytes=plan.buffer_bytes)
+    slices, dearest = 0, 0
+
+    def step() -> None:
+        grant = request.inbox.popleft()
+        scheduler.complete(grant, grant.ops_left, grant.bytes_left, 0.0)
+        hub.settle(0.0)
+
+    scheduler.submit(request, 0.0)
+    hub.settle(0.0)
+    while request.inbox:
+        slices += 1
+        dearest = max(dearest, calls_of(step))
+    assert request.state is State.COMPLETE
+    assert request.n_ops > 990_000
+    least = plan.op_length.sum() / window
+    assert least <= slices <= least * 1.01 + 2
+    assert dearest < 100
+
+
+@pytest.mark.parametrize("is_short", [False, True], ids=["roomy", "no budget left"])
+def test_a_settle_with_a_hundred_thousand_waiting_costs_what_it_does_with_ten(
+    is_short: bool,
+) -> None:
+    """Nor does it look through the queue for siblings, waiters or speculation to drop."""
+    counts = [_dearest_step(n, is_short=is_short) for n in (10, 100_000)]
+    assert counts[1] <= counts[0] + 60  # a heap is some levels deeper
+    assert counts[1] < 300
+
+
+def _dearest_step(n: int, *, is_short: bool) -> int:
+    hub, scheduler = a_scheduler(ops=1, buffer_bytes=15 if is_short else 0)
+    first = submit(scheduler, 10)
+    for number in range(n):
+        scheduler.submit(a_request(10, scan=number % 100, group=number), 0.0)
+        hub.settle(0.0)
+    dearest = calls_of(lambda: submit(scheduler, 10, group="last"))
+    dearest -= calls_of(hub.validate)
+    grant = first.inbox.popleft()
+
+    def step() -> None:
+        scheduler.complete(grant, 1, 10, 0.0)
+        hub.settle(0.0)
+        scheduler.consume(first, 0.0)
+        hub.settle(0.0)
+
+    dearest = max(dearest, calls_of(step))
+    assert hub.in_flight_ops == 1
+    return dearest
+
+
+def test_a_million_small_requests_cancelled_leave_nothing_behind() -> None:
+    hub, scheduler = a_scheduler(ops=4, buffer_bytes=1000)
+    columns = np.array([10], np.int64)
+    live: list[Request] = []
+    sample = []
+    n = 1_000_000
+    for number in range(n):
+        request = Request(columns, result_bytes=10, scan=number % 7, priority=Priority(number % 3))
+        scheduler.submit(request, 0.0)
+        live.append(request)
+        if number % 1000 == 0:
+            sample.append(weakref.ref(request))
+        if len(live) == 1000:
+            hub.settle(0.0)
+            _cancel_all(scheduler, live)
+    del request
+    assert hub.counters.requests_submitted == n
+    hub.validate()
+    assert (hub.budget.reserved_bytes, hub.in_flight_ops, len(scheduler.requests)) == (0, 0, 0)
+    assert not any(rows for level in scheduler.queue._levels.values() for rows in level.scans.values())
+    gc.collect()
+    assert not any(gone() for gone in sample)
+
+
+def _cancel_all(scheduler: Scheduler, live: list[Request]) -> None:
+    while live:
+        request = live.pop(len(live) * 7 // 10)
+        scheduler.cancel(request)
+        for grant in list(request.grants):
+            scheduler.forfeit(grant)
+            scheduler.hub.settle(0.0)
+    scheduler.hub.settle(0.0)

@@ -1,0 +1,135 @@
+"""fsspec's contracts of ``cat_ranges`` and ``cat``, all of them, in every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import recording
+from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
+
+
+def test_cat_ranges(target: Target, options: dict[str, object]) -> None:
+    paths = [target.big, target.small, target.big]
+    got = target.headrace(**options).cat_ranges(paths, [0, 5, 9], [10, 15, 100_000])
+    assert got == [CONTENT[:10], OTHER[5:15], CONTENT[9:100_000]]
+    assert {type(item) for item in got} == {bytes}
+
+
+def test_cat_ranges_broadcasts_integers(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    paths = [target.big, target.small]
+    assert fs.cat_ranges(paths, 3, 20) == [CONTENT[3:20], OTHER[3:20]]
+    assert fs.cat_ranges(paths, [0, 5], 20) == [CONTENT[:20], OTHER[5:20]]
+    assert fs.cat_ranges(paths, 3, [10, 20]) == [CONTENT[3:10], OTHER[3:20]]
+
+
+@pytest.mark.parametrize("bounds", [(None, 10), (10, None), (-10, None), (None, None), (5, -5)])
+def test_cat_ranges_with_open_bounds(
+    target: Target, options: dict[str, object], bounds: tuple[int | None, int | None]
+) -> None:
+    got = target.headrace(**options).cat_ranges([target.big] * 2, bounds[0], bounds[1])
+    assert got == [CONTENT[bounds[0] : bounds[1]]] * 2
+
+
+def test_cat_ranges_mixes_open_and_closed_bounds(target: Target, options: dict[str, object]) -> None:
+    starts, ends = [None, 5, -7, 100], [10, None, None, 200]
+    got = target.headrace(**options).cat_ranges([target.small] * 4, starts, ends)
+    assert got == [OTHER[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("max_gap", [None, 0, 10, 1_000_000])
+def test_cat_ranges_with_a_gap(target: Target, options: dict[str, object], max_gap: int | None) -> None:
+    starts = [0, 15, 40, 1_000, 30]
+    ends = [start + 5 for start in starts]
+    fs = target.headrace(**options)
+    got = fs.cat_ranges([target.big] * 5, starts, ends, max_gap=max_gap)
+    assert got == [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def test_max_gap_decides_what_is_read_through(targets: dict[str, Target], scheduled_mode: str) -> None:
+    target = targets["recording"]
+    fs = target.headrace(scheduler=scheduled_mode)
+    log = recording.read_log(LOG)
+    spans = {}
+    for max_gap in (0, 10):
+        log.clear()
+        fs.cat_ranges([target.big] * 3, [0, 15, 1_000], [5, 20, 1_005], max_gap=max_gap)
+        spans[max_gap] = sorted(record.span[1:] for record in log.records)
+    assert spans == {0: [(0, 5), (15, 20), (1_000, 1_005)], 10: [(0, 20), (1_000, 1_005)]}
+
+
+@pytest.mark.parametrize("paths", ["big", ("big",), {"big": 1}])
+def test_cat_ranges_wants_a_list(disk: Target, options: dict[str, object], paths: Any) -> None:
+    with pytest.raises(TypeError):
+        disk.headrace(**options).cat_ranges(paths, 0, 1)
+
+
+@pytest.mark.parametrize(("starts", "ends"), [([0], [1, 2]), ([0, 1, 2], [1, 2]), ([0, 1], [1])])
+def test_cat_ranges_wants_equal_lengths(
+    disk: Target, options: dict[str, object], starts: list[int], ends: list[int]
+) -> None:
+    with pytest.raises(ValueError):
+        disk.headrace(**options).cat_ranges([disk.big, disk.big], starts, ends)
+
+
+def _kinds(answers: list[Any]) -> list[Any]:
+    return [a if isinstance(a, bytes) else type(a) for a in answers]
+
+
+def test_cat_ranges_returns_errors(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    paths = [target.big, target.missing, target.small, target.big]
+    starts, ends = [0, 0, 5, SIZE + 10], [5, 5, 10, SIZE + 20]
+    expected = _kinds(target.plain.cat_ranges(paths, starts, ends))
+    assert _kinds(fs.cat_ranges(paths, starts, ends)) == expected
+    assert _kinds(fs.cat_ranges(paths, starts, ends, on_error="return")) == expected
+    assert expected[0] == CONTENT[:5]
+    assert at_rest(fs)
+
+
+def test_cat_ranges_raises_errors(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    paths = [target.big, target.missing]
+    expected = outcome(target.plain.cat_ranges, paths, [0, 0], [5, 5], on_error="raise")
+    assert outcome(fs.cat_ranges, paths, [0, 0], [5, 5], on_error="raise") is expected
+    assert at_rest(fs)
+
+
+def test_cat_ranges_of_nothing(target: Target, options: dict[str, object]) -> None:
+    assert target.headrace(**options).cat_ranges([], 0, 1) == []
+
+
+def test_cat(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    assert fs.cat(target.big) == CONTENT
+    both = fs.cat([target.big, target.small])
+    assert list(both.values()) == [CONTENT, OTHER]
+    assert list(both) == list(target.plain.cat([target.big, target.small]))
+
+
+@pytest.mark.parametrize("on_error", ["raise", "omit"])
+def test_cat_recursive(target: Target, options: dict[str, object], on_error: str) -> None:
+    def cat(fs: Any) -> Any:
+        return fs.cat(target.root, recursive=True, on_error=on_error)
+
+    expected = outcome(cat, target.plain)
+    assert outcome(cat, target.headrace(**options)) == expected
+    if on_error == "omit":
+        assert sorted(expected.values()) == sorted([CONTENT, OTHER])
+
+
+@pytest.mark.parametrize("on_error", ["raise", "omit", "return"])
+def test_cat_with_an_error(target: Target, options: dict[str, object], on_error: str) -> None:
+    def cat(fs: Any) -> Any:
+        answers = fs.cat([target.small, target.missing], on_error=on_error)
+        return {path: a if isinstance(a, bytes) else type(a) for path, a in answers.items()}
+
+    assert outcome(cat, target.headrace(**options)) == outcome(cat, target.plain)
+
+
+def test_head_tail_and_read_block(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    assert fs.head(target.big, 100) == CONTENT[:100]
+    assert fs.tail(target.big, 100) == CONTENT[-100:]
+    assert fs.read_block(target.big, 50, 60) == CONTENT[50:110]

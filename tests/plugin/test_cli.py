@@ -1,0 +1,387 @@
+"""The command line: what it prints where, its exit codes, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as ds
+import pyarrow.feather
+import pyarrow.orc
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.cli import main
+
+ROWS = 1_000
+
+
+def table() -> pa.Table:
+    return pa.table({"id": range(ROWS), "mode": ["AIR", "RAIL"] * (ROWS // 2), "price": [0.5] * ROWS})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two Parquet files of 500 rows, and two that a scan leaves out."""
+    folder = tmp_path / "table"
+    folder.mkdir()
+    for index in range(2):
+        part = table().slice(index * 500, 500)
+        pq.write_table(part, folder / f"part-{index}.parquet", row_group_size=100)
+    (folder / "_SUCCESS").touch()
+    (folder / ".part.parquet.crc").write_bytes(b"not a table")
+    return folder
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
+    assert main(["scan", "--json", *map(str, arguments)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return json.loads(captured.out)
+
+
+def run_error(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Return the exit code and the one line on stderr."""
+    code = main(["scan", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("headrace: ")
+    assert captured.err.count("\n") == 1
+    return code, captured.err
+
+
+def test_scan_prints_a_table(folder, capsys):
+    assert main(["scan", str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert "1,000" in printed.out
+    assert "2 parquet" in printed.out
+    assert "ops" in printed.out
+    assert printed.err == ""  # no bar: stderr is no terminal
+
+
+def test_scan_json_is_one_object(folder, capsys, mode):
+    found = run_json(capsys, folder, "--mode", mode)
+    files_bytes = sum(path.stat().st_size for path in folder.glob("part-*"))
+    assert found["rows"] == ROWS
+    assert found["files"] == 2
+    assert found["file_format"] == "parquet"
+    assert found["file_bytes"] == files_bytes
+    assert found["mode"] == mode
+    assert found["seconds"] > 0
+    # In mode off the reads go to the wrapped filesystem, past the counters.
+    assert (found["ops"] > 0) == (mode != "off")
+    assert (found["bytes_delivered"] > 0) == (mode != "off")
+
+
+def test_columns_filter_and_limit(folder, capsys):
+    found = run_json(capsys, folder, "--columns", "id, price", "--filter", "mode == 'AIR'")
+    assert found["rows"] == ROWS / 2
+    assert run_json(capsys, folder, "--filter", "id >= 990 and mode == 'AIR'")["rows"] == 5
+    assert run_json(capsys, folder, "--limit", 7)["rows"] == 7
+    assert run_json(capsys, folder, "--batch-size", 10)["batches"] == 100
+
+
+def test_fewer_columns_are_fewer_bytes(folder, capsys):
+    every = run_json(capsys, folder, "--mode", "lite")
+    one = run_json(capsys, folder, "--mode", "lite", "--columns", "mode")
+    assert one["bytes_delivered"] < every["bytes_delivered"]
+
+
+@pytest.mark.parametrize("spelling", ["{}", "file://{}", "headrace::file://{}"])
+def test_spellings_of_a_url(folder, capsys, spelling):
+    assert run_json(capsys, spelling.format(folder))["rows"] == ROWS
+    assert run_json(capsys, spelling.format(folder / "part-0.parquet"))["rows"] == 500
+    assert run_json(capsys, spelling.format(folder / "part-*.parquet"))["rows"] == ROWS
+
+
+def test_relative_path(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert run_json(capsys, "table")["rows"] == ROWS
+
+
+def test_memory_url(capsys):
+    memory = fsspec.filesystem("memory")
+    with memory.open("/cli/part.parquet", "wb") as file:
+        pq.write_table(table(), file)
+    try:
+        assert run_json(capsys, "memory://cli/part.parquet")["rows"] == ROWS
+    finally:
+        memory.rm("/cli", recursive=True)
+
+
+def test_s3_url(s3_lineitem, s3_server, capsys):
+    options = [part for k, v in s3_server.items() for part in ("-o", f"{k}={v}")]
+    options += ["--format", "parquet", "--columns", "l_quantity"]
+    found = run_json(capsys, f"s3://{s3_lineitem.root}", *options)
+    assert found["rows"] > 10_000
+    assert found["ops"] > 0
+    code, error = run_error(capsys, "s3://no-such-bucket/table", *options)
+    assert code == 1
+    assert "no-such-bucket" in error
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".arrow", ".feather", ".orc", ".pq"])
+def test_formats_by_suffix(tmp_path, capsys, suffix):
+    path = tmp_path / f"table{suffix}"
+    write_as(suffix, path)
+    assert run_json(capsys, path)["rows"] == ROWS
+
+
+def write_as(suffix: str, path: Path) -> None:
+    if suffix.startswith(".csv"):
+        with pa.output_stream(path) as stream:  # compresses by the suffix
+            pa.csv.write_csv(table(), stream)
+    elif suffix == ".orc":
+        pyarrow.orc.write_table(table(), path)
+    elif suffix == ".pq":
+        pq.write_table(table(), path)
+    else:
+        pyarrow.feather.write_feather(table(), path, compression="uncompressed")
+
+
+def test_format_by_option(tmp_path, capsys):
+    pq.write_table(table(), tmp_path / "table.data")
+    assert run_json(capsys, tmp_path, "--format", "parquet")["rows"] == ROWS
+    code, error = run_error(capsys, tmp_path)
+    assert code == 2
+    assert "--format" in error
+
+
+def test_mixed_formats_need_a_choice(folder, capsys):
+    write_as(".csv", folder / "more.csv")
+    code, error = run_error(capsys, folder)
+    assert code == 2
+    assert "csv, parquet" in error
+    assert run_json(capsys, folder, "--format", "parquet")["rows"] == ROWS
+    assert run_json(capsys, folder, "--format", "csv")["rows"] == ROWS
+
+
+def test_hive_partitions_are_columns(tmp_path, capsys):
+    ds.write_dataset(
+        table(),
+        tmp_path,
+        format="parquet",
+        partitioning=ds.partitioning(pa.schema([("mode", pa.string())]), flavor="hive"),
+    )
+    assert run_json(capsys, tmp_path, "--filter", "mode == 'RAIL'")["rows"] == ROWS / 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".json"])
+def test_trace_is_written(folder, tmp_path, capsys, suffix):
+    path = tmp_path / f"timeline{suffix}"
+    run_json(capsys, folder, "--mode", "lite", "--trace", path)
+    content = path.read_bytes()
+    assert content[:4] == b"\x89PNG" if suffix == ".png" else json.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--filter", "id >"], "invalid syntax"),
+        (["--filter", "open('x')"], "is not one of"),
+        (["--filter", "id == 'x'"], "filter"),
+        (["--filter", "nothing > 1"], "nothing"),
+        (["--columns", "id,nothing"], "no column 'nothing'; there are id, mode, price"),
+        (["-o", "anon"], "KEY=VALUE"),
+        (["-o", "=x"], "KEY=VALUE"),
+        (["-o", "size:=1x"], "size"),
+        (["-o", 'client={"a"'], "client"),
+    ],
+)
+def test_what_makes_no_sense_is_2(folder, capsys, arguments, complaint):
+    code, error = run_error(capsys, folder, *arguments)
+    assert code == 2
+    assert complaint in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["scan"],
+        ["scan", "x", "--mode", "fast"],
+        ["scan", "x", "--format", "xml"],
+        ["scan", "x", "--limit", "0"],
+        ["scan", "x", "--limit", "-1"],
+        ["scan", "x", "--batch-size", "many"],
+        ["scan", "x", "--columns", "a,,b"],
+        ["scan", "x", "--trace", "timeline.gif"],
+        ["scan", "x", "--trace", "/no/such/folder/timeline.png"],
+        ["demo", "--rows", "0"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_2(capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "usage: headrace" in capsys.readouterr().err
+
+
+def test_failures_are_1(folder, tmp_path, capsys):
+    code, error = run_error(capsys, tmp_path / "nowhere")
+    assert code == 1
+    assert "nowhere" in error
+    assert run_error(capsys, tmp_path / "none-*.parquet")[0] == 1
+    (tmp_path / "empty").mkdir()
+    assert run_error(capsys, tmp_path / "empty")[0] == 1
+    (folder / "part-1.parquet").write_bytes(b"PAR1 but no more")
+    code, error = run_error(capsys, folder)
+    assert code == 1
+    assert "part-1.parquet" in error
+    assert run_error(capsys, "nosuchprotocol://x/y")[0] == 1
+
+
+def test_a_bad_setting_is_2_and_named(folder):
+    done = run_child("-m", "headrace", "scan", str(folder), HEADRACE_SCHEDULER="fast")
+    assert done.returncode == 2
+    assert "HEADRACE_SCHEDULER" in done.stderr
+    assert "fast" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_secret_is_printed(capsys):
+    secret = "hunter2-and-more"
+    options = ["-o", f"password={secret}", "-o", f'more:={{"token": "{secret}"}}']
+    for url in ("nosuchprotocol://x/y", f"nosuchprotocol://user:{secret}@x/y"):
+        code, error = run_error(capsys, url, *options)
+        assert code == 1
+        assert secret not in error
+    code, error = run_error(capsys, "x", "-o", f"password:={secret}")
+    assert code == 2
+    assert secret not in error
+
+
+def test_storage_options_reach_the_target(folder, capsys):
+    # dir:// without a path to sit in is an error; with it, the files are found.
+    options = ["-o", f"path={folder}", "-o", "target_protocol=file", "-o", "auto_mkdir=false"]
+    assert run_error(capsys, "dir://part-0.parquet")[0] == 1
+    assert run_json(capsys, "dir://part-0.parquet", *options[:4])["rows"] == 500
+
+
+def test_help_is_quick_and_complete(capsys):
+    code = textwrap.dedent("""
+        import contextlib, sys
+        from headrace.cli import main
+        for command in ([], ["scan"], ["doctor"], ["demo"]):
+            with contextlib.suppress(SystemExit):
+                main([*command, "--help"])
+        heavy = {"pandas", "dask", "rich", "s3fs", "matplotlib"} & set(sys.modules)
+        assert not heavy, heavy
+    """)
+    done = run_child("-c", code)
+    assert done.returncode == 0, done.stderr
+    for text in ("--filter", "--trace", "--json", "--directory", "doctor", "exit codes"):
+        assert text in done.stdout.lower()
+
+
+def run_child(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_version_and_module():
+    done = run_child("-m", "headrace", "--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("headrace ")
+
+
+def test_ctrl_c_is_130(tmp_path):
+    pq.write_table(table(), tmp_path / "table.parquet")
+    code = textwrap.dedent("""
+        import fsspec, signal, sys, time
+        from fsspec.implementations.local import LocalFileSystem
+        from headrace.cli import main
+
+        class Slow(LocalFileSystem):
+            protocol = "slow"
+
+            def _open(self, *args, **kwargs):
+                print("reading", flush=True)
+                time.sleep(3)
+                return super()._open(*args, **kwargs)
+
+        fsspec.register_implementation("slow", Slow)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(main(sys.argv[1:]))
+    """)
+    url = f"slow://{tmp_path}/table.parquet"
+    command = [sys.executable, "-c", code, "scan", url, "--mode", "standard"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "reading\n"
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert error == "headrace: interrupted\n"
+
+
+def test_the_bar_is_drawn_on_a_terminal(folder):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "headrace", "scan", str(folder), "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+    ) as child:
+        os.close(theirs)
+        drawn = read_terminal(ours)
+        printed = child.stdout.read()
+    os.close(ours)
+    assert child.returncode == 0
+    assert json.loads(printed)["rows"] == ROWS
+    assert b"1,000 rows" in drawn
+
+
+def read_terminal(descriptor: int) -> bytes:
+    """Return all that is written to a terminal until its other end is closed."""
+    parts = []
+    with contextlib.suppress(OSError):  # EIO: nobody has the other end open any more
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_doctor_runs(capsys):
+    assert main(["doctor"]) == 0
+    assert "headrace" in capsys.readouterr().out.lower()
+    assert main(["doctor", "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
+def test_demo_runs_every_reader_in_every_mode(tmp_path, capsys):
+    assert main(["demo", "--rows", "2000", "--directory", str(tmp_path), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert {(run["reader"], run["mode"]) for run in runs} == {
+        (reader, mode)
+        for reader in ("pyarrow.dataset", "dask.dataframe")
+        for mode in ("off", "lite", "standard")
+    }
+    assert {run["rows"] for run in runs} == {2000}
+    assert list(tmp_path.iterdir()) == []
+    assert main(["demo", "--rows", "10", "--directory", str(tmp_path)]) == 0
+    assert "all answers equal" in capsys.readouterr().out
+    assert main(["demo", "--directory", str(tmp_path / "nowhere")]) == 2
+
+
+def test_demo_notices_a_wrong_answer(monkeypatch, capsys):
+    from headrace import demo
+
+    wrong = demo.Answer(rows=1, quantity=1, by_status=())
+    monkeypatch.setitem(demo._READERS, "pyarrow.dataset", lambda *_: wrong)
+    assert main(["demo", "--rows", "10"]) == 1
+    assert "DemoError" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""How a `HeadraceFileSystem` is made: options, chains, pickles, JSON, and what must stay secret."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import pytest
+import recording
+from targets import LOG, OTHER, Target
+
+import headrace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_wrap(target: Target, mode: str) -> None:
+    plain = target.plain
+    assert headrace.wrap(plain).cat_file(target.small) == OTHER
+    assert headrace.HeadraceFileSystem(fs=plain, scheduler=mode).cat_file(target.small) == OTHER
+
+
+def test_flat_options_go_to_the_target(tmp_path: Path, mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", auto_mkdir=True, scheduler=mode)
+    fs.pipe_file(str(tmp_path / "new" / "deep" / "x"), b"made")
+    assert (tmp_path / "new" / "deep" / "x").read_bytes() == b"made"
+
+
+def test_flat_options_reach_s3(targets: dict[str, Target], mode: str) -> None:
+    target = targets["s3"]
+    fs = headrace.HeadraceFileSystem(target_protocol="s3", scheduler=mode, **target.options)
+    assert fs.cat_file(target.small) == OTHER
+    url = f"headrace::s3://{target.small}"
+    with fsspec.open(url, "rb", **target.options) as file:
+        assert file.read() == OTHER
+
+
+def test_conflicting_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="auto_mkdir"):
+        headrace.HeadraceFileSystem(
+            target_protocol="file", target_options={"auto_mkdir": True}, auto_mkdir=False
+        )
+
+
+def test_equal_options_given_twice_are_no_conflict(tmp_path: Path) -> None:
+    fs = headrace.HeadraceFileSystem(
+        target_protocol="file", target_options={"auto_mkdir": True}, auto_mkdir=True
+    )
+    fs.pipe_file(str(tmp_path / "new" / "x"), b"made")
+    assert fs.cat_file(str(tmp_path / "new" / "x")) == b"made"
+
+
+@pytest.mark.parametrize("extra", [{"target_protocol": "file"}, {"target_options": {"a": 1}}])
+def test_a_filesystem_and_a_description_of_one_are_refused(extra: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="fs="):
+        headrace.HeadraceFileSystem(fs=fsspec.filesystem("memory"), **extra)
+
+
+def test_a_target_is_needed() -> None:
+    with pytest.raises((TypeError, ValueError), match="target"):
+        headrace.HeadraceFileSystem()
+
+
+def test_an_unknown_target_is_named() -> None:
+    with pytest.raises(ValueError, match="nosuchprotocol"):
+        headrace.HeadraceFileSystem(target_protocol="nosuchprotocol")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scheduler", "fast"), ("buffer_bytes", "lots"), ("io_parallelism", 0), ("serialize", "x")],
+)
+def test_a_bad_option_is_named(disk: Target, name: str, value: object) -> None:
+    fs = None
+    with pytest.raises(ValueError, match=rf"{name}(.|\n)*{value}"):
+        fs = disk.headrace(**{name: value}).cat_file(disk.small)
+    assert fs is None
+
+
+def test_a_bad_variable_is_named(disk: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("HEADRACE_SCHEDULER", "fast")
+        with pytest.raises(ValueError, match=r"HEADRACE_SCHEDULER.*fast"):
+            headrace.reload()
+    headrace.reload()
+    assert disk.headrace().cat_file(disk.small) == OTHER
+
+
+def test_off_in_the_environment_beats_the_constructor(
+    targets: dict[str, Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, log = targets["recording"], recording.read_log(LOG)
+    with monkeypatch.context() as patch:
+        patch.setenv("HEADRACE_SCHEDULER", "off")
+        headrace.reload()
+        log.clear()
+        target.headrace(scheduler="lite").cat_file(target.small)
+        assert [record.is_admitted for record in log.records] == [False]
+    headrace.reload()
+    log.clear()
+    target.headrace(scheduler="lite").cat_file(target.small)
+    assert [record.is_admitted for record in log.records] == [True]
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory", "recording", "arecording", "s3"])
+def test_pickle(protocol: str, targets: dict[str, Target], options: dict[str, object]) -> None:
+    target = targets[protocol]
+    fs = target.headrace(**options)
+    again = pickle.loads(pickle.dumps(fs))
+    assert again == fs
+    assert again.cat_file(target.small) == OTHER
+    view = pickle.loads(pickle.dumps(fs.with_priority(-3)))
+    assert view.cat_file(target.small) == OTHER
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory", "recording", "arecording", "s3"])
+def test_json(protocol: str, targets: dict[str, Target], options: dict[str, object]) -> None:
+    target = targets[protocol]
+    fs = target.headrace(**options)
+    again = fsspec.AbstractFileSystem.from_json(fs.to_json())
+    assert again == fs
+    assert again.cat_file(target.small) == OTHER
+
+
+def test_a_wrapped_instance_survives_pickle_and_json(disk: Target, mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=disk.plain, scheduler=mode)
+    assert pickle.loads(pickle.dumps(fs)).cat_file(disk.small) == OTHER
+    assert fsspec.AbstractFileSystem.from_json(fs.to_json()).cat_file(disk.small) == OTHER
+
+
+SECRETS = {"key": "AKIAVERYSECRET", "secret": "hush-hush-hush", "token": "tok-12345"}
+
+
+NO_RETRIES = {"retries": {"max_attempts": 0}}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_secrets_stay_secret(mode: str, flat: bool) -> None:
+    options = dict(SECRETS, endpoint_url="http://127.0.0.1:9")
+    if flat:
+        fs = headrace.HeadraceFileSystem(target_protocol="s3", scheduler=mode, **options)
+    else:
+        fs = headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, scheduler=mode)
+    view = fs.with_priority(-1)
+    shown = [repr(fs), str(fs), repr(view), repr(fs.stats()), fs.stats()._repr_html_()]
+    shown += [fs.to_json(include_password=False), json.dumps(fs.to_dict(include_password=False))]
+    for text in shown:
+        assert not [secret for secret in SECRETS.values() if secret in text], text
+    assert SECRETS["secret"] in fs.to_json(include_password=True)
+
+
+def test_secrets_stay_out_of_errors(mode: str) -> None:
+    options = dict(SECRETS, endpoint_url="http://127.0.0.1:9", config_kwargs=NO_RETRIES)
+    fs = headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, scheduler=mode, retries=0)
+    with pytest.raises(Exception, match=r"127\.0\.0\.1") as failed:
+        fs.cat_file("bucket/key", start=0, end=10)
+    assert not [secret for secret in SECRETS.values() if secret in str(failed.value)]
+    for bad in ({"scheduler": "fast"}, {"key": "another"}):
+        with pytest.raises((TypeError, ValueError)) as refused:
+            headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, **bad)
+        assert not [s for s in [*SECRETS.values(), "another"] if s in str(refused.value)]
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory", "recording"])
+def test_chained_urls(protocol: str, targets: dict[str, Target], environment_mode: str) -> None:
+    target = targets[protocol]
+    url = f"headrace::{protocol}://{target.small}"
+    storage = {protocol: target.options}
+    with fsspec.open(url, "rb", **storage) as file:
+        assert file.read() == OTHER, environment_mode
+    fs, path = fsspec.core.url_to_fs(url, **storage)
+    assert isinstance(fs, headrace.HeadraceFileSystem)
+    assert fs.cat_file(path) == OTHER
+    other, _ = fsspec.core.url_to_fs(f"headrace::{protocol}://{target.big}", **storage)
+    assert other is fs
+
+
+def test_unstrip_protocol(target: Target, mode: str) -> None:
+    fs = target.headrace(scheduler=mode)
+    assert fs._strip_protocol(target.big) == target.plain._strip_protocol(target.big)
+    assert fs.sep == target.plain.sep

@@ -1,0 +1,81 @@
+"""What is no read is the wrapped filesystem's own: metadata, writes, downloads, signed URLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from targets import CONTENT, OTHER, SIZE, Target, outcome
+
+import headrace
+
+
+def test_metadata_is_the_wrapped_filesystems(target: Target, mode: str) -> None:
+    fs, plain = target.headrace(scheduler=mode), target.plain
+    names = ["info", "exists", "isfile", "isdir", "size", "checksum", "ukey"]
+    if target.protocol == "zip":
+        names.remove("ukey")  # of a plain zip it changes from call to call
+    for name in names:
+        ask, ask_plain = getattr(fs, name), getattr(plain, name)
+        assert ask(target.big) == ask_plain(target.big), name
+    assert fs.exists(target.missing) is False
+    assert fs.isdir(f"{target.root}/sub") is True
+    assert fs.find(target.root) == plain.find(target.root)
+    assert fs.find(target.root, detail=True) == plain.find(target.root, detail=True)
+    assert fs.ls(target.root, detail=False) == plain.ls(target.root, detail=False)
+    assert fs.glob(f"{target.root}/*.bin") == plain.glob(f"{target.root}/*.bin")
+    assert fs.du(target.root) == plain.du(target.root) == SIZE + len(OTHER)
+    assert list(fs.walk(target.root)) == list(plain.walk(target.root))
+    assert fs.sizes([target.big]) == [SIZE]
+
+
+@pytest.mark.parametrize("name", ["created", "modified"])
+def test_times_are_the_wrapped_filesystems(target: Target, mode: str, name: str) -> None:
+    expected = outcome(getattr(target.plain, name), target.big)
+    assert outcome(getattr(target.headrace(scheduler=mode), name), target.big) == expected
+
+
+def test_sign_is_the_wrapped_filesystems(targets: dict[str, Target], mode: str) -> None:
+    target = targets["s3"]
+    url = target.headrace(scheduler=mode).sign(target.big, expiration=60)
+    assert url.startswith(f"{target.options['endpoint_url']}/{target.big}")
+
+
+def test_writes(tmp_path: Path, options: dict[str, object]) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    fs.pipe({one: b"1", two: b"22"})
+    assert fs.cat([one, two]) == {one: b"1", two: b"22"}
+    fs.pipe_file(one, b"new")
+    assert fs.cat_file(one) == b"new"
+    with fs.open(two, "wb") as file:
+        file.write(b"written")
+    with fs.open(two, "ab") as file:
+        file.write(b" more")
+    assert fs.cat_file(two) == b"written more"
+    fs.mv(two, str(tmp_path / "three"))
+    fs.rm(one)
+    assert [Path(path).name for path in fs.ls(str(tmp_path), detail=False)] == ["three"]
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory", "s3"])
+def test_a_rewritten_file_is_read_anew(
+    protocol: str, targets: dict[str, Target], options: dict[str, object]
+) -> None:
+    target = targets[protocol]
+    fs, path = target.headrace(**options), f"{target.root}-rewritten"
+    for content in (b"first", b"second and longer", b"3"):
+        fs.pipe_file(path, content)
+        assert fs.cat_file(path) == content
+        assert fs.cat_ranges([path], 0, len(content)) == [content]
+        with fs.open(path, "rb") as file:
+            assert file.read() == content
+    fs.rm(path)
+    assert outcome(fs.cat_file, path) is FileNotFoundError
+
+
+def test_get(target: Target, tmp_path: Path, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    fs.get(target.root, str(tmp_path / "copy"), recursive=True)
+    assert (tmp_path / "copy" / "big.bin").read_bytes() == CONTENT
+    assert (tmp_path / "copy" / "sub" / "small.bin").read_bytes() == OTHER

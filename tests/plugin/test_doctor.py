@@ -1,0 +1,388 @@
+"""The doctor: each finding by forcing it, on this system and on ones pretended; it never raises."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from headrace import doctor, settings
+from headrace.doctor import Check, Report, describe_target, diagnose, render
+from headrace.settings import SPECS, SettingRow, reload_settings
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_each_test():
+    yield
+    reload_settings()
+
+
+def named(report: Report, name: str) -> Check:
+    (found,) = [check for check in report.checks if check.name == name]
+    return found
+
+
+def machine(**changes):
+    system = {
+        "memory_bytes": 8 * GIB,
+        "memory_limit_bytes": None,
+        "open_files_limit": 65_536,
+    }
+    return system | changes
+
+
+def budget(value: object) -> tuple[SettingRow, ...]:
+    return (SettingRow("buffer_bytes", value, "default"),)
+
+
+def limits(system, rows) -> dict[str, Check]:
+    return {check.name: check for check in doctor._limits(system, rows)}
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def test_a_report_on_this_machine_is_complete_and_is_json():
+    report = diagnose()
+    tree = json.loads(json.dumps(report.to_json()))
+    assert tree["ok"] is report.ok
+    assert [row["name"] for row in tree["settings"]] == [spec.name for spec in SPECS]
+    assert {"kernel", "python", "platform", "cores", "memory_bytes"} <= tree["system"].keys()
+    assert {"fsspec", "s3fs", "pyarrow", "dask", "numpy", "obstore"} <= tree["versions"].keys()
+    assert tree["target"] is None
+    names = [check["name"] for check in tree["checks"]]
+    assert {"io_uring", "RWF_NOWAIT", "preadv2", "statx", "open files", "byte budget"} <= {*names}
+    assert len(set(names)) == len(names)
+
+
+def test_what_is_not_ok_has_a_cure():
+    for check in diagnose("no-such-protocol-at-all://x").checks:
+        assert bool(check.cure) == (check.status != "ok"), check
+
+
+def test_warnings_do_not_make_a_report_fail():
+    warned = Report({}, {}, (), (Check("a", "warn", "d", "c"), Check("b", "ok", "d")))
+    assert warned.ok
+    assert not Report({}, {}, (), (*warned.checks, Check("c", "fail", "d", "c"))).ok
+
+
+def test_render_draws_everything_and_takes_no_markup():
+    checks = (Check("one", "fail", "[red]kept[/red] [/]", "do [this]"), Check("two", "ok", "d"))
+    rows = (SettingRow("buffer_bytes", 2**20, "default"), SettingRow("log", None, "default"))
+    report = Report({"kernel": "K[1]"}, {"x": None}, rows, checks, {"url": "s3://[b]"})
+    console = Console(file=io.StringIO(), width=200)
+    render(report, console)
+    text = console.file.getvalue()
+    for part in ("K[1]", "[red]kept[/red] [/]", "do [this]", "1048576 (1.0 MiB)", "s3://[b]"):
+        assert part in text
+    assert "Some checks failed" in text
+
+
+def test_render_goes_to_standard_output_by_default(capsys):
+    render(Report({}, {}, (), ()))
+    assert "No check failed" in capsys.readouterr().out
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_come_with_their_source(monkeypatch):
+    monkeypatch.setenv("HEADRACE_RETRIES", "5")
+    assert SettingRow("retries", 5, "environment HEADRACE_RETRIES") in diagnose().settings
+
+
+def test_a_bad_setting_fails_and_the_rest_is_still_examined(monkeypatch):
+    monkeypatch.setenv("HEADRACE_RETRIES", "many")
+    report = diagnose()
+    check = named(report, "settings")
+    assert (check.status, report.ok, report.settings) == ("fail", False, ())
+    assert "HEADRACE_RETRIES='many'" in check.detail
+    assert named(report, "RWF_NOWAIT")
+
+
+def test_unknown_names_are_findings_and_no_warnings(monkeypatch):
+    monkeypatch.setenv("HEADRACE_SHEDULER", "lite")
+    monkeypatch.setenv("FSSPEC_HEADRACE_SCHEDULER", "lite")
+    report = diagnose()  # a HeadraceWarning would be an error here
+    assert "HEADRACE_SCHEDULER" in named(report, "HEADRACE_SHEDULER").detail
+    assert named(report, "HEADRACE_SHEDULER").status == "warn"
+    assert "workers" in named(report, "FSSPEC_HEADRACE_SCHEDULER").detail
+
+
+@pytest.mark.parametrize(("name", "value"), [("local_backend", "uring"), ("cloud_engine", "obstore")])
+def test_a_reserved_choice_fails(monkeypatch, name, value):
+    monkeypatch.setenv(f"HEADRACE_{name.upper()}", value)
+    check = named(diagnose(), name)
+    assert check.status == "fail"
+    assert f"environment HEADRACE_{name.upper()}" in check.detail
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "value", "status"),
+    [
+        ({}, 512 * 2**20, "ok"),
+        ({}, 5 * GIB, "warn"),
+        ({}, 0, "warn"),
+        ({"memory_limit_bytes": GIB // 2}, 512 * 2**20, "warn"),
+        ({"memory_bytes": None}, 512 * 2**20, "ok"),
+        ({}, None, "ok"),
+    ],
+    ids=["fits", "half", "unlimited", "cgroup", "memory unknown", "budget unknown"],
+)
+def test_the_budget_is_compared_with_the_memory(changes, value, status):
+    assert limits(machine(**changes), budget(value))["byte budget"].status == status
+
+
+@pytest.mark.parametrize(("files", "status"), [(256, "warn"), (1024, "ok"), (None, "ok")])
+def test_few_open_files_are_a_warning(files, status):
+    assert limits(machine(open_files_limit=files), ())["open files"].status == status
+
+
+def test_a_limit_that_there_is_not_is_none(monkeypatch):
+    assert doctor._limit("RLIMIT_NO_SUCH") is None
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert doctor._limit("RLIMIT_NOFILE") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "memory", "cores"),
+    [
+        ({"proc": "0::/a/b", "a/memory.max": "1000", "a/b/memory.max": "max"}, 1000, None),
+        ({"proc": "0::/gone", "memory.max": "2000", "cpu.max": "150000 100000"}, 2000, 1.5),
+        ({"proc": "4:memory:/x", "memory/x/memory.limit_in_bytes": "3000"}, 3000, None),
+        ({"proc": "4:memory:/", "memory/memory.limit_in_bytes": str(2**63 - 4096)}, None, None),
+        ({"proc": "0::/a", "a/memory.max": "max", "a/cpu.max": "max 100000"}, None, None),
+        ({}, None, None),
+    ],
+    ids=["parent", "container", "v1", "v1 unlimited", "v2 unlimited", "no groups"],
+)
+def test_limits_of_control_groups(monkeypatch, tmp_path, files, memory, cores):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    places = {"/sys/fs/cgroup": tmp_path, "/proc/self/cgroup": tmp_path / "proc"}
+    monkeypatch.setattr(doctor, "Path", lambda path: places[path])
+    assert doctor._cgroup_memory_bytes() == memory
+    assert doctor._cgroup_cores() == cores
+
+
+# --- system calls --------------------------------------------------------------------------------
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="system calls of Linux")
+
+
+@needs_linux
+def test_the_ring_is_really_tried():
+    number, deferred = doctor._set_up_ring()
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(ctypes.c_long(425), ctypes.c_long(4), (ctypes.c_uint32 * 30)())
+    if fd >= 0:
+        os.close(fd)
+        assert number == 0
+    else:
+        assert (number, deferred) == (ctypes.get_errno(), False)
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("number", "disabled", "words"),
+    [
+        (errno.ENOSYS, None, "not in this kernel"),
+        (errno.EPERM, "2", "kernel.io_uring_disabled = 2"),
+        (errno.EPERM, "1", "kernel.io_uring_disabled = 1"),
+        (errno.EPERM, "0", "seccomp"),
+        (errno.EPERM, None, "seccomp"),
+        (errno.ENOMEM, None, "RLIMIT_MEMLOCK"),
+        (errno.EMFILE, None, os.strerror(errno.EMFILE)),
+    ],
+)
+def test_a_refused_ring_is_explained(monkeypatch, number, disabled, words):
+    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (number, False))
+    monkeypatch.setattr(doctor, "_text", lambda _path: disabled)
+    check = doctor._io_uring()
+    assert check.status == "warn"
+    assert words in check.detail
+    assert "not part of this version" in check.detail
+    assert check.cure
+
+
+@needs_linux
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_ring_that_works_is_ok_and_said_to_be_unused(monkeypatch, deferred):
+    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (0, deferred))
+    check = doctor._io_uring()
+    assert check.status == "ok"
+    assert ("without DEFER_TASKRUN" in check.detail) is not deferred
+    assert "not part of this version" in check.detail
+
+
+@needs_linux
+def test_a_probe_that_is_killed_counts_as_refused(monkeypatch):
+    monkeypatch.setattr(doctor, "_PROBE", f"import os; os.kill(os.getpid(), {int(signal.SIGSYS)})")
+    assert doctor._set_up_ring() == (errno.EPERM, False)
+
+
+@needs_linux
+@pytest.mark.parametrize("program", ["print('no json')", "print('{}')", "raise SystemExit(3)"])
+def test_a_probe_that_fails_is_a_finding(monkeypatch, program):
+    monkeypatch.setattr(doctor, "_PROBE", program)
+    check = doctor._io_uring()
+    assert check.status == "warn"
+    assert "could not be probed" in check.detail
+
+
+@needs_linux
+def test_a_probe_that_cannot_start_or_end_is_a_finding(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert "could not be probed" in doctor._io_uring().detail
+
+    def hang(*_args, **_options):
+        raise subprocess.TimeoutExpired("python", 20)
+
+    monkeypatch.setattr(doctor.subprocess, "run", hang)
+    assert "could not be probed" in doctor._io_uring().detail
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_elsewhere_nothing_is_asked_of_linux(monkeypatch, system):
+    monkeypatch.setattr(sys, "platform", system)
+    for name in ("RWF_NOWAIT", "preadv", "sched_getaffinity", "sysconf"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(doctor, "_set_up_ring", None)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    report = diagnose()
+    for name in ("io_uring", "RWF_NOWAIT", "preadv2", "statx"):
+        assert named(report, name).status == "ok"
+        assert "Linux only" in named(report, name).detail
+    assert report.system["memory_bytes"] is None
+    assert report.system["open_files_limit"] is None
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BlockingIOError(errno.EAGAIN, "not cached"), "ok"),
+        (OSError(errno.EOPNOTSUPP, "Operation not supported"), "warn"),
+    ],
+)
+def test_reads_that_must_not_wait(monkeypatch, error, status):
+    def preadv(*_args):
+        raise error
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert doctor._nowait().status == status
+
+
+@needs_linux
+def test_a_missing_symbol_is_a_warning():
+    assert doctor._symbol("no_such_function_in_libc").status == "warn"
+
+
+# --- libraries and backends ----------------------------------------------------------------------
+
+
+def test_a_missing_library_fails_and_a_missing_optional_one_does_not(monkeypatch):
+    monkeypatch.setattr(doctor, "_REQUIRED", ("no-such-library-a",))
+    monkeypatch.setattr(doctor, "_OPTIONAL", ("no-such-library-b",))
+    (check,) = doctor._libraries()
+    assert check == Check(
+        "no-such-library-a",
+        "fail",
+        "not installed, and headrace needs it",
+        "pip install no-such-library-a",
+    )
+    assert doctor._versions()["no-such-library-b"] is None
+
+
+def test_each_backend_is_loaded_and_one_that_cannot_be_is_a_failure(monkeypatch):
+    points = [
+        EntryPoint("good", "headrace.settings:Settings", "headrace.backends"),
+        EntryPoint("gone", "headrace.no_such_module:Backend", "headrace.backends"),
+        EntryPoint("less", "headrace.settings:NoSuchClass", "headrace.backends"),
+    ]
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda **_: points)
+    found = {check.name: check for check in doctor._backends()}
+    assert found["backend good"] == Check("backend good", "ok", "headrace.settings:Settings")
+    assert "ModuleNotFoundError" in found["backend gone"].detail
+    assert "AttributeError" in found["backend less"].detail
+    assert {found["backend gone"].status, found["backend less"].status} == {"fail"}
+
+
+def test_without_an_installation_there_are_no_entry_points(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda **_: [])
+    assert [check.status for check in doctor._backends()] == ["fail"]
+    assert doctor._registered().status == "warn"
+
+
+# --- the target ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "headrace::file://{}"])
+@pytest.mark.parametrize("mode", ["lite", "standard", "off"])
+def test_a_target_is_described(monkeypatch, tmp_path, form, mode):
+    path = tmp_path / "data.bin"
+    path.write_bytes(bytes(123))
+    monkeypatch.setenv("HEADRACE_SCHEDULER", mode)
+    reload_settings()
+    found = describe_target(form.format(path.as_posix()))
+    assert found["filesystem"].endswith(".LocalFileSystem")
+    assert (found["mode"], found["type"], found["size_bytes"]) == (mode, "file", 123)
+    assert found["backend"] == ("none" if mode == "off" else "local")
+    assert Path(found["path"]) == path
+
+
+def test_a_report_with_a_target(tmp_path):
+    report = diagnose(str(tmp_path))
+    assert report.target is not None
+    assert report.target["type"] == "directory"
+    assert named(report, "target").status == "ok"
+    json.dumps(report.to_json())
+
+
+@pytest.mark.parametrize(
+    "url", ["/no/such/file/anywhere", "nosuchprotocol://x", "zip://a::file:///no/such.zip", "://"]
+)
+def test_a_target_that_is_not_there_is_a_finding(url):
+    report = diagnose(url)
+    assert named(report, "target").status == "fail"
+    assert report.target is not None
+    assert report.target["error"]
+    assert not report.ok
+
+
+def test_credentials_of_the_target_are_nowhere(monkeypatch):
+    def fail(url):
+        raise PermissionError(f"denied for {url} with hunter2hunter2")
+
+    monkeypatch.setattr(doctor, "describe_target", fail)
+    report = diagnose("ftp://me:hunter2hunter2@host/x?sig=abcdefghij")
+    text = json.dumps(report.to_json())
+    console = Console(file=io.StringIO(), width=300)
+    render(report, console)
+    for secret in ("hunter2hunter2", "abcdefghij"):
+        assert secret not in text + console.file.getvalue()
+    assert "ftp://me:***@host/x" in text
+
+
+def test_the_doctor_leaves_the_snapshot_alone(monkeypatch):
+    before = settings.current_settings()
+    monkeypatch.setenv("HEADRACE_RETRIES", "5")
+    diagnose()
+    assert settings.current_settings() is before

@@ -1,0 +1,273 @@
+"""``cat_file``, ``read_ranges``, ``submit_ranges`` and the async twins, in every mode.
+
+Every test runs over each kind of wrapped filesystem and in every mode, serialized included; what
+the wrapped filesystem answers is what headrace answers (I8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from targets import CONTENT, OTHER, SIZE, Target, at_rest, outcome
+
+RANGES = [
+    (0, 10),
+    (SIZE - 5, SIZE),
+    (0, SIZE),
+    (5, 100_000),
+    (None, 10),
+    (10, None),
+    (None, None),
+    (-10, None),
+    (-10, -3),
+    (None, -10),
+    (100, -100),
+    (SIZE - 5, SIZE + 5),
+    (0, SIZE + 1),
+    (SIZE, SIZE + 5),
+    (SIZE + 5, SIZE + 10),
+    (SIZE + 5, None),
+]
+
+
+@pytest.mark.parametrize(("start", "end"), RANGES)
+def test_cat_file(target: Target, options: dict[str, object], start: int | None, end: int | None) -> None:
+    expected = outcome(target.plain.cat_file, target.big, start=start, end=end)
+    fs = target.headrace(**options)
+    assert outcome(fs.cat_file, target.big, start=start, end=end) == expected
+    assert outcome(fs.cat_file, target.big, start, end) == expected
+    assert at_rest(fs)
+
+
+def test_an_empty_range(target: Target, options: dict[str, object]) -> None:
+    """Nothing longer than asked is ever returned (I9); a plain s3fs answers the whole object."""
+    fs = target.headrace(**options)
+    if options["scheduler"] == "off":
+        assert fs.cat_file(target.big, start=9, end=9) == target.plain.cat_file(target.big, start=9, end=9)
+    else:
+        assert fs.cat_file(target.big, start=9, end=9) == b""
+        assert fs.cat_ranges([target.big] * 2, [9, 0], [9, 5]) == [b"", CONTENT[:5]]
+
+
+@pytest.mark.parametrize("end", [10, None])
+def test_cat_file_that_is_missing(target: Target, options: dict[str, object], end: int | None) -> None:
+    fs = target.headrace(**options)
+    expected = outcome(target.plain.cat_file, target.missing, start=0, end=end)
+    assert outcome(fs.cat_file, target.missing, start=0, end=end) is expected
+    assert at_rest(fs)
+
+
+def test_cat_file_of_a_directory(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    expected = outcome(target.plain.cat_file, f"{target.root}/sub")
+    assert outcome(fs.cat_file, f"{target.root}/sub") is expected
+    assert at_rest(fs)
+
+
+def test_cat_file_error_names_the_path(disk: Target, options: dict[str, object]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.bin"):
+        disk.headrace(**options).cat_file(disk.missing)
+
+
+def _random_ranges(count: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges in no order, with overlaps, duplicates and empty ones."""
+    rng = np.random.default_rng(11)
+    starts = rng.integers(0, SIZE - 5_000, count)
+    starts[::7] = starts[3]
+    lengths = rng.integers(0, 5_000, count)
+    lengths[::5] = 0
+    return starts, starts + lengths
+
+
+def test_read_ranges(target: Target, options: dict[str, object]) -> None:
+    starts, ends = _random_ranges(60 if target.protocol == "s3" else 500)
+    batch = target.headrace(**options).read_ranges(target.big, starts, ends)
+    expected = [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert len(batch) == len(expected)
+    assert batch.to_pylist() == expected
+    assert [bytes(batch[i]) for i in range(len(batch))] == expected
+    assert batch.to_arrow().to_pylist() == expected
+    assert batch.to_arrow().type == pa.large_binary()
+    assert batch.offsets.tolist() == [0, *np.cumsum([len(b) for b in expected]).tolist()]
+    assert batch.buffer.to_pybytes() == b"".join(expected)
+
+
+def test_read_ranges_of_many_files(target: Target, options: dict[str, object]) -> None:
+    paths = [target.big, target.small, target.big, target.small, target.small]
+    starts, ends = [7, 0, 200_000, 10, 10], [12, 1_000, 250_000, 20, 20]
+    batch = target.headrace(**options).read_ranges(paths, starts, ends)
+    whole = {target.big: CONTENT, target.small: OTHER}
+    assert batch.to_pylist() == [whole[path][a:b] for path, a, b in zip(paths, starts, ends, strict=True)]
+
+
+def test_read_ranges_of_nothing(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    assert len(fs.read_ranges(target.big, [], [])) == 0
+    assert len(fs.read_ranges([], [], [])) == 0
+    assert fs.read_ranges(target.big, [5, 9], [5, 9]).to_pylist() == [b"", b""]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [r for r in RANGES if r[1] is not None and (r[0] or 0) >= 0 < r[1]]
+)
+def test_read_ranges_past_the_end(
+    target: Target, options: dict[str, object], start: int | None, end: int
+) -> None:
+    expected = outcome(target.plain.cat_file, target.big, start=start or 0, end=end)
+    fs = target.headrace(**options)
+
+    def read() -> bytes:
+        got: list[bytes] = fs.read_ranges(target.big, [start or 0], [end]).to_pylist()
+        return got[0]
+
+    assert outcome(read) == expected
+    assert at_rest(fs)
+
+
+def test_read_ranges_into_a_buffer(disk: Target, options: dict[str, object]) -> None:
+    out = np.zeros(4_096, np.uint8)
+    batch = disk.headrace(**options).read_ranges(disk.big, [100, 0, 5], [110, 10, 15], out=out)
+    assert batch.to_pylist() == [CONTENT[100:110], CONTENT[:10], CONTENT[5:15]]
+    assert all(np.shares_memory(np.frombuffer(view, np.uint8), out) for view in batch)
+
+
+def test_read_ranges_into_a_buffer_that_is_too_small(disk: Target, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="out"):
+        disk.headrace(**options).read_ranges(disk.big, [0], [100], out=np.zeros(99, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "named"),
+    [
+        ([0, 1, 2], [1, 2], "3|2"),
+        ([-1], [5], "-1"),
+        ([10], [5], "10|5"),
+        ([0, 30], [5, 20], "30|20"),
+    ],
+)
+def test_read_ranges_that_make_no_sense(
+    disk: Target, options: dict[str, object], starts: list[int], ends: list[int], named: str
+) -> None:
+    fs = disk.headrace(**options)
+    with pytest.raises(ValueError, match=named):
+        fs.read_ranges(disk.big, starts, ends)
+    with pytest.raises(ValueError, match=named):
+        fs.submit_ranges(disk.big, starts, ends)
+    assert at_rest(fs)
+
+
+def test_read_ranges_of_a_missing_file(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    expected = outcome(target.plain.cat_file, target.missing, start=0, end=5)
+    paths = [target.big, target.missing, target.big]
+    batch = fs.read_ranges(paths, [0, 0, 10], [5, 5, 15])
+    assert {row: type(error) for row, error in batch.errors.items()} == {1: expected}
+    assert (bytes(batch[0]), bytes(batch[2])) == (CONTENT[:5], CONTENT[10:15])
+    assert outcome(batch.to_pylist) is expected
+    assert outcome(lambda: batch[1]) is expected
+    assert at_rest(fs)
+
+
+def test_a_batch_outlives_its_filesystem(disk: Target, options: dict[str, object]) -> None:
+    batch = disk.headrace(skip_instance_cache=True, **options).read_ranges(disk.big, [0], [1000])
+    view, array = batch[0], batch.to_arrow()
+    del batch
+    assert bytes(view) == array[0].as_py() == CONTENT[:1000]
+
+
+def test_many_threads(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    starts = list(range(0, 200_000, 10_000))
+
+    def read(start: int) -> bool:
+        got = fs.read_ranges(target.big, [start, start + 50], [start + 100, start + 9_000])
+        single = fs.cat_file(target.big, start=start, end=start + 4_096)
+        return bool(
+            got.to_pylist() == [CONTENT[start : start + 100], CONTENT[start + 50 : start + 9_000]]
+            and single == CONTENT[start : start + 4_096]
+        )
+
+    if target.protocol == "zip" and options["scheduler"] == "off":
+        starts = starts[:1]  # a plain zip filesystem is not safe to share: off promises no more
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, starts))
+    assert at_rest(fs)
+
+
+def test_submit_ranges(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    reads = [fs.submit_ranges(target.big, [start], [start + 100]) for start in (0, 5_000, 10_000)]
+    got = [read.result(timeout=60).to_pylist() for read in reads]
+    assert got == [[CONTENT[:100]], [CONTENT[5_000:5_100]], [CONTENT[10_000:10_100]]]
+    assert all(read.done() for read in reads)
+    del reads, got
+    assert at_rest(fs)
+
+
+def test_submit_ranges_gives_its_result_twice(disk: Target, options: dict[str, object]) -> None:
+    read = disk.headrace(**options).submit_ranges(disk.big, [0], [10])
+    assert read.result().to_pylist() == read.result().to_pylist() == [CONTENT[:10]]
+
+
+def test_submit_ranges_of_a_missing_file(disk: Target, options: dict[str, object]) -> None:
+    fs = disk.headrace(**options)
+    read = fs.submit_ranges(disk.missing, [0], [10])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.bin"):
+        read.result(timeout=60).to_pylist()
+    assert read.done()
+    del read
+    assert at_rest(fs)
+
+
+def test_async_twins(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+
+    async def read() -> tuple[Any, ...]:
+        batch = await fs._read_ranges(target.big, [0, 10], [5, 20])
+        ranges = await fs._cat_ranges([target.big, target.small], [0, 0], [5, 6])
+        return (
+            batch.to_pylist(),
+            ranges,
+            await fs._cat_file(target.big, start=-5, end=None),
+            (await fs._info(target.big))["size"],
+        )
+
+    expected = ([CONTENT[:5], CONTENT[10:20]], [CONTENT[:5], OTHER[:6]], CONTENT[-5:], SIZE)
+    assert asyncio.run(read()) == expected
+    assert asyncio.run(read()) == expected, "a second loop must do as well as the first"
+    assert at_rest(fs)
+
+
+def test_many_async_reads_at_once(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+    starts = range(0, 100_000, 5_000)
+
+    async def read() -> list[bytes]:
+        work = [fs._cat_file(target.big, start=start, end=start + 100) for start in starts]
+        return await asyncio.gather(*work)
+
+    assert asyncio.run(read()) == [CONTENT[start : start + 100] for start in starts]
+
+
+def test_a_sync_read_inside_a_running_loop(target: Target, options: dict[str, object]) -> None:
+    fs = target.headrace(**options)
+
+    async def read() -> bytes:
+        return fs.cat_file(target.big, start=0, end=100)
+
+    assert asyncio.run(read()) == CONTENT[:100]
+
+
+def test_an_asynchronous_instance(disk: Target, options: dict[str, object]) -> None:
+    fs = disk.headrace(asynchronous=True, **options)
+    assert fs.async_impl
+
+    async def read() -> bytes:
+        return await fs._cat_file(disk.big, start=0, end=100)
+
+    assert asyncio.run(read()) == CONTENT[:100]

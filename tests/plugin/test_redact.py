@@ -1,0 +1,296 @@
+"""Redaction: no secret gets out by any of the ways in, and what is no secret stays as it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import namedtuple
+from types import MappingProxyType
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.redact import MASK, is_secret_name, redact, redact_text, redact_url, secrets_of
+
+SECRET = "s3cr3t/Va+lue=="
+
+SECRET_NAMES = [
+    *("key", "secret", "token", "password", "passwd", "pwd", "passphrase", "credential", "sas"),
+    *("credentials", "account_key", "connection_string", "conn_str", "authorization", "auth"),
+    *("session_token", "aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
+    *("secretAccessKey", "AWSAccessKeyId", "SSECustomerKey", "X-Amz-Signature", "api-key"),
+    *("X-Amz-Credential", "X-Amz-Security-Token", "sas_token", "client_secret", "private_key"),
+    *("accountkey", "apikey", "sessiontoken", "Cookie", "sig", "PASSWORD", "key_id"),
+]
+PLAIN_NAMES = [
+    *("anon", "endpoint_url", "region", "aws_region", "aws_profile", "username", "user", "host"),
+    *("account_name", "client_id", "public_key", "key_file", "key_filename", "token_uri", "path"),
+    *("signature_version", "client_kwargs", "config_kwargs", "monkey", "keyboard", "tokenizer"),
+    *("target_protocol", "author", "authority", "cache_storage", "credential_type", "", 7, None),
+    *("scheduler", "buffer_bytes", "retries", "versionId", "partNumber", "use_ssl", "passive"),
+]
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES)
+def test_names_of_secrets(name):
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES, ids=repr)
+def test_other_names(name):
+    assert not is_secret_name(name)
+
+
+# --- trees ---------------------------------------------------------------------------------------
+
+TREE = {
+    "target_protocol": "s3",
+    "target_options": {
+        "key": "AKIA0000",
+        "secret": SECRET,
+        "anon": False,
+        "client_kwargs": {"endpoint_url": "http://127.0.0.1:9000", "aws_session_token": "tok-en-1"},
+    },
+    "links": [{"password": 1234}, ("plain", {"sas": b"binary-sas"})],
+    "token": {"client_email": "a@b.example", "private_key": "-----BEGIN-----"},
+    "json": json.dumps({"nested": {"account_key": "acc-key-9"}, "n": 1}),
+    "fo": "s3://bucket/key=5/part.parquet",
+    "url": "https://me:pass-word@host/x?X-Amz-Signature=abcdef0123&partNumber=2",
+    "retries": 3,
+}
+
+
+def test_a_tree_keeps_its_shape_and_loses_its_secrets():
+    before = copy.deepcopy(TREE)
+    assert redact(TREE) == {
+        "target_protocol": "s3",
+        "target_options": {
+            "key": MASK,
+            "secret": MASK,
+            "anon": False,
+            "client_kwargs": {
+                "endpoint_url": "http://127.0.0.1:9000",
+                "aws_session_token": MASK,
+            },
+        },
+        "links": [{"password": MASK}, ("plain", {"sas": MASK})],
+        "token": MASK,
+        "json": json.dumps({"nested": {"account_key": MASK}, "n": 1}),
+        "fo": "s3://bucket/key=5/part.parquet",
+        "url": f"https://me:{MASK}@host/x?X-Amz-Signature={MASK}&partNumber=2",
+        "retries": 3,
+    }
+    assert before == TREE, "the argument itself is not touched"
+
+
+def test_the_secrets_of_a_tree():
+    assert secrets_of(TREE) == {
+        *("AKIA0000", SECRET, "tok-en-1", "1234", "binary-sas", "-----BEGIN-----", "acc-key-9"),
+        *("pass-word", "abcdef0123"),
+    }
+
+
+@pytest.mark.parametrize("nothing", [None, True, False, "", b""], ids=repr)
+def test_what_holds_nothing_is_kept_and_is_no_secret(nothing):
+    assert redact({"token": nothing}) == {"token": nothing}
+    assert secrets_of({"token": nothing}) == frozenset()
+
+
+def test_ways_to_log_in_are_no_secret_values():
+    assert secrets_of({"token": "google_default"}) == secrets_of({"token": "anon"}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        *(None, 5, 2.5, b"bytes", "text", "[not json", '{"a": [1,  2]}', "/data/a?token=b"),
+        *([1, "a"], ("a",), {"a"}, frozenset({"a"}), range(3), {"k": object}),
+    ],
+    ids=repr,
+)
+def test_what_is_no_secret_comes_back_equal_and_of_its_type(obj):
+    found = redact(obj)
+    assert found == obj
+    assert type(found) is type(obj)
+
+
+def test_mappings_become_dicts_and_named_tuples_stay():
+    login = namedtuple("Login", "user password")  # noqa: PYI024  as aiohttp.BasicAuth is one
+    assert redact(MappingProxyType({"key": "k"})) == {"key": MASK}
+    assert redact([login("me", "pw-123")]) == [login("me", MASK)]
+    assert secrets_of([login("me", "pw-123")]) == {"pw-123"}
+
+
+def test_a_callable_under_a_secret_name_is_masked_for_its_repr_may_tell():
+    assert redact({"credential": print}) == {"credential": MASK}
+    assert secrets_of({"credential": print}) == frozenset()
+
+
+def test_cycles_end():
+    tree: dict[str, object] = {"secret": "abc-def"}
+    tree["self"] = [tree]
+    assert redact(tree) == {"secret": MASK, "self": ["..."]}
+    assert secrets_of(tree) == {"abc-def"}
+
+
+def test_one_object_twice_is_no_cycle():
+    shared = {"key": "k"}
+    assert redact([shared, shared]) == [{"key": MASK}, {"key": MASK}]
+
+
+def test_deep_json_does_not_overflow_the_stack():
+    text = "[" * 100_000
+    assert redact(text) == text
+
+
+def test_a_header_tells_its_bare_token_too():
+    found = secrets_of({"headers": {"Authorization": "Bearer abc.def"}})
+    assert found == {"Bearer abc.def", "abc.def"}
+
+
+def test_a_connection_string():
+    text = "DefaultEndpointsProtocol=https;AccountName=me;AccountKey=Eby8vdM0==;EndpointSuffix=x"
+    assert redact({"connection_string": text}) == {"connection_string": MASK}
+    assert "Eby8vdM0==" in secrets_of({"connection_string": text})
+    assert redact([text]) == [text.replace("Eby8vdM0==", MASK)]
+
+
+VALUES = st.text("abcdefghijk0123456789+/=%&?@:-_ ", min_size=8, max_size=20)
+PLAIN = st.dictionaries(st.sampled_from(["region", "path", "n"]), st.integers() | st.text("xyz"))
+
+
+def _nest(inner):
+    return st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["options", "a", "client_kwargs"]), inner, max_size=3
+    )
+
+
+@st.composite
+def _trees(draw):
+    secret = "Q" + draw(VALUES) + "Q"
+    leaf = st.builds(
+        lambda name, plain: {name: secret} | plain,
+        st.sampled_from(["key", "secret", "aws_secret_access_key", "sasToken"]),
+        PLAIN,
+    )
+    return secret, draw(st.recursive(leaf, _nest, max_leaves=5))
+
+
+@given(_trees())
+def test_no_secret_survives_in_any_tree(case):
+    secret, tree = case
+    assert secret not in str(redact(tree))
+    assert secret not in str(redact([json.dumps(tree)]))
+    assert secrets_of(tree) <= {secret}
+    assert redact(redact(tree)) == redact(tree)
+
+
+# --- URLs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "clean"),
+    [
+        ("ftp://me:pw@host/x", "ftp://me:***@host/x"),
+        ("ftp://me:p@w@host:21/x@v2", "ftp://me:***@host:21/x@v2"),
+        ("ftp://:pw@host/x", "ftp://:***@host/x"),
+        ("https://me:p/w@host/x", "https://me:***@host/x"),
+        ("https://me:p?w@host/x", "https://me:***@host/x"),
+        ("https://ghp_abc@host/x", "https://***@host/x"),
+        ("https://h/x?sv=2&sig=a%2Bb%3D&se=1", "https://h/x?sv=2&sig=***&se=1"),
+        (
+            "https://h/x?X-Amz-Credential=a/b&X-Amz-Date=1",
+            "https://h/x?X-Amz-Credential=***&X-Amz-Date=1",
+        ),
+        (
+            "https://h/x?AWSAccessKeyId=a&Signature=b&Expires=1",
+            "https://h/x?AWSAccessKeyId=***&Signature=***&Expires=1",
+        ),
+        ("https://h/x#access_token=abc", "https://h/x#access_token=***"),
+        ("https://h/x?token=abc::file://y", "https://h/x?token=***::file://y"),
+        ("zip://a.csv::https://me:pw@h/x", "zip://a.csv::https://me:***@h/x"),
+        ("headrace::simplecache::ftp://me:pw@h/x", "headrace::simplecache::ftp://me:***@h/x"),
+    ],
+)
+def test_secrets_in_urls(url, clean):
+    assert redact_url(url) == clean
+    assert redact_url(clean) == clean
+    assert redact_text(f"cannot read '{url}'.") == f"cannot read '{clean}'."
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("/data/a?token=b", "C:\\data\\a@b", "s3://bucket/key=5/token=6/x", "file:///a:b@c"),
+        *("abfs://container@account.dfs.core.windows.net/x", "ftp://me@host/x", "sftp://me@h:22/x"),
+        *("http://host:8080/path@v2", "https://[::1]:9000/x?a=1", "file://C:/dir@x", "s3://b/a b"),
+        *("s3://b/da?a/token=5/x", "zip://inner.csv::https://host/path@v2", "headrace::/a/b", ""),
+        "https://h/x?prefix=a&list-type=2",
+    ],
+)
+def test_urls_without_secrets_are_untouched(url):
+    assert redact_url(url) == url
+    assert secrets_of([url]) == frozenset()
+
+
+def test_secrets_of_urls_are_known_as_they_are_and_decoded():
+    found = secrets_of("https://me:a%2Fb-c@h/x?sig=d%3De&sv=1")
+    assert found == {"a%2Fb-c", "a/b-c", "d%3De", "d=e"}
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("around", ["{}", "x{}y", "'{}'"])
+def test_known_secrets_go_in_each_form(around):
+    secret = 'a"b/c+d=é e'
+    forms = (secret, quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1])
+    for form in forms:
+        text = redact_text(f"failed: {around.format(form)}!", {secret})
+        assert text == f"failed: {around.format(MASK)}!"
+
+
+def test_the_longer_secret_goes_first():
+    assert redact_text("abcdefgh-ijklmnop", {"abcdefgh", "abcdefgh-ijklmnop"}) == MASK
+
+
+def test_short_secrets_go_only_as_whole_words_and_tiny_ones_stay():
+    assert redact_text("test in /latest/test", {"test", "in"}) == "*** in /latest/***"
+
+
+def test_secrets_with_pattern_characters():
+    assert redact_text("a.c abc (a.c)", {"a.c"}) == "*** abc (***)"
+    assert redact_text(r"p\d+w and 12345678", {r"p\d+w"}) == "*** and 12345678"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("{'authorization': 'Basic dXNlcg==', 'a': 1}", "{'authorization': 'Basic ***', 'a': 1}"),
+        ("AccountKey=abc==;Suffix=x", "AccountKey=***;Suffix=x"),
+    ],
+)
+def test_headers_and_connection_strings(text, clean):
+    assert redact_text(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Errno 2] No such file or directory: '/data/key=5/token/x.parquet'",
+        "NoSuchKey: The specified key: bucket/a/b.parquet does not exist",
+        "range 5..9 of s3://bucket/x: token expired",
+        "",
+    ],
+)
+def test_other_text_is_untouched(text):
+    assert redact_text(text, {"AKIA0000", SECRET}) == text
+
+
+@given(st.text(), st.sets(st.text(min_size=8), max_size=3))
+def test_no_known_secret_survives_in_any_text(text, secrets):
+    clean = redact_text(f"{text} {' '.join(secrets)} {text}", secrets)
+    assert not any(secret in clean for secret in secrets if MASK not in secret)
