@@ -13,6 +13,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from headrace.backends.abc import AsyncBackend, Defaults, PathSource, store_of
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class AsyncFsspecBackend(AsyncBackend):
         self._reader: Any = None
 
     @classmethod
+    @override
     def serves(cls, target: Any) -> bool:
         """Async filesystems, unless what they wrap is sync or is headrace itself."""
         from fsspec.asyn import AsyncFileSystem  # noqa: PLC0415
@@ -45,10 +48,12 @@ class AsyncFsspecBackend(AsyncBackend):
         return all(getattr(fs, "async_impl", False) and fs.async_impl for fs in inner)
 
     @property
+    @override
     def foreign_loop(self) -> Any:
         """The loop of a filesystem that cannot be made again for ours."""
         return self.target.loop if _wrapped(self.target) else None
 
+    @override
     def bind(self, loop: Any) -> None:
         """Make the instance that reads on `loop`."""
         if _wrapped(self.target):
@@ -64,15 +69,18 @@ class AsyncFsspecBackend(AsyncBackend):
         kind = type(self.target)
         self._reader = kind(*self.target.storage_args, skip_instance_cache=True, **options)
 
+    @override
     def device(self, path: str) -> Hashable:
         """Name the store: class, options (endpoint and credentials among them) and bucket."""
         return (*store_of(self.target), path.lstrip("/").partition("/")[0])
 
+    @override
     def open(self, path: str, **options: Any) -> PathSource:
         """Return the path; nothing is asked of the store."""
         options.pop("as_file", None)
         return PathSource(path, **options)
 
+    @override
     async def read(self, ops: Ops, row: int) -> None:
         """Read one op with ``_cat_file``."""
         source = ops.sources[ops.file[row]]
@@ -81,6 +89,7 @@ class AsyncFsspecBackend(AsyncBackend):
         data = await self._reader._cat_file(source.path, start=first, end=end, **source.options)  # noqa: SLF001
         ops.deliver(row, data)
 
+    @override
     async def aclose(self) -> None:
         """Close the session that was made for our loop."""
         if self._reader is None or self._reader is self.target:

@@ -17,6 +17,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from headrace.backends.abc import Defaults, PathSource, ThreadedBackend, store_of
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ THREAD_SAFE = frozenset(
     }
 )
 
-_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
 
@@ -105,18 +107,22 @@ class SyncBackend(ThreadedBackend):
         self._lock = None if is_thread_safe(target) else instance_lock(target)
 
     @classmethod
+    @override
     def serves(cls, target: Any) -> bool:
         """Whatever can ``cat_file`` and ``open``."""
         return hasattr(target, "cat_file") and hasattr(target, "open")
 
+    @override
     def guard(self) -> contextlib.AbstractContextManager[Any]:
         """Return the instance's lock, or nothing for a class that needs none."""
         return contextlib.nullcontext() if self._lock is None else self._lock
 
-    def device(self, path: str) -> Hashable:  # noqa: ARG002
+    @override
+    def device(self, path: str) -> Hashable:
         """Name the filesystem itself: its class and every option that makes it what it is."""
         return store_of(self.target)
 
+    @override
     def open(self, path: str, *, as_file: bool = False, **options: Any) -> Any:
         """Return a path to be read with ``cat_file``, or an open handle."""
         if not as_file:
@@ -129,6 +135,7 @@ class SyncBackend(ThreadedBackend):
                 size = self.target.info(path).get("size")
             return HandleSource(path, handle, size)
 
+    @override
     def close(self, source: Any) -> None:
         """Close the handle, unless a read that was given up is still at work: then it closes itself.
 
@@ -144,10 +151,12 @@ class SyncBackend(ThreadedBackend):
             finally:
                 self._lock.release()
 
+    @override
     def size(self, source: Any) -> int | None:
         """Bytes of an open file."""
         return source.size() if isinstance(source, HandleSource) else None
 
+    @override
     def read(self, ops: Ops, row: int) -> None:
         """Read one op through the filesystem."""
         source = ops.sources[ops.file[row]]

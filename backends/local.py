@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from headrace.backends import _linux as linux
 from headrace.backends.abc import Defaults, InlineBackend
@@ -100,12 +101,14 @@ class LocalBackend(InlineBackend):
         self._scratch = linux.Scratch(KEEP_GIL_BYTES) if linux.HAS_NOWAIT else None
 
     @classmethod
+    @override
     def serves(cls, target: Any) -> bool:
         """Only fsspec's own class: a subclass may have another idea of what a path is."""
         from fsspec.implementations.local import LocalFileSystem  # noqa: PLC0415
 
         return type(target) is LocalFileSystem
 
+    @override
     def device(self, path: str) -> Hashable:
         """Name the device, by the number of the folder: files of one folder are on one device."""
         folder = path.rpartition("/")[0] or "/"
@@ -116,6 +119,7 @@ class LocalBackend(InlineBackend):
             found = self._devices[folder] = _device_number(folder)
         return ("local", found)
 
+    @override
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> LocalSource:
         """Open for reading; a directory is an IsADirectoryError, now or when it is read."""
         source = LocalSource(path, linux.open_cached(path))
@@ -123,15 +127,18 @@ class LocalBackend(InlineBackend):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return source
 
+    @override
     def size(self, source: LocalSource) -> int:
         """Bytes of the file now."""
         return source.size()
 
+    @override
     def probe(self, source: LocalSource, start: int, length: int) -> bytes | None:
         """Copy a few bytes out of the page cache."""
         scratch = self._scratch
         return None if scratch is None else scratch.read(source.fd, start, length)
 
+    @override
     def read_one(self, source: LocalSource, start: int, length: int) -> bytes:
         """Read a few bytes, waiting for the disk."""
         try:
@@ -139,6 +146,7 @@ class LocalBackend(InlineBackend):
         except OSError as error:
             raise type(error)(error.errno, error.strerror, source.path) from None
 
+    @override
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:
         """Read what the page cache holds; the misses are on their way afterwards."""
         if not linux.HAS_NOWAIT:
@@ -148,6 +156,7 @@ class LocalBackend(InlineBackend):
         ops.got[lo:hi] = probe(ops, prepared, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
+    @override
     def finish(self, ops: Ops, rows: Int64Array) -> None:
         """Read the rest of each row, waiting for the disk."""
         for row in rows.tolist():
@@ -196,7 +205,7 @@ def _probe_small(ops: Ops, prepared: _Prepared, lo: int, hi: int) -> list[int]:
 
 def _probe_large(ops: Ops, _prepared: _Prepared, lo: int, hi: int) -> list[int]:
     """Probe rows whose copy takes long enough to let other threads run meanwhile."""
-    view = memoryview(ops.buffer)
+    view = ops.buffer.data
     rows = zip(
         ops.file[lo:hi].tolist(),
         ops.start[lo:hi].tolist(),
@@ -215,7 +224,7 @@ def _read_rest(ops: Ops, row: int) -> int:
     fd = ops.sources[ops.file[row]].fd
     start, length, dest = int(ops.start[row]), int(ops.length[row]), int(ops.dest[row])
     got = max(int(ops.got[row]), 0)
-    view = memoryview(ops.buffer)
+    view = ops.buffer.data
     while got < length:
         more = linux.pread_into(fd, view[dest + got : dest + length], start + got)
         if more == 0:

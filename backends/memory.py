@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from headrace.backends.abc import Defaults, InlineBackend
 
@@ -28,16 +29,19 @@ class MemoryBackend(InlineBackend):
     )
 
     @classmethod
+    @override
     def serves(cls, target: Any) -> bool:
         """Only fsspec's own class."""
         from fsspec.implementations.memory import MemoryFileSystem  # noqa: PLC0415
 
         return type(target) is MemoryFileSystem
 
-    def device(self, path: str) -> Hashable:  # noqa: ARG002
+    @override
+    def device(self, path: str) -> Hashable:
         """All of it is one device."""
         return ("memory",)
 
+    @override
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> Any:
         """Return the stored file; FileNotFoundError or IsADirectoryError where fsspec raises them."""
         path = self.target._strip_protocol(path)  # noqa: SLF001
@@ -48,21 +52,25 @@ class MemoryBackend(InlineBackend):
             raise IsADirectoryError(path)
         raise FileNotFoundError(path)
 
+    @override
     def size(self, source: Any) -> int:
         """Bytes stored."""
         return len(source.getbuffer())
 
+    @override
     def probe(self, source: Any, start: int, length: int) -> bytes | None:
         """Copy a few bytes."""
         with source.getbuffer() as stored:
             data = bytes(stored[start : start + length])
         return data if len(data) == length else None
 
+    @override
     def read_one(self, source: Any, start: int, length: int) -> bytes:
         """Copy what there is."""
         with source.getbuffer() as stored:
             return bytes(stored[start : start + length])
 
+    @override
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:
         """Copy each row out of the stored bytes."""
         for row in range(lo, hi):
@@ -74,5 +82,6 @@ class MemoryBackend(InlineBackend):
                 ops.fail(row, error)
         return np.empty(0, np.int64)
 
+    @override
     def finish(self, ops: Ops, rows: Int64Array) -> None:
         """Nothing is left to do: `start` did it all."""

@@ -17,7 +17,7 @@ from headrace.ambient import register
 
 def task_priority() -> int | None:
     """Return the base priority of the running task, or None outside of one."""
-    from distributed.worker import get_worker, thread_state  # noqa: PLC0415
+    from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]  # noqa: PLC0415
 
     key = getattr(thread_state, "key", None)
     if key is None:

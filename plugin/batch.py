@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from typing_extensions import override
 
 from headrace.core.gather import check_extents, gather, void_view
 
@@ -127,12 +128,14 @@ class RangeBatch:
         """View all ranges, in order; the first failed one raises its error."""
         return map(self._view, range(len(self)))
 
+    @override
     def __repr__(self) -> str:
         parts = [f"{len(self):,} ranges", f"{self.nbytes:,} bytes"]
         if self._errors:
             parts.append(f"{len(self._errors):,} failed")
         return f"<{type(self).__name__}: {', '.join(parts)}>"
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the packed bytes only, never the gaps that were read with them."""
         return type(self), (self.buffer, self._offsets[:-1], self._length, self._errors)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from headrace.jobs import result_buffer
 from headrace.lifecycle import follow
@@ -100,10 +101,12 @@ class HeadraceFile(io.BufferedIOBase):
         found: dict[str, Any] = self.fs.info(self.path)
         return found
 
+    @override
     def readable(self) -> bool:
         """Return True."""
         return True
 
+    @override
     def seekable(self) -> bool:
         """Return True."""
         return True
@@ -113,11 +116,13 @@ class HeadraceFile(io.BufferedIOBase):
             msg = f"I/O operation on closed file {self.path!r}"
             raise ValueError(msg)
 
+    @override
     def tell(self) -> int:
         """Return the position, in bytes."""
         self._check_open()
         return self._position
 
+    @override
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position; past the end is allowed, before the start is not."""
         self._check_open()
@@ -141,6 +146,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     # -- reads
 
+    @override
     def read(self, length: int | None = -1) -> bytes:
         """Return up to `length` bytes; all that are left for None or a negative number."""
         with self._lock:
@@ -163,6 +169,7 @@ class HeadraceFile(io.BufferedIOBase):
             buffer = pa.py_buffer(data)
             return buffer if got == buffer.size else buffer.slice(0, got)
 
+    @override
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`, a writable bytes-like object, and return how many bytes it got."""
         out = np.frombuffer(buffer, np.uint8)
@@ -181,7 +188,8 @@ class HeadraceFile(io.BufferedIOBase):
 
     readinto1 = readinto
 
-    def read1(self, length: int = -1) -> bytes:
+    @override
+    def read1(self, length: int | None = -1) -> bytes:
         """Return some bytes: what is read ahead, or one block."""
         with self._lock:
             if not len(self._left_ahead()):
@@ -192,6 +200,7 @@ class HeadraceFile(io.BufferedIOBase):
             self._last_end = self._position
             return take
 
+    @override
     def readline(self, limit: int | None = -1) -> bytes:
         """Return the next line with its newline; at most `limit` bytes of it."""
         pieces: list[bytes] = []
@@ -292,16 +301,19 @@ class HeadraceFile(io.BufferedIOBase):
 
     # -- the rest of the protocol
 
+    @override
     def __iter__(self) -> HeadraceFile:
         self._check_open()
         return self
 
+    @override
     def __next__(self) -> bytes:
         line = self.readline()
         if not line:
             raise StopIteration
         return line
 
+    @override
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         """Return the lines that are left, until `hint` bytes of them were read."""
         lines: list[bytes] = []
@@ -313,15 +325,18 @@ class HeadraceFile(io.BufferedIOBase):
                 break
         return lines
 
+    @override
     def write(self, _data: Any) -> int:
         """Not opened for writing."""
         msg = "write"
         raise io.UnsupportedOperation(msg)
 
+    @override
     def writelines(self, _lines: Iterable[Any]) -> None:
         """Not opened for writing."""
         self.write(None)
 
+    @override
     def close(self) -> None:
         """Let go of the source; a read in progress on another thread ends first by itself."""
         if not self.closed:
@@ -331,9 +346,11 @@ class HeadraceFile(io.BufferedIOBase):
                 self._ahead = memoryview(_EMPTY)
             self._reader.release(source)
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.fs, self.path, self._position)
 
+    @override
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"at {self._position}"
         return f"<headrace.HeadraceFile {self.path!r}, {state}>"

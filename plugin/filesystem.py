@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.chained import ChainedFileSystem
+from typing_extensions import override
 
 from headrace import ambient, lifecycle
 from headrace.delegation import Delegation
@@ -109,11 +110,12 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         self._bound: tuple[Any, Settings, Reader | None] | None = None
         self._file_numbers = itertools.count(1)
         self._scan: Hashable = object()
-        self._strip_protocol = self._target_path  # type: ignore[method-assign]
+        self._strip_protocol = self._target_path
         current_settings(ours)  # a bad value is an error here, not in the middle of a scan
 
     # -- paths and identity
 
+    @override
     def _own_path(self, path: Any) -> Any:
         """Take our own prefix off; the target is given the rest as it is, a last slash included."""
         if isinstance(path, list):
@@ -141,6 +143,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         """The wrapped filesystem's."""
         return f"headrace-{self.target.fsid}"
 
+    @override
     def __repr__(self) -> str:
         return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}, {self._mode_or_why()}>"
 
@@ -202,6 +205,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         return snapshot(self.channel)
 
     @contextlib.contextmanager
+    @override
     def _guarded(self) -> Iterator[None]:
         """Hold what a call to the target that is no read must hold (see `backends.fsspec_sync`)."""
         channel = self.channel
@@ -286,14 +290,15 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ranges = as_ranges(paths, starts, ends, self._target_path)
         reader = self._reader
         if reader is None:
-            return await self._in_thread(self._batch_of_target, ranges)
+            batch: RangeBatch = await self._in_thread(self._batch_of_target, ranges)
+            return batch
         return await reader.read_async(ranges, self._urgency(priority))
 
     # -- fsspec's reads
 
     def cat_ranges(
         self,
-        paths: list[str],
+        paths: Sequence[str],
         starts: Any,
         ends: Any,
         max_gap: int | None = None,
@@ -338,7 +343,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
 
     async def _cat_ranges(
         self,
-        paths: list[str],
+        paths: Sequence[str],
         starts: Any,
         ends: Any,
         max_gap: int | None = None,
@@ -351,7 +356,8 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         if reader is None or asked.has_odd_bounds:
             options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
-            return await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
+            found: list[Any] = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
+            return found
         batch = await reader.read_async(asked.plain, self._urgency(None))
         return asked.answers(batch, self._cat_bounds, on_error)
 

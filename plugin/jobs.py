@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,7 +106,7 @@ def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
     """
     data: bytes = _new_bytes(None, length)
-    memory = (ctypes.c_char * length).from_address(id(data) + _BYTES_HEADER)
+    memory: Any = (ctypes.c_char * length).from_address(id(data) + _BYTES_HEADER)
     memory.owner = data  # the array, and with it every op in flight, keeps the bytes alive (I9)
     return data, np.frombuffer(memory, np.uint8)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
 from headrace.core.request import State
 from headrace.errors import ReadCancelledError
@@ -95,6 +96,7 @@ class Read:
                 if part.job.request.state is not State.RETIRED:
                     part.job.engine.drop(part.job.scheduler, part.job.request)
 
+    @override
     def __repr__(self) -> str:
         state = "done" if self.done() else "pending"
         return f"<headrace.Read of {len(self._ranges)} ranges, {state}>"

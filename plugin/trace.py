@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from typing_extensions import override
+
 from headrace.runtime import runtime
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class Trace:
 
         draw(self.events, path)
 
+    @override
     def __repr__(self) -> str:
         return f"<headrace.Trace of {len(self)} events>"
 

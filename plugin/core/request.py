@@ -20,6 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Priority
 
@@ -74,6 +75,7 @@ class Grant:
         self.in_flight_bytes = in_flight_bytes
         self.admitted_s = now
 
+    @override
     def __repr__(self) -> str:
         return f"<Grant of request {self.request.seq}: ops [{self.lo}, {self.hi})>"
 
@@ -200,6 +202,7 @@ class Request:
             return 1 if int(self.cumulative[1]) <= floor else 0
         return int(np.searchsorted(self.cumulative, floor, side="right")) - 1 - self.next_op
 
+    @override
     def __repr__(self) -> str:
         where = f"{self.ops_done}/{self.n_ops} ops"
         return f"<Request {self.seq} {self.state.name.lower()}: {where}, priority {tuple(self.priority)}>"

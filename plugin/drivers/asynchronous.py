@@ -25,6 +25,8 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from headrace.core.request import State
 from headrace.drivers import interrupts
 from headrace.drivers.inline import forfeit
@@ -153,12 +155,14 @@ class LiteAsyncDriver(AsyncDriver):
         self._keeper_lock = threading.Lock()
         self._is_wanted = threading.Event()
 
+    @override
     def launch(self, job: Job) -> None:
         """Submit without waiting; the keeper polls it if nobody does."""
         super().launch(job)
         if not job.request.is_awaited:
             self.keep(KEEPER_S)
 
+    @override
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit, run the loop until the request is over, and leave nothing without a driver."""
         try:
@@ -167,6 +171,7 @@ class LiteAsyncDriver(AsyncDriver):
             if job.request.grants:
                 self._offer()
 
+    @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Run the loop until the request is over, or wait while another thread does."""
         if _runs_a_loop() or job.request.is_nested:
@@ -221,9 +226,11 @@ class LiteAsyncDriver(AsyncDriver):
         """Whether anything is in flight or waits to be started on the loop."""
         return self._called != self._taken or self._tasks > 0
 
+    @override
     def _revive(self) -> None:
         """Nobody to revive: waiters drive, and `wait` offers the baton."""
 
+    @override
     def _woken(self, job: Job) -> None:
         job.notify()
         if self._driving is job:

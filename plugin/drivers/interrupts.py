@@ -16,7 +16,7 @@ and the main thread raises KeyboardInterrupt as ever.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import os
 import select
