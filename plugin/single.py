@@ -119,6 +119,8 @@ class SingleReader(JobMaker):
     def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         """Fill `out` from `start` on; returns the bytes before the end of the file."""
         check_not_exiting()
+        if len(out) > self.channel.max_op_bytes:
+            advise_scattered(source)
         ops = Ops.of([source], _split(start, len(out), self.channel.max_op_bytes), out)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:

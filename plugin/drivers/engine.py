@@ -51,21 +51,20 @@ class Engine:
         return bool(self._is_mine())
 
     def __enter__(self) -> Hub:
-        if not self._is_mine():
-            self._lock()
-        if self._is_open:
-            self.hub.recover(perf_counter())
-        self._is_open = True
-        return self.hub
-
-    def _lock(self) -> None:
+        is_locker = not self._is_mine()
         try:
-            self.lock.acquire()
-            self._has_locked = True
+            if is_locker:
+                self.lock.acquire()
+                self._has_locked = True
+            if self._is_open:
+                self.hub.recover(perf_counter())
+            self._is_open = True
         except BaseException:
-            if self._is_mine():
+            if is_locker and self._is_mine():
+                self._has_locked = False
                 self.lock.release()
             raise
+        return self.hub
 
     def __exit__(
         self,

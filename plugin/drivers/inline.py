@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LONG_BYTES = 64 << 10
+"""Ops of at least this many bytes are completed one by one: that costs little beside reading them."""
+
 _HALVED_ABOVE = 8
 """Fewer misses than this are finished at once: halving them would cost more than the device's idling."""
 
@@ -61,15 +64,18 @@ def start(job: Job, grant: Grant) -> Int64Array:
 def finish(job: Job, grant: Grant, rows: Int64Array) -> None:
     """Finish rows of a grant and complete them."""
     backend: InlineBackend = job.backend  # type: ignore[assignment]
-    missing = rows[job.ops.got[rows] != job.ops.length[rows]]
+    ops = job.ops
     try:
-        if len(missing) and not job.ops.errors:
-            backend.finish(job.ops, missing)
-        elif len(missing):
-            backend.finish(job.ops, np.array([r for r in missing.tolist() if r not in job.ops.errors]))
-    except Exception as error:  # noqa: BLE001
-        _fail(job, missing, error)
-    job.complete(grant, len(rows), int(job.ops.length[rows].sum()))
+        left = (
+            rows if not ops.errors else np.array([r for r in rows.tolist() if r not in ops.errors], np.int64)
+        )
+        if len(left):
+            backend.finish(ops, left)
+    except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
+        _fail(job, rows, error)
+    # A single long op is the common case beside a scan: no array for its one length.
+    nbytes = int(ops.length[rows[0]]) if len(rows) == 1 else int(ops.length[rows].sum())
+    job.complete(grant, len(rows), nbytes)
 
 
 def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
@@ -89,32 +95,50 @@ class LiteDriver:
 
     def __init__(self, keeper: LoopDriver) -> None:
         self.keeper = keeper
+        self._passed_over: deque[Job] = deque()
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit, perform, and return when the request is over."""
         request = job.request
-        request.on_wake = job.waiter.wake
+        request.on_wake = partial(self._wake, job)
         request.is_awaited = True
         try:
             job.submit()
             self._perform(job, timeout_s)
         finally:
+            job.is_left = True
             if request.grants or request.state is not State.COMPLETE:
                 abandon(job)
 
+    def _wake(self, job: Job, request: Request) -> None:
+        if request.inbox and job.under_way:
+            self._passed_over.append(job)
+        job.waiter.wake()
+
     def _perform(self, job: Job, timeout_s: float | None) -> None:
-        under_way: deque[tuple[Grant, Int64Array]] = deque()
         request = job.request
         while not request.is_over:
-            grant = job.take()
-            if grant is not None:
-                rows = start(job, grant)
-                if len(rows):
-                    under_way.append((grant, rows))
-            elif under_way:
-                _finish_older_half(job, under_way)
+            _start_granted(job)
+            if request.is_over:
+                return
+            if job.under_way:
+                _finish_some(job)
+                self._start_for_others()
             else:
-                wait_until_over(job, timeout_s, until=lambda: bool(request.inbox))
+                wait_until_over(job, timeout_s, until=partial(_has_work, job))
+
+    def _start_for_others(self) -> None:
+        """Start what this thread's completions had admitted for consumers that are waiting for the disk.
+
+        They would find it only when their own wait is over, and the device would idle meanwhile.
+        """
+        while self._passed_over:
+            try:
+                other = self._passed_over.popleft()
+            except IndexError:
+                return
+            _start_granted(other)
+            other.waiter.wake()
 
     def launch(self, job: Job) -> None:
         """Submit without waiting: the keeper drives it."""
@@ -125,17 +149,43 @@ class LiteDriver:
         self.keeper.wait(job, timeout_s)
 
 
-def _finish_older_half(job: Job, under_way: deque[tuple[Grant, Int64Array]]) -> None:
-    grant, rows = under_way.popleft()
-    half = (len(rows) + 1) // 2 if len(rows) > _HALVED_ABOVE else len(rows)
-    if half < len(rows):
-        under_way.appendleft((grant, rows[half:]))
-    finish(job, grant, rows[:half])
+def _has_work(job: Job) -> bool:
+    return bool(job.request.inbox or job.under_way)
+
+
+def _start_granted(job: Job) -> None:
+    """Start every grant in the inbox, unless another thread is doing so."""
+    if not job.hands.acquire(blocking=False):
+        return
+    try:
+        while not job.is_left and (grant := job.take()) is not None:
+            rows = start(job, grant)
+            if len(rows):
+                job.under_way.append((grant, rows))
+    finally:
+        job.hands.release()
+
+
+def _finish_some(job: Job) -> None:
+    """Finish the first long op, or half of what is under way of short ones.
+
+    Completing some lets as many others start while the rest is waited for.
+    """
+    grant, rows = job.under_way.popleft()
+    count = len(rows)
+    if job.ops.length[rows[0]] >= _LONG_BYTES:
+        count = 1
+    elif count > _HALVED_ABOVE:
+        count = (count + 1) // 2
+    if count < len(rows):
+        job.under_way.appendleft((grant, rows[count:]))
+    finish(job, grant, rows[:count])
 
 
 def abandon(job: Job) -> None:
-    """Leave nothing behind: an inline driver performs on one thread, so no op is still running."""
-    with job.engine:
+    """Leave nothing behind: nobody starts anything any more, and nothing is performed but by this thread."""
+    job.is_left = True
+    with job.hands, job.engine:
         job.scheduler.cancel(job.request)
         for grant in list(job.request.grants):
             job.scheduler.forfeit(grant)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from headrace.core.request import Grant, Request
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.engine import Engine
-    from headrace.types import Ops
+    from headrace.types import Int64Array, Ops
 
 
 class Waiter:
@@ -51,6 +52,12 @@ class Job:
         Whether the first failing op ends the request (I10); otherwise each range has its own result.
     callbacks
         Called when the request is over.
+    hands
+        Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
+    under_way
+        Grants whose rows were started and are to be finished, on inline backends.
+    is_left
+        Its consumer left: nobody may start anything for it any more.
     tasks
         The asyncio tasks that perform it, on async backends.
     """
@@ -61,10 +68,13 @@ class Job:
         "callbacks",
         "engine",
         "fails_fast",
+        "hands",
+        "is_left",
         "ops",
         "request",
         "scheduler",
         "tasks",
+        "under_way",
         "waiter",
     )
 
@@ -87,6 +97,9 @@ class Job:
         self.waiter = Waiter()
         self.tasks: set[Any] = set()
         self.callbacks: list[Callable[[], object]] = []
+        self.hands = _thread.allocate_lock()
+        self.under_way: deque[tuple[Grant, Int64Array]] = deque()
+        self.is_left = False
 
     def notify(self) -> None:
         """Tell whoever waits that the request is over; under the hub's lock, never blocks."""

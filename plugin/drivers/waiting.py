@@ -32,7 +32,7 @@ def _nothing() -> None:
 def announce(job: Job) -> None:
     """Tell the scheduler that somebody waits: a request that is waited for may pass the budget (I2)."""
     if not job.request.is_awaited:
-        with job.engine as hub:
+        with job.engine.lock, job.engine as hub:
             job.request.is_awaited = True
             hub.changed()
 

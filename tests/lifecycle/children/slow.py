@@ -8,6 +8,7 @@ and silent: a dataset is opened quickly and then scanned slowly.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 import threading
@@ -30,11 +31,16 @@ delay_s = 0.0
 only = ""
 """A part of the names of the files that are slow; all are by default."""
 
+failing = ""
+"""A part of the names of the files whose reads fail; none do by default."""
+
 has_begun = threading.Event()
 """A slow read is in progress, or was."""
 
 
 def _is_slow(path: str) -> bool:
+    if failing and failing in path:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
     if not delay_s or only not in path:
         return False
     say("reading")

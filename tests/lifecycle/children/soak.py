@@ -1,0 +1,148 @@
+"""Reads small ranges and cancels, drops, fails or consumes them at random; run by ``test_soak.py``.
+
+Arguments: a protocol, a directory with ``data.bin``, how many ranges in all.  The mode comes from
+the environment.  Prints what is left at the end as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import slow
+
+import headrace
+from headrace.backends import fsspec_sync
+
+PROTOCOL, ROOT, COUNT = sys.argv[1:4]
+THREADS = 4
+IDLE_S = 30.0
+DATA, MISSING, FAILING = f"{ROOT}/data.bin", f"{ROOT}/missing.bin", f"{ROOT}/failing.bin"
+CONTENT = Path(DATA).read_bytes()
+fsspec_sync.THREAD_SAFE |= {"slow.SlowFileSystem"}
+slow.failing = "failing"
+
+
+def ranges(chance: random.Random) -> tuple[list[int], list[int]]:
+    starts = [chance.randrange(len(CONTENT) - 100) for _ in range(chance.choice((1, 1, 2, 50)))]
+    return starts, [start + 1 + chance.randrange(99) for start in starts]
+
+
+def check(batch: Any, starts: list[int], ends: list[int]) -> None:
+    got = batch.to_pylist()
+    assert got == [CONTENT[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def consumed(fs: Any, starts: list[int], ends: list[int]) -> None:
+    check(fs.submit_ranges(DATA, starts, ends).result(), starts, ends)
+
+
+def at_once(fs: Any, starts: list[int], ends: list[int]) -> None:
+    check(fs.read_ranges(DATA, starts, ends), starts, ends)
+    assert fs.cat_file(DATA, starts[0], ends[0]) == CONTENT[starts[0] : ends[0]]
+
+
+def cancelled(fs: Any, starts: list[int], ends: list[int]) -> None:
+    read = fs.submit_ranges(DATA, starts, ends)
+    if read.cancel():
+        try:
+            read.result()
+        except headrace.errors.ReadCancelledError:
+            return
+        message = "a cancelled read had a result"
+        raise AssertionError(message)
+    check(read.result(), starts, ends)
+
+
+def dropped(fs: Any, starts: list[int], ends: list[int]) -> None:
+    fs.submit_ranges(DATA, starts, ends)
+
+
+def dropped_in_a_cycle(fs: Any, starts: list[int], ends: list[int]) -> None:
+    knot: list[Any] = [fs.submit_ranges(DATA, starts, ends)]
+    knot.append(knot)
+
+
+def failed(fs: Any, starts: list[int], ends: list[int]) -> None:
+    for path in (MISSING, FAILING):
+        batch = fs.submit_ranges([DATA, *[path] * len(starts)], [0, *starts], [9, *ends]).result()
+        assert bytes(batch[0]) == CONTENT[:9]
+        assert path == FAILING or len(batch.errors) == len(starts), dict(batch.errors)
+
+
+WORK = (consumed, at_once, cancelled, dropped, dropped_in_a_cycle, failed)
+wrong: list[str] = []
+
+
+def soak(fs: Any, seed: int, count: int) -> None:
+    chance = random.Random(seed)
+    try:
+        while count > 0:
+            starts, ends = ranges(chance)
+            chance.choice(WORK)(fs, starts, ends)
+            count -= len(starts)
+    except BaseException as error:  # noqa: BLE001
+        wrong.append(repr(error)[:500])
+
+
+def descriptors() -> Counter[str]:
+    """Count what is open, by name; the descriptor of this listing is gone when it is asked."""
+    found: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            found[os.readlink(f"/proc/self/fd/{name}")] += 1  # noqa: PTH115
+    return found
+
+
+def run(fs: Any, count: int) -> None:
+    threads = [threading.Thread(target=soak, args=(fs, seed, count // THREADS)) for seed in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+
+
+def settled(fs: Any, before: set[threading.Thread]) -> None:
+    """Wait until nothing is in flight, and until the threads that end when idle have ended."""
+    deadline_s = time.monotonic() + IDLE_S
+    while fs.stats().in_flight_ops and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+
+
+fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
+begun = set(threading.enumerate())
+consumed(fs, [0], [1])  # the loop thread, where there is one, lives as long as the process
+begun |= {thread for thread in threading.enumerate() if thread.name == "headrace-loop"}
+settled(fs, begun)
+threads, files = set(threading.enumerate()), descriptors()
+started_s = time.monotonic()
+run(fs, int(COUNT))
+took_s = time.monotonic() - started_s
+settled(fs, threads)
+stats = fs.stats()
+engine = fs.channel.engine
+with engine.lock:
+    engine.hub.validate()
+answer = {
+    "wrong": wrong,
+    "in_flight": stats.in_flight_ops,
+    "reserved": stats.reserved_bytes,
+    "requests": sum(len(s.requests) for s in engine.hub.schedulers.values()),
+    "threads": sorted(t.name for t in set(threading.enumerate()) - threads),
+    "descriptors": sorted(descriptors() - files),
+    "submitted": stats.requests_submitted,
+    "took_s": round(took_s, 2),
+}
+sys.stdout.write(json.dumps(answer) + "\n")
