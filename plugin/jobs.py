@@ -162,8 +162,3 @@ def hand_over(job: Job, plan: Plan | None, delivered: int) -> None:
         counters.bytes_short += asked - delivered
         counters.requests_consumed += 1
         job.scheduler.consume(request, perf_counter())
-    request.on_wake = _asleep
-
-
-def _asleep(_request: Request) -> None:
-    """Wake nobody: the request is over. This also unties it from its job."""

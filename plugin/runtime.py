@@ -158,6 +158,8 @@ class Runtime:
 
     def _make(self, target: Any, settings: Settings) -> Channel:
         _check_available(settings)
+        if settings.log is not None:
+            _log.setLevel(settings.log)
         backend = registry.backend_for(target)
         mode = backend.defaults.mode if settings.scheduler == "auto" else settings.scheduler
         driver = self._driver(backend, mode, settings)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.core.budget import ByteBudget
+from headrace.core.request import State, stay_asleep
 from headrace.core.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -180,6 +181,9 @@ class Hub:
             request = self._wakes[0]
             try:
                 request.on_wake(request)
+                if request.state is State.RETIRED:
+                    # Nothing can happen to it any more; its owner, and the buffers there, may go.
+                    request.on_wake = stay_asleep
             except BaseException as error:  # noqa: BLE001 - raised below, once all are awake
                 if raised is None or not isinstance(error, Exception):
                     raised = error  # an interrupt before a mistake

@@ -55,7 +55,7 @@ _LAST_WAITING = int(State.RUNNING)
 _DEFAULT_PRIORITY = Priority()
 
 
-def _ignore(_request: Request) -> None:
+def stay_asleep(_request: Request) -> None:
     """Wake nobody: the owner polls."""
 
 
@@ -137,7 +137,7 @@ class Request:
         scan: Hashable = None,
         is_speculative: bool = False,
         is_nested: bool = False,
-        on_wake: Callable[[Request], None] = _ignore,
+        on_wake: Callable[[Request], None] = stay_asleep,
         group: Hashable = None,
         unknown_bytes: int = 1 << 20,
         label: object = None,

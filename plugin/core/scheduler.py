@@ -358,7 +358,10 @@ class Scheduler:
         """Retire an ended request once nothing of it is in flight any more (I3, I9)."""
         if request.grants or request.state in (State.QUEUED, State.RUNNING, State.COMPLETE):
             return
+        if request.state is not State.RETIRED:
+            self.hub.counters.bytes_abandoned += request.bytes_between(0, request.next_op)
         request.state = State.RETIRED
+        self.hub.wake(request)  # a last time: the hub unties it from its owner
         self.hub.budget.release(request.seq)
         if request.is_speculative:
             self.hub.speculators.pop(request.seq, None)

@@ -66,9 +66,9 @@ def finish(job: Job, grant: Grant, rows: Int64Array) -> None:
     backend: InlineBackend = job.backend  # type: ignore[assignment]
     ops = job.ops
     try:
-        left = (
-            rows if not ops.errors else np.array([r for r in rows.tolist() if r not in ops.errors], np.int64)
-        )
+        left = rows
+        if ops.errors:
+            left = np.array([row for row in rows.tolist() if row not in ops.errors], np.int64)
         if len(left):
             backend.finish(ops, left)
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
@@ -119,12 +119,10 @@ class LiteDriver:
         request = job.request
         while not request.is_over:
             _start_granted(job)
-            if request.is_over:
-                return
             if job.under_way:
                 _finish_some(job)
                 self._start_for_others()
-            else:
+            elif not request.is_over:
                 wait_until_over(job, timeout_s, until=partial(_has_work, job))
 
     def _start_for_others(self) -> None:

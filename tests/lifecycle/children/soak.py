@@ -123,7 +123,7 @@ def settled(fs: Any, before: set[threading.Thread]) -> None:
 
 fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
 begun = set(threading.enumerate())
-consumed(fs, [0], [1])  # the loop thread, where there is one, lives as long as the process
+run(fs, 400)  # the loop thread, where there is one, lives as long as the process
 begun |= {thread for thread in threading.enumerate() if thread.name == "headrace-loop"}
 settled(fs, begun)
 threads, files = set(threading.enumerate()), descriptors()
