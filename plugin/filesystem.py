@@ -145,15 +145,13 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
 
     @override
     def __repr__(self) -> str:
-        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}, {self._mode_or_why()}>"
+        # The token tells instances apart: fsspec keys its cache by the text of a filesystem that is wrapped,
+        # and two that read the same would be taken for one. It is a digest; no option can be read from it.
+        token = getattr(self, "_fs_token_", "")[:12]
+        scheduler = self._settings_options.get("scheduler", "auto")
+        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}, {scheduler}, {token}>"
 
     __str__ = __repr__
-
-    def _mode_or_why(self) -> str:
-        try:
-            return self.mode
-        except Exception as error:  # noqa: BLE001
-            return type(error).__name__
 
     def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
         """As fsspec's; without passwords, nested options included, unless they are asked for."""

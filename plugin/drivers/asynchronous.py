@@ -151,6 +151,7 @@ class LiteAsyncDriver(AsyncDriver):
         self._baton = threading.Lock()
         self._parked: dict[int, Job] = {}
         self._driving: Job | None = None
+        self._driver_ident = 0
         self._keeper: threading.Thread | None = None
         self._keeper_lock = threading.Lock()
         self._is_wanted = threading.Event()
@@ -174,6 +175,9 @@ class LiteAsyncDriver(AsyncDriver):
     @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Run the loop until the request is over, or wait while another thread does."""
+        if self._driver_ident == threading.get_ident():
+            msg = "a signal handler that interrupted headrace's event loop cannot wait for that loop"
+            raise RuntimeError(msg)
         if _runs_a_loop() or job.request.is_nested:
             self.keep(0)
             wait_until_over(job, timeout_s, revive=partial(self.keep, 0))
@@ -202,7 +206,7 @@ class LiteAsyncDriver(AsyncDriver):
         timer = None
         try:
             with _deferred_sigint(self.loop):
-                self._driving = job
+                self._driving, self._driver_ident = job, threading.get_ident()
                 if deadline is not None:
                     timer = self.loop.call_later(deadline - perf_counter(), self.loop.stop)
                 if not job.request.is_over:
@@ -210,7 +214,7 @@ class LiteAsyncDriver(AsyncDriver):
         finally:
             if timer is not None:
                 timer.cancel()
-            self._driving = None
+            self._driving, self._driver_ident = None, 0
             self._baton.release()
 
     def _offer(self) -> None:

@@ -17,6 +17,7 @@ lock: they append to a queue which the lock's holder drains, then *try* the lock
 
 from __future__ import annotations
 
+import re
 import threading
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ class Engine:
                 self.lock.acquire()
                 self._has_locked = True
             if self._is_open:
+                self._check_not_nested()
                 self.hub.recover(perf_counter())
             self._is_open = True
         except BaseException:
@@ -65,6 +67,13 @@ class Engine:
                 self.lock.release()
             raise
         return self.hub
+
+    def _check_not_nested(self) -> None:
+        """Tell a section that was cut, and is to be mended, from one that is interrupted and goes on."""
+        held = re.search(r"count=(\d+)", repr(self.lock))  # the only way to ask
+        if held is not None and int(held[1]) > 1:
+            msg = "a signal handler or finaliser that interrupted headrace cannot use its scheduler"
+            raise RuntimeError(msg)
 
     def __exit__(
         self,

@@ -182,3 +182,16 @@ def test_unstrip_protocol(target: Target, mode: str) -> None:
     fs = target.headrace(scheduler=mode)
     assert fs._strip_protocol(target.big) == target.plain._strip_protocol(target.big)
     assert fs.sep == target.plain.sep
+
+
+def test_wrapping_two_headrace_filesystems_is_no_mix_up(tmp_path: Path) -> None:
+    """fsspec keys its instance cache by the text of what is wrapped: two must never read the same."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    inner = []
+    for name in ("a", "b"):
+        (tmp_path / name / "file").write_bytes(name.encode())
+        options = {"path": str(tmp_path / name), "target_protocol": "file"}
+        inner.append(headrace.HeadraceFileSystem(target_protocol="dir", target_options=options))
+    outer = [headrace.wrap(fs) for fs in inner]
+    assert [fs.cat_file("file") for fs in outer] == [b"a", b"b"]

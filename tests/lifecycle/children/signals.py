@@ -106,8 +106,9 @@ def main() -> None:
 
 
 fs: Any = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
-read_once(0), read_once(1), read_once(2)
 spare: list[Any] = []
+for first in range(3):
+    read_once(first)
 is_over = threading.Event()
 is_armed = False
 other = threading.Thread(target=others)
