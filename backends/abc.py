@@ -204,3 +204,14 @@ def store_of(target: Any) -> tuple[str, str]:
     kind = type(target)
     options = {k: v for k, v in target.storage_options.items() if k not in _NOT_IDENTITY}
     return (f"{kind.__module__}.{kind.__qualname__}", tokenize(target.storage_args, options))
+
+
+def wrapped_filesystems(target: Any) -> list[Any]:
+    """Return the filesystems that `target` holds."""
+    from fsspec import AbstractFileSystem  # noqa: PLC0415
+
+    held = []
+    for value in vars(target).values():
+        inner = value.values() if isinstance(value, dict) else [value]
+        held += [fs for fs in inner if isinstance(fs, AbstractFileSystem)]
+    return held

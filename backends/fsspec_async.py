@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from headrace.backends.abc import AsyncBackend, Defaults, PathSource, store_of
+from headrace.backends.abc import AsyncBackend, Defaults, PathSource, store_of, wrapped_filesystems
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -44,19 +44,19 @@ class AsyncFsspecBackend(AsyncBackend):
 
         if not isinstance(target, AsyncFileSystem) or getattr(target, "is_headrace", False):
             return False
-        inner = _wrapped(target)
+        inner = wrapped_filesystems(target)
         return all(getattr(fs, "async_impl", False) and fs.async_impl for fs in inner)
 
     @property
     @override
     def foreign_loop(self) -> Any:
         """The loop of a filesystem that cannot be made again for ours."""
-        return self.target.loop if _wrapped(self.target) else None
+        return self.target.loop if wrapped_filesystems(self.target) else None
 
     @override
     def bind(self, loop: Any) -> None:
         """Make the instance that reads on `loop`."""
-        if _wrapped(self.target):
+        if wrapped_filesystems(self.target):
             self._reader = self.target
             return
         options = {**self.target.storage_options, "asynchronous": True, "loop": loop}
@@ -101,14 +101,3 @@ class AsyncFsspecBackend(AsyncBackend):
                 closing = close()
                 if inspect.isawaitable(closing):
                     await closing
-
-
-def _wrapped(target: Any) -> list[Any]:
-    """Return the filesystems that `target` holds."""
-    from fsspec import AbstractFileSystem  # noqa: PLC0415
-
-    held = []
-    for value in vars(target).values():
-        inner = value.values() if isinstance(value, dict) else [value]
-        held += [fs for fs in inner if isinstance(fs, AbstractFileSystem)]
-    return held

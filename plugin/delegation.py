@@ -36,14 +36,17 @@ ASYNC_ONE_PATH = (
 class Delegation:
     """Forwards what is no read to ``self.target``."""
 
-    target: Any
     asynchronous: bool
-    _guarded: Callable[[], Any]
+    _exclusively: Callable[..., Any]
     _own_path: Callable[[Any], Any]
 
+    @property
+    def target(self) -> Any:
+        """The wrapped filesystem."""
+        raise NotImplementedError
+
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        with self._guarded():
-            return getattr(self.target, name)(*args, **kwargs)
+        return self._exclusively(getattr(self.target, name), *args, **kwargs)
 
     async def _of_target_async(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Await the target's coroutine `name`, wherever its loop is."""
@@ -57,12 +60,7 @@ class Delegation:
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a sync method without blocking the caller's loop."""
-
-        def call() -> Any:
-            with self._guarded():
-                return function(*args, **kwargs)
-
-        return await asyncio.to_thread(call)
+        return await asyncio.to_thread(self._exclusively, function, *args, **kwargs)
 
     def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
         """Write one file, or each of a dict of them."""

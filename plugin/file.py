@@ -76,6 +76,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._size = size
         self._urgency = urgency
         self._lock = threading.RLock()
+        self._pid = os.getpid()
         self._position = 0
         self._last_end = -1
         self._ahead = memoryview(_EMPTY)
@@ -115,6 +116,13 @@ class HeadraceFile(io.BufferedIOBase):
         if self.closed:
             msg = f"I/O operation on closed file {self.path!r}"
             raise ValueError(msg)
+        if self._pid != os.getpid():
+            self._open_again()
+
+    def _open_again(self) -> None:
+        """Go on in a forked child, where the parent's scheduler, sessions and lock holders are not."""
+        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader)
 
     @override
     def tell(self) -> int:
@@ -149,6 +157,7 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def read(self, length: int | None = -1) -> bytes:
         """Return up to `length` bytes; all that are left for None or a negative number."""
+        self._check_open()
         with self._lock:
             small = self._from_ahead(length)
             if small is not None:
@@ -160,6 +169,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     def read_buffer(self, length: int | None = -1) -> pa.Buffer:
         """Return up to `length` bytes as a buffer, without a copy. Never more than asked (I9)."""
+        self._check_open()
         with self._lock:
             follow(self)
             small = self._from_ahead(length)
@@ -176,6 +186,7 @@ class HeadraceFile(io.BufferedIOBase):
         if not out.flags.writeable:
             msg = "readinto needs a writable buffer"
             raise TypeError(msg)
+        self._check_open()
         with self._lock:
             wanted = min(self._wanted(len(out)), len(out))
             if not wanted:
@@ -191,6 +202,7 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def read1(self, length: int | None = -1) -> bytes:
         """Return some bytes: what is read ahead, or one block."""
+        self._check_open()
         with self._lock:
             if not len(self._left_ahead()):
                 self._fill()
@@ -206,8 +218,8 @@ class HeadraceFile(io.BufferedIOBase):
         pieces: list[bytes] = []
         total = 0
         bound = float("inf") if limit is None or limit < 0 else limit
+        self._check_open()
         with self._lock:
-            self._check_open()
             while total < bound:
                 piece = self._piece_of_line(bound - total)
                 if not piece:
@@ -279,7 +291,6 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _from_ahead(self, length: int | None) -> bytes | None:
         """Serve a small sequential read from the block, or say that it is none."""
-        self._check_open()
         if length is None or not 0 <= length < self.block_size:
             return None
         if self._position != self._last_end:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,8 +28,9 @@ from typing_extensions import override
 from headrace import ambient, lifecycle
 from headrace.delegation import Delegation
 from headrace.drivers import interrupts
-from headrace.drivers.permit import Permit, permitted
+from headrace.drivers.permit import Permit, call_permitted
 from headrace.file import HeadraceFile
+from headrace.forked import of_this_process
 from headrace.jobs import Urgency
 from headrace.ranges import Ranges, as_ranges, ask, ask_all, batch_of, collect_cat, is_plain, raise_first
 from headrace.read import Read
@@ -40,7 +42,7 @@ from headrace.single import FEW
 from headrace.types import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from headrace.batch import RangeBatch
     from headrace.stats import Stats
@@ -102,7 +104,8 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ours = {name: options[name] for name in OPTION_NAMES & options.keys()}
         super().__init__(**{k: v for k, v in options.items() if k in ("asynchronous", "loop", "batch_size")})
         flat = {name: value for name, value in options.items() if name not in _OURS}
-        self.target = _target(fs, target_protocol, target_options, flat, self.asynchronous)
+        made = _target(fs, target_protocol, target_options, flat, self.asynchronous)
+        self._target, self._target_pid = of_this_process(made), os.getpid()
         # On the instance: fsspec reads them off the class, before there is a target.
         self.sep, self.root_marker = self.target.sep, self.target.root_marker
         self._settings_options = ours
@@ -114,6 +117,13 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         current_settings(ours)  # a bad value is an error here, not in the middle of a scan
 
     # -- paths and identity
+
+    @property
+    def target(self) -> Any:
+        """The wrapped filesystem: in a forked child one of its own, where it must be."""
+        if self._target_pid != os.getpid():
+            self._target, self._target_pid = of_this_process(self._target), os.getpid()
+        return self._target
 
     @override
     def _own_path(self, path: Any) -> Any:
@@ -202,22 +212,16 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
 
         return snapshot(self.channel)
 
-    @contextlib.contextmanager
     @override
-    def _guarded(self) -> Iterator[None]:
-        """Hold what a call to the target that is no read must hold (see `backends.fsspec_sync`)."""
+    def _exclusively(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what is no read of the target, holding what must be held (see `backends.fsspec_sync`)."""
         channel = self.channel
-        if channel is None:
-            yield
-            return
-        with channel.backend.guard() as lock:
-            if lock is None:
-                yield
-                return
-            # Reads that the target makes through headrace meanwhile run at once: an op that holds the
-            # process's only permit may be waiting for the lock which is held here.
-            with permitted(_METADATA):
-                yield
+        guard = contextlib.nullcontext() if channel is None else channel.backend.guard()
+        if isinstance(guard, contextlib.nullcontext):
+            return function(*args, **kwargs)
+        # Reads that the target makes through headrace meanwhile run at once: an op that holds the process's
+        # only permit may be waiting for the lock which is held here.
+        return interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
 
     def _urgency(self, base: int | None, *, number: int = 0) -> Urgency:
         if base is None:
@@ -462,8 +466,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             options.pop("cache_options", None)
         if block_size is not None:
             options["block_size"] = block_size
-        with self._guarded():
-            return self.target.open(self._target_path(path), mode, **options)
+        return self._exclusively(self.target.open, self._target_path(path), mode, **options)
 
     def _open(
         self,
@@ -480,8 +483,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         assert reader is not None  # noqa: S101
         lifecycle.check_not_exiting()
-        with self._guarded():
-            source, size = reader.open_source(path, size, kwargs)
+        source, size = self._exclusively(reader.open_source, path, size, kwargs)
         urgency = self._urgency(priority, number=next(self._file_numbers))
         if source is None:
             # The store does not know the length (a stream): read it once, through the scheduler.
@@ -495,6 +497,11 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             urgency=urgency,
             block_bytes=0 if cache_type == "none" else block_size or reader.block_bytes,
         )
+
+    def open_again(self, path: str, size: int | None, reader: Reader) -> tuple[Reader, Any]:
+        """Return the reader and the source with which a file goes on in a forked child."""
+        reader = Reader(runtime().channel(self.target, reader.channel.settings))
+        return reader, self._exclusively(reader.open_source, path, size, {})[0]
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""

@@ -12,7 +12,6 @@ The runtime is never pickled.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.backends import registry
 from headrace.backends.abc import AsyncBackend, Backend, InlineBackend, ThreadedBackend
 from headrace.core.window import Window
-from headrace.drivers.asynchronous import AsyncDriver, LiteAsyncDriver
+from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver, LiteAsyncDriver
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.loop import Dispatcher, LoopThread
@@ -32,16 +31,11 @@ from headrace.drivers.workers import Workers
 from headrace.errors import BackendError, SchedulerClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from headrace.core.hub import TraceSink
     from headrace.core.scheduler import Scheduler
     from headrace.settings import Settings
 
 Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver
-
-CLOSE_S = 1.0
-"""The longest a session may take to close."""
 
 QUICK_BYTES = 64 << 10
 """Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""
@@ -153,7 +147,7 @@ class Runtime:
             if found is None:
                 found = self._channels[key] = self._make(target, settings)
                 # Not at exit: `close` does it then, in its order.
-                weakref.finalize(found, _dispose, found.backend, found.driver).atexit = False
+                weakref.finalize(found, _dispose, found.driver).atexit = False
             return found
 
     def _make(self, target: Any, settings: Settings) -> Channel:
@@ -196,7 +190,7 @@ class Runtime:
                 hub.close(error)
         for channel in list(self._channels.values()):
             channel.is_closed = True
-            _dispose(channel.backend, channel.driver)
+            _dispose(channel.driver, CLOSE_S)
         self._dispatcher.close()
         if self._loop_thread is not None:
             self._loop_thread.close()
@@ -216,27 +210,10 @@ def _check_available(settings: Settings) -> None:
         raise BackendError(msg)
 
 
-def _dispose(backend: Backend, driver: Driver) -> None:
+def _dispose(driver: Driver, timeout_s: float = 0.0) -> None:
     """Close what an async backend opened on a loop of ours, and the loop if it is its own."""
-    if not isinstance(backend, AsyncBackend) or not isinstance(driver, AsyncDriver):
-        return
-    if backend.foreign_loop is not None or driver.loop.is_closed():
-        return
-    try:
-        _run(backend.aclose(), driver.loop)
-    except Exception as error:  # noqa: BLE001
-        _log.debug("a session was not closed: %r", error)
-    if isinstance(driver, LiteAsyncDriver):
-        driver.thread.close()
-
-
-def _run(closing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
-    """Run `closing` on `loop`, by its own thread if that runs; a second at the most."""
-    limited = asyncio.wait_for(closing, CLOSE_S)
-    if loop.is_running():
-        asyncio.run_coroutine_threadsafe(limited, loop).result(CLOSE_S)
-    else:
-        loop.run_until_complete(limited)
+    if isinstance(driver, AsyncDriver):
+        driver.close(timeout_s)
 
 
 _current: Runtime | None = None

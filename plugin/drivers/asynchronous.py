@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import threading
 from functools import partial
@@ -46,6 +48,11 @@ if TYPE_CHECKING:
 KEEPER_S = 0.05
 """Seconds that an op in flight may go unpolled before the keeper takes over."""
 
+CLOSE_S = 1.0
+"""The longest a session may take to close."""
+
+_log = logging.getLogger("headrace")
+
 
 class AsyncDriver:
     """Performs ops on an event loop that a thread of headrace's, or a foreign one, always runs.
@@ -65,6 +72,8 @@ class AsyncDriver:
         self._called = 0
         self._taken = 0
         self._tasks = 0
+        self._pid = os.getpid()  # a forked child must leave its parent's loop alone
+        self._closing: asyncio.Task[None] | None = None
         backend.bind(self.loop)
 
     def launch(self, job: Job) -> None:
@@ -89,6 +98,39 @@ class AsyncDriver:
     def _revive(self) -> None:
         if self.backend.foreign_loop is None:
             self.thread.ensure()
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Have the backend's session closed on the loop, and wait so long for it.
+
+        Finalisers call it too, on any thread and at any line of it: without `timeout_s` it never waits.
+        """
+        is_ours = self.backend.foreign_loop is None and os.getpid() == self._pid
+        if not is_ours or self.loop.is_closed():
+            return
+        closed = threading.Event()
+        self.thread.call(self._begin_close, closed)
+        if timeout_s and not self.thread.is_current():
+            closed.wait(timeout_s)
+
+    def _begin_close(self, closed: threading.Event) -> None:
+        """Start closing; on the loop, which keeps no strong reference to its tasks."""
+        task = self.loop.create_task(self._close())
+        self._closing = task
+        task.add_done_callback(lambda _: closed.set())
+
+    async def _close(self) -> None:
+        """Close the session once nothing is in flight, `CLOSE_S` seconds at the most."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                while self.has_work():
+                    await asyncio.sleep(KEEPER_S / 5)
+                await self.backend.aclose()
+        except Exception as error:  # noqa: BLE001 - nobody is left who could do anything about it
+            _log.debug("a session was not closed: %r", error)
+
+    def has_work(self) -> bool:
+        """Whether anything is in flight or waits to be started on the loop."""
+        return self._called != self._taken or self._tasks > 0
 
     # -- under the hub's lock, on any thread
 
@@ -223,12 +265,27 @@ class LiteAsyncDriver(AsyncDriver):
             if not parked.request.is_over:
                 parked.waiter.wake()
                 return
-        if self._has_work() and not self._baton.locked():
+        if self.has_work() and not self._baton.locked():
             self.keep(KEEPER_S)
 
-    def _has_work(self) -> bool:
-        """Whether anything is in flight or waits to be started on the loop."""
-        return self._called != self._taken or self._tasks > 0
+    @override
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Close the session and the loop, which is this driver's own, once nobody drives it."""
+        if os.getpid() != self._pid or self.loop.is_closed():
+            return
+        closer = threading.Thread(target=self._close_loop, name="headrace-keeper", daemon=True)
+        try:
+            closer.start()
+        except RuntimeError:  # the interpreter ends, and starts no thread any more
+            return
+        if timeout_s:
+            closer.join(timeout_s)
+
+    def _close_loop(self) -> None:
+        with self._baton:
+            if not self.loop.is_closed():
+                self.loop.run_until_complete(self._close())
+                self.loop.close()
 
     @override
     def _revive(self) -> None:
@@ -262,7 +319,7 @@ class LiteAsyncDriver(AsyncDriver):
         while idle < 20:  # noqa: PLR2004
             self._is_wanted.wait(KEEPER_S)
             self._is_wanted.clear()
-            if not self._has_work():
+            if not self.has_work():
                 idle += 1
                 continue
             idle = 0
@@ -278,7 +335,7 @@ class LiteAsyncDriver(AsyncDriver):
             self._offer()
 
     def _stop_when_idle(self) -> None:
-        if self._has_work():
+        if self.has_work():
             self.loop.call_later(KEEPER_S / 5, self._stop_when_idle)
         else:
             self.loop.stop()

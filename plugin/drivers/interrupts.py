@@ -26,13 +26,15 @@ import sys
 import threading
 import traceback
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from headrace.drivers.job import Job
+
+T = TypeVar("T")
 
 IDLE_S = 0.5
 """Seconds the watcher stays when no read waits."""
@@ -68,7 +70,7 @@ class _Watcher:
         fd = self.pair[1].fileno()
         previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         if previous not in (-1, fd):
-            signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+            _give_back(previous)
 
     def add(self, key: int, job: Job | None) -> None:
         """Watch while `key` waits: for `job`, or for something that it looks up from by itself."""
@@ -108,7 +110,7 @@ class _Watcher:
     def stop(self, pair: tuple[socket.socket, socket.socket]) -> None:
         """End the watcher before its descriptor is closed under it."""
         thread, self.is_stopping = self.thread, True
-        if thread is not None:
+        if thread is not None and thread.is_alive():
             pair[1].send(b"\0")
             thread.join(IDLE_S)
 
@@ -156,10 +158,19 @@ def _has_surfaced(error: BaseException) -> bool:
 _watcher = _Watcher()
 
 
+def _give_back(fd: int) -> None:
+    """Let another's descriptor be told of signals; one that is closed by now was no longer its."""
+    with contextlib.suppress(ValueError, OSError):
+        signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+
+
 def _forget() -> None:
+    """In a forked child: its signals are not the parent's, who reads the other end of the socket."""
     global _watcher, _main_ident  # noqa: PLW0603
-    _watcher = _Watcher()
     _main_ident = threading.main_thread().ident
+    with contextlib.suppress(ValueError):  # only a main thread may say who is told
+        _release(_watcher)
+    _watcher = _Watcher()
 
 
 if hasattr(os, "register_at_fork"):
@@ -170,14 +181,17 @@ def disarm() -> None:
     """Give the wake-up descriptor back, at exit."""
     if _signal.getsignal(_SIGINT) is _once:
         signal.signal(_SIGINT, signal.default_int_handler)
-    pair, _watcher.pair = _watcher.pair, None
+    _release(_watcher)
+
+
+def _release(watcher: _Watcher) -> None:
+    pair, watcher.pair = watcher.pair, None
     if pair is None:
         return
-    fd = pair[1].fileno()
     previous = signal.set_wakeup_fd(-1)
-    if previous not in (-1, fd):
-        signal.set_wakeup_fd(previous)
-    _watcher.stop(pair)
+    if previous not in (-1, pair[1].fileno()):
+        _give_back(previous)
+    watcher.stop(pair)
     for end in pair:
         end.close()
 
@@ -205,8 +219,20 @@ def deliver_once() -> None:
 
 
 def _once(number: int, frame: FrameType | None) -> None:
-    if not _watcher.has_delivered():
+    if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
+        # The watcher will say so too, but Arrow may have its next call made before that thread runs.
+        _watcher.interrupted_s = monotonic()
+    # In a call of ours on the main thread it is Arrow that calls, and goes on: what came out of its other
+    # threads has not reached the program, and the call may wait for the storage that those were stuck in.
+    if not _watcher.has_delivered() or _is_in_call_of("headrace.filesystem", "headrace.file"):
         signal.default_int_handler(number, frame)
+
+
+def _is_in_call_of(*modules: str) -> bool:
+    """Whether one of `modules` is being executed further up on this thread."""
+    return any(
+        frame.f_globals.get("__name__") in modules for frame, _ in traceback.walk_stack(sys._getframe())  # noqa: SLF001
+    )
 
 
 def is_foreign_thread() -> bool:
@@ -234,19 +260,23 @@ def watched(job: Job) -> Iterator[None]:
         _watcher.remove(id(job))
 
 
-@contextlib.contextmanager
-def held(guard: contextlib.AbstractContextManager[Any]) -> Iterator[Any]:
-    """Hold a lock, or what stands for none; SIGINT ends the wait for it on one of Arrow's threads."""
+def call_holding(guard: Any, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call `function` while `guard` is held; SIGINT ends the wait for a lock, on Arrow's threads too.
+
+    No generator and no class of ours holds the lock: a signal that is handled between its acquisition and
+    the block would leave it locked for ever. ``with`` on a lock of C has no such gap.
+    """
+    if _watcher.is_aftermath() and _is_in_call_of("pyarrow.fs"):
+        raise _watcher.error()  # Arrow's scan, which is ending, opens its next file
     acquire = getattr(guard, "acquire", None)
     if acquire is None or not is_watched():
-        with guard as lock:
-            yield lock
-        return
+        with guard:
+            return function(*args, **kwargs)
     _acquire(acquire)
     try:
-        yield guard
+        return function(*args, **kwargs)
     finally:
-        guard.release()  # type: ignore[attr-defined]
+        guard.release()
 
 
 def _acquire(acquire: Callable[..., bool]) -> None:

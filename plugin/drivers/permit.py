@@ -11,12 +11,14 @@ permit: it would cost as much as the read.
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,16 @@ def permitted(permit: Permit) -> Iterator[None]:
         yield
     finally:
         _permit.reset(token)
+
+
+def call_permitted(permit: Permit, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call `function` on `permit`, on a thread where a signal may be handled at any line.
+
+    Leaving a context is C: no exception in between leaves the permit behind.
+    """
+    return copy_context().run(_call, permit, function, args, kwargs)
+
+
+def _call(permit: Permit, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    _permit.set(permit)
+    return function(*args, **kwargs)

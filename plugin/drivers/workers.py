@@ -37,20 +37,25 @@ class Workers:
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
         self._idle = 0
-        self._alive = 0
         self._started = 0
 
     def put(self, work: Callable[[], None]) -> None:
         """Have `work` called on one of the threads; never blocks."""
         self._work.put(work)
         with self._lock:
-            if self._idle >= self._work.qsize() or self._alive >= self._most:
+            if self._idle >= self._work.qsize():
                 return
-            self._alive += 1
+            # By what is alive, not by a count: an interrupt may cut a thread's start.
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            if len(self._threads) >= self._most:
+                return
             self._started += 1
             name = f"{self._name}-{self._started}"
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _serve(self) -> None:
         while self._next():
@@ -77,5 +82,5 @@ class Workers:
             self._idle -= 1
             if not self._work.empty():
                 return False
-            self._alive -= 1
+            self._threads.remove(threading.current_thread())
             return True

@@ -67,6 +67,15 @@ def beside_another(fs: Any) -> None:
         others.append(interrupted_s)
 
 
+def then_scan(fs: Any) -> None:
+    """Scan after the interrupt, slowly enough to be watched for another."""
+    try:
+        cat_file(fs)
+    finally:
+        slow.delay_s = 0.2
+        rows.append(pyarrow.dataset.dataset(PATH, filesystem=fs).to_table().num_rows)
+
+
 def uncaught(fs: Any) -> None:
     """Let the interpreter end of it."""
     scan(fs)
@@ -82,10 +91,11 @@ def measured(fs: Any) -> float:
 
 
 others: list[Any] = []
+rows: list[int] = []
 fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
 first = f"{PATH}/lineitem.1.parquet"
 fs.cat_file(first, start=0, end=4)  # the process's loop thread lives as long as the process
-before = set(threading.enumerate())
+before = {thread for thread in threading.enumerate() if not thread.name.startswith("headrace-read")}
 if WORK == "uncaught":
     uncaught(fs)
 answer: dict[str, Any] = {"interrupted_s": measured(fs)}
@@ -93,6 +103,8 @@ if others:
     answer["other"], answer["interrupted_s"] = others[0].hex(), others[1]
 deadline_s = time.monotonic() + IDLE_S
 for thread in set(threading.enumerate()) - before:
+    while thread.ident is None and time.monotonic() < deadline_s:
+        time.sleep(0.001)  # the interrupt cut the wait for its start
     thread.join(max(0.0, deadline_s - time.monotonic()))
 left = set(threading.enumerate()) - before
 stats = fs.stats()
@@ -100,5 +112,6 @@ answer["threads"] = sorted(thread.name for thread in left)
 answer["rest"] = [stats.in_flight_ops, stats.reserved_bytes]
 # What comes after an interrupt works as ever.
 slow.delay_s = 0.0
+answer["rows"] = sum(rows)
 answer["bytes"] = fs.cat_file(first, start=0, end=8).hex()
 sys.stdout.write(json.dumps(answer) + "\n")

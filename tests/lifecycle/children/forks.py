@@ -1,0 +1,196 @@
+"""Forks, spawns and loses threads while reads are in flight; run by ``test_fork.py``.
+
+Arguments: what to do, a protocol, a file.  The mode comes from the environment.  Ends with status
+0 if all is right.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import slow
+
+import headrace
+
+WORK, PROTOCOL, PATH = sys.argv[1:4] if len(sys.argv) > 3 else ("", "file", "")
+CONTENT = Path(PATH).read_bytes() if PATH else b""
+READERS = 3
+CHILD_S = 60.0
+
+
+def check(fs: Any) -> None:
+    """Read in every way, through the object that the parent made."""
+    assert fs.cat_file(PATH, 10, 20) == CONTENT[10:20]
+    assert fs.read_ranges(PATH, [0, 1000], [5, 1005]).to_pylist() == [CONTENT[:5], CONTENT[1000:1005]]
+    assert bytes(fs.submit_ranges(PATH, [7], [9]).result()[0]) == CONTENT[7:9]
+    with fs.open(PATH, "rb") as file:
+        assert file.read(70_000) == CONTENT[:70_000]
+
+
+def at_rest(fs: Any) -> None:
+    deadline_s = time.monotonic() + CHILD_S
+    stats = fs.stats()
+    while stats.in_flight_ops or stats.reserved_bytes:
+        assert time.monotonic() < deadline_s, stats
+        gc.collect()
+        time.sleep(0.001)
+        stats = fs.stats()
+
+
+def wait_for_child(pid: int) -> None:
+    deadline_s = time.monotonic() + CHILD_S
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert status == 0, f"the forked child ended with {status}"
+            return
+        if time.monotonic() > deadline_s:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            message = "the forked child hangs"
+            raise AssertionError(message)
+        time.sleep(0.005)
+
+
+def fork_in_flight(fs: Any, ending: str) -> None:
+    """Fork while other threads read; the child reads, and ends in one of two ways."""
+    is_over = threading.Event()
+    wrong: list[str] = []
+
+    def read_on() -> None:
+        try:
+            while not is_over.is_set():
+                check(fs)
+        except BaseException as error:  # noqa: BLE001
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=read_on) for _ in range(READERS)]
+    for thread in threads:
+        thread.start()
+    held = fs.submit_ranges(PATH, [0], [100])
+    file = fs.open(PATH, "rb")
+    assert file.read(10) == CONTENT[:10]
+    try:
+        for start in range(10, 60, 10):
+            pid = os.fork()
+            if pid == 0:
+                in_child(fs, file, start, ending)
+            wait_for_child(pid)
+            assert file.read(10) == CONTENT[start : start + 10]
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert bytes(held.result()[0]) == CONTENT[:100]
+    assert not wrong, wrong
+
+
+def in_child(fs: Any, file: Any, start: int, ending: str) -> None:
+    """Read by what the parent made and opened; ends the process."""
+    status = 1
+    try:
+        assert fs.stats().in_flight_ops == 0, "the parent's state came along"
+        check(fs)
+        assert file.read(20) == CONTENT[start : start + 20]
+        assert headrace.wrap(fs.target).cat_file(PATH, 0, 9) == CONTENT[:9]
+        assert fs.with_priority(-1).size(PATH) == len(CONTENT)
+        at_rest(fs)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        os._exit(1)
+    if ending == "exit":
+        sys.exit(status)
+    os._exit(status)
+
+
+def fork_exit(fs: Any) -> None:
+    fork_in_flight(fs, "exit")
+
+
+def fork_quick_exit(fs: Any) -> None:
+    fork_in_flight(fs, "_exit")
+
+
+def fork_slow(fs: Any) -> None:
+    """Fork with reads in flight that outlast the child."""
+    slow.delay_s = 1.0
+    file = fs.open(PATH, "rb")
+    reads = [fs.submit_ranges(PATH, [start], [start + 10]) for start in range(0, 300, 100)]
+    slow.has_begun.wait()
+    pid = os.fork()
+    if pid == 0:
+        slow.delay_s = 0.0
+        in_child(fs, file, 0, "_exit")
+    wait_for_child(pid)
+    for start, read in zip(range(0, 300, 100), reads, strict=True):
+        assert bytes(read.result()[0]) == CONTENT[start : start + 10]
+
+
+def in_process(fs: Any, path: str, expected: bytes) -> bytes:
+    import slow as _  # noqa: F401 - registers the protocols in a spawned process
+
+    assert fs.cat_file(path, 10, 20) == expected
+    return bytes(fs.read_ranges(path, [5], [15])[0])
+
+
+def processes(fs: Any) -> None:
+    for method in ("spawn", "fork"):
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            asked = [(fs, PATH, CONTENT[10:20])] * 4
+            assert pool.starmap(in_process, asked) == [CONTENT[5:15]] * 4
+
+
+def thread_death(fs: Any) -> None:
+    """Threads submit reads and die without taking the results."""
+    slow.delay_s = 0.05
+
+    def submit_and_die() -> None:
+        reads = [fs.submit_ranges(PATH, [start], [start + 10]) for start in range(0, 500, 50)]
+        reads.append(reads)  # type: ignore[arg-type]
+        raise SystemExit
+
+    threads = [threading.Thread(target=submit_and_die) for _ in range(READERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    slow.delay_s = 0.0
+    gc.collect()
+    at_rest(fs)
+    check(fs)
+
+
+def die() -> None:
+    raise SystemExit
+
+
+def loop_death(fs: Any) -> None:
+    """The background threads die; the next read starts them again."""
+    driver = fs.channel.driver
+    driver = getattr(driver, "keeper", driver)
+    for _ in range(3):
+        check(fs)
+        thread = driver.thread
+        running = thread._thread
+        if running is None:  # lite over async: the waiter drives, and there is no thread to kill
+            break
+        thread.call(die)
+        running.join(CHILD_S)
+        assert not running.is_alive()
+    check(fs)
+    at_rest(fs)
+
+
+if __name__ == "__main__":
+    the_fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
+    check(the_fs)
+    globals()[WORK](the_fs)
+    at_rest(the_fs)

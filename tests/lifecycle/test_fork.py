@@ -1,0 +1,51 @@
+"""Fork, spawn, and the death of threads: fresh state in a child, and nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lifecycle.processes import run
+
+PROTOCOLS = ("file", "slow", "aslow")
+
+
+@pytest.fixture(scope="session")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("forks") / "data.bin"
+    path.write_bytes(np.random.default_rng(9).bytes(300_000))
+    return path
+
+
+def _passes(work: str, protocol: str, content: Path, mode: str) -> None:
+    ended = run("forks.py", work, protocol, content, HEADRACE_SCHEDULER=mode)
+    assert (ended.status, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("work", ["fork_exit", "fork_quick_exit"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_fork_beside_threads_that_read(
+    work: str, protocol: str, content: Path, scheduled_mode: str
+) -> None:
+    _passes(work, protocol, content, scheduled_mode)
+
+
+@pytest.mark.parametrize("protocol", ["slow", "aslow"])
+def test_a_fork_with_slow_reads_in_flight(protocol: str, content: Path, scheduled_mode: str) -> None:
+    _passes("fork_slow", protocol, content, scheduled_mode)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_pickled_filesystem_in_other_processes(protocol: str, content: Path, scheduled_mode: str) -> None:
+    _passes("processes", protocol, content, scheduled_mode)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_thread_that_dies_with_reads_submitted(protocol: str, content: Path, scheduled_mode: str) -> None:
+    _passes("thread_death", protocol, content, scheduled_mode)
+
+
+@pytest.mark.parametrize("protocol", ["file", "aslow"])
+def test_a_background_thread_that_dies(protocol: str, content: Path, scheduled_mode: str) -> None:
+    _passes("loop_death", protocol, content, scheduled_mode)

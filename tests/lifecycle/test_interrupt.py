@@ -1,0 +1,95 @@
+"""Ctrl-C: the prompt is back at once, nothing is left behind, nobody else's read is lost.
+
+Every read of the wrapped filesystem takes 3 s.  The parent sends SIGINT once a slow read has
+begun; the exception must come out long before that read could have ended.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import data
+import pytest
+from lifecycle.processes import finish, start, wait_for
+
+READ_S = 3.0
+"""As ``children/interrupt.py`` has it."""
+
+AT_ONCE_S = 1.5
+"""Half a second is promised; this bound is for a busy machine, and far below the read's 3 s."""
+
+
+def _interrupted(work: str, protocol: str, mode: str, directory: str, begun: int = 1) -> tuple[float, Any]:
+    """Run `work`, interrupt it; returns the seconds until the exception, and what was left."""
+    child = start("interrupt.py", work, protocol, directory, HEADRACE_SCHEDULER=mode)
+    for _ in range(begun):
+        wait_for(child, "reading")
+    sent_s = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    ended = finish(child)
+    assert (ended.status, ended.err) == (0, "")
+    answer = json.loads(ended.out.splitlines()[-1])
+    return answer["interrupted_s"] - sent_s, answer
+
+
+def _first_bytes(directory: str, count: int) -> str:
+    return Path(f"{directory}/lineitem.1.parquet").read_bytes()[:count].hex()
+
+
+@pytest.mark.parametrize("work", ["scan", "read_ranges"])
+@pytest.mark.parametrize("protocol", ["slow", "aslow"])
+def test_the_prompt_is_back_at_once(
+    work: str, protocol: str, small_lineitem: data.Lineitem, scheduled_mode: str
+) -> None:
+    directory = small_lineitem.parquet
+    took_s, answer = _interrupted(work, protocol, scheduled_mode, directory)
+    assert took_s < AT_ONCE_S
+    assert answer["threads"] == []
+    assert answer["rest"] == [0, 0]
+    assert answer["bytes"] == _first_bytes(directory, 8)
+
+
+@pytest.mark.parametrize("work", ["cat_file", "open_file", "result"])
+def test_other_ways_to_wait(work: str, small_lineitem: data.Lineitem) -> None:
+    directory = small_lineitem.parquet
+    took_s, answer = _interrupted(work, "aslow", "lite", directory)
+    assert took_s < AT_ONCE_S
+    assert (answer["threads"], answer["rest"]) == ([], [0, 0])
+
+
+@pytest.mark.parametrize("protocol", ["slow", "aslow"])
+def test_another_threads_read_goes_on(
+    protocol: str, small_lineitem: data.Lineitem, scheduled_mode: str
+) -> None:
+    directory = small_lineitem.parquet
+    # On a filesystem for one thread at a time the second read begins when the first has ended.
+    begun = 2 if protocol == "aslow" else 1
+    took_s, answer = _interrupted("beside_another", protocol, scheduled_mode, directory, begun)
+    assert took_s < AT_ONCE_S
+    assert answer["other"] == _first_bytes(directory, 8)[8:]
+    assert (answer["threads"], answer["rest"]) == ([], [0, 0])
+
+
+def test_an_interrupt_ends_the_process(small_lineitem: data.Lineitem, scheduled_mode: str) -> None:
+    """With Python's own status and traceback, once, and without waiting for the read."""
+    child = start(
+        "interrupt.py", "uncaught", "aslow", small_lineitem.parquet, HEADRACE_SCHEDULER=scheduled_mode
+    )
+    wait_for(child, "reading")
+    sent_s = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    ended = finish(child)
+    assert time.monotonic() - sent_s < READ_S
+    assert ended.status == -signal.SIGINT
+    assert ended.err.count("Traceback") == 1
+    assert ended.err.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_an_old_interrupt_fails_no_later_scan(small_lineitem: data.Lineitem, scheduled_mode: str) -> None:
+    """SIGINT while no read was on Arrow's threads must not reach the next one that is."""
+    _, answer = _interrupted("then_scan", "aslow", scheduled_mode, small_lineitem.parquet)
+    assert answer["rows"] > 0

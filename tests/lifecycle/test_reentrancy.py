@@ -1,0 +1,50 @@
+"""Exceptions at every line, signals at any moment, collections anywhere: nothing is lost.
+
+The first test raises, in a child process, at each line which a read executes in headrace, one line
+a time (see ``children/trace_lines.py`` for what is left out, and why), beside a read of another
+thread.  The second sends real signals at random moments to a thread that reads thousands of times;
+their handler raises, reads through the same filesystem, or collects an abandoned read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lifecycle.processes import run
+
+KINDS = [
+    f"{target}-{mode}-{work}"
+    for target in ("local", "cold", "threaded", "async")
+    for mode in ("lite", "standard")
+    for work in ("single", "ranges", "file", "submitted")
+    if not (target == "threaded" and mode == "standard")  # one driver serves both modes
+]
+
+
+@pytest.fixture(scope="session")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reentrancy") / "data.bin"
+    path.write_bytes(np.random.default_rng(5).bytes(400_000))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_at_every_line(kind: str, content: Path) -> None:
+    ended = run("trace_lines.py", kind, content, "0/1")
+    assert ended.status == 0, ended.err
+    answer = json.loads(ended.out.splitlines()[-1])
+    assert answer["lines"] > 50
+    assert (answer["wrong"], answer["errors"]) == ([], [])
+
+
+@pytest.mark.parametrize("handler", ["raises", "reads", "collects"])
+@pytest.mark.parametrize("protocol", ["file", "slow", "aslow"])
+def test_signals_at_any_moment(handler: str, protocol: str, content: Path, scheduled_mode: str) -> None:
+    ended = run("signals.py", handler, protocol, content, "1000", HEADRACE_SCHEDULER=scheduled_mode)
+    assert ended.status == 0, ended.err
+    answer = json.loads(ended.out.splitlines()[-1])
+    assert (answer["wrong"], answer["rest"]) == ([], [0, 0, 0])
+    assert answer["signals"] > 20
