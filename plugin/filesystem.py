@@ -119,6 +119,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
     # -- paths and identity
 
     @property
+    @override
     def target(self) -> Any:
         """The wrapped filesystem: in a forked child one of its own, where it must be."""
         if self._target_pid != os.getpid():

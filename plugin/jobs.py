@@ -151,7 +151,7 @@ def hand_over(job: Job, plan: Plan | None, delivered: int) -> None:
     request = job.request
     if job.engine.is_inside():
         return
-    with job.engine as hub:
+    with job.engine.lock, job.engine as hub:
         counters = hub.counters
         counters.bytes_delivered += delivered
         asked = request.bytes_between(0, request.n_ops)

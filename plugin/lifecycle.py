@@ -51,7 +51,7 @@ class _Guard:
 
     def __init__(self) -> None:
         self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.is_exiting = False
 
     def follow(self, handle: Any) -> None:

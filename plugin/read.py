@@ -12,6 +12,8 @@ from headrace.core.request import State
 from headrace.errors import ReadCancelledError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.batch import RangeBatch
     from headrace.core.plan import Plan
     from headrace.drivers.job import Job
@@ -36,12 +38,15 @@ class Read:
     Dropping it without asking abandons the read and releases what it reserved.
     """
 
+    # On the class: an interrupted constructor leaves a read that is finalised all the same.
+    _parts: Sequence[Part] = ()
+    _batch: RangeBatch | None = None
+
     def __init__(self, reader: Reader | None, ranges: Ranges, parts: list[Part], buffer: UInt8Array) -> None:
         self._reader = reader
         self._ranges = ranges
         self._parts = parts
         self._buffer = buffer
-        self._batch: RangeBatch | None = None
         self._is_cancelled = False
 
     @classmethod

@@ -32,6 +32,8 @@ from headrace.single import SingleReader, advise_scattered
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.core.plan import Settled
     from headrace.ranges import Ranges
 
@@ -173,7 +175,7 @@ class Reader(SingleReader):
 
     # -- after the ops
 
-    def collect(self, ranges: Ranges, parts: list[Part], buffer: UInt8Array) -> RangeBatch:
+    def collect(self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array) -> RangeBatch:
         """Map ops to ranges and hand the bytes over."""
         dest = np.zeros(len(ranges), np.int64)
         length = np.zeros(len(ranges), np.int64)

@@ -76,7 +76,7 @@ class Channel:
         found = self.engine.hub.schedulers.get(device)
         if found is not None:
             return found
-        with self.engine as hub:
+        with self.engine.lock, self.engine as hub:
             parallelism = self.settings.io_parallelism or self.backend.defaults.io_parallelism
             return hub.scheduler(
                 device,
@@ -186,7 +186,7 @@ class Runtime:
         """Fail what is pending, close sessions and stop the loops."""
         self.closed_with = error
         for engine in self.engines:
-            with engine as hub:
+            with engine.lock, engine as hub:
                 hub.close(error)
         for channel in list(self._channels.values()):
             channel.is_closed = True
@@ -217,7 +217,7 @@ def _dispose(driver: Driver, timeout_s: float = 0.0) -> None:
 
 
 _current: Runtime | None = None
-_guard = threading.Lock()
+_guard = threading.RLock()
 
 
 def runtime() -> Runtime:
@@ -236,7 +236,7 @@ def forget() -> None:
     """Start afresh: in a forked child, where the parent's threads and locks do not exist."""
     global _current, _guard  # noqa: PLW0603
     _current = None
-    _guard = threading.Lock()
+    _guard = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

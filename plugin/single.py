@@ -62,8 +62,13 @@ class SingleReader(JobMaker):
         got = self.read_into(source, path, start, out, urgency)
         return data if got == length else data[:got]
 
-    def _on_driver(self, function: Callable[..., T], *args: Any) -> T:
-        """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard)."""
+    def _on_driver(self, function: Callable[..., T | None], *args: Any) -> T | None:
+        """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard).
+
+        None in a signal handler that interrupted a section: nobody may wait for the engine's lock there.
+        """
+        if self.channel.engine.is_inside():
+            return None
         driver = self.channel.driver
         return driver.call(function, *args) if isinstance(driver, LoopDriver) else function(*args)
 
@@ -80,7 +85,7 @@ class SingleReader(JobMaker):
         request = Request([length], result_bytes=length, label=path)
         job = Job(self.channel.engine, self.channel.scheduler(path), request, _NO_OPS, self.channel.backend)
         try:
-            with job.engine:
+            with job.engine.lock, job.engine:
                 if not self._can_start(job.scheduler, length):
                     return None
                 grant = job.scheduler.start_now(request, perf_counter())
@@ -104,8 +109,6 @@ class SingleReader(JobMaker):
         """Return what the page cache holds, if all of it, and if it may be read now."""
         check_not_exiting()
         engine = self.channel.engine
-        if engine.is_inside():
-            return None
         scheduler = self.channel.scheduler(path)
         with engine.lock:
             if not self._can_start(scheduler, length):
@@ -159,8 +162,12 @@ class SingleReader(JobMaker):
         if not isinstance(source, PathSource):
             return self._cat_source(source, path, bounds, urgency)
         job = self._whole_job(source, urgency)
-        self.run(job, self.channel.settings.timeout_s)
-        data = _take_whole(job)
+        try:
+            self.run(job, self.channel.settings.timeout_s)
+            data = _take_whole(job)
+        finally:
+            if job.request.state is not State.RETIRED:
+                job.cancel()
         start, end = bounds
         if is_plain(start, end):
             # Some stores take an empty range for no range at all (I9: never longer than asked).
@@ -242,12 +249,16 @@ class SingleReader(JobMaker):
         """Return the contents of several files, or the error of each that fails."""
         if isinstance(self.channel.backend, InlineBackend):
             return [answer_or_error(self.cat, path, (None, None), urgency, {}) for path in paths]
-        jobs = []
-        for path in paths:
-            job = self._whole_job(self.channel.backend.open(path), urgency)
-            jobs.append(job)
-            self.channel.driver.launch(job)
-        return [answer_or_error(self._await_whole, job) for job in jobs]
+        jobs: list[Job] = []
+        try:
+            for path in paths:
+                jobs.append(self._whole_job(self.channel.backend.open(path), urgency))
+                self.channel.driver.launch(jobs[-1])
+            return [answer_or_error(self._await_whole, job) for job in jobs]
+        finally:
+            for job in jobs:
+                if job.request.state is not State.RETIRED:
+                    job.cancel()
 
     def _await_whole(self, job: Job) -> bytes:
         self.channel.driver.wait(job, self.channel.settings.timeout_s)

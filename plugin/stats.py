@@ -138,7 +138,7 @@ def _all_counters(counters: Counters) -> dict[str, int]:
 
 
 def _of_engine(engine: Engine, mode: str, backend: str) -> Stats:
-    with engine as hub:
+    with engine.lock, engine as hub:
         counters = _all_counters(hub.counters)
         return Stats(
             mode=mode,

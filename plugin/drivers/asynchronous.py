@@ -12,7 +12,9 @@ Who runs that loop is the only difference between the modes:
 * A filesystem bound to a foreign loop is awaited there, and nobody needs to drive.
 
 The main thread defers SIGINT while it runs the loop: a KeyboardInterrupt raised inside a step of another's
-task would end that task (I5). It is raised when the loop has stopped, which is at once.
+task would end that task (I5). It is raised when the loop has stopped, which is at once. Where a program
+handles other signals in Python, its main thread leaves the loop to the keeper: a handler that raises inside
+asyncio's own code would lose what it was about to do.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing_extensions import override
 from headrace.core.request import State
 from headrace.drivers import interrupts
 from headrace.drivers.inline import forfeit
+from headrace.drivers.job import Waiter
 from headrace.drivers.permit import permitted
 from headrace.drivers.threaded import check_delivery, permit_of
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
@@ -122,7 +125,7 @@ class AsyncDriver:
         """Close the session once nothing is in flight, `CLOSE_S` seconds at the most."""
         try:
             async with asyncio.timeout(CLOSE_S):
-                while self.has_work():
+                while self.has_work():  # noqa: ASYNC110 - seldom, and its end wakes nobody else
                     await asyncio.sleep(KEEPER_S / 5)
                 await self.backend.aclose()
         except Exception as error:  # noqa: BLE001 - nobody is left who could do anything about it
@@ -190,13 +193,13 @@ class LiteAsyncDriver(AsyncDriver):
 
     def __init__(self, backend: AsyncBackend, thread: LoopThread) -> None:
         super().__init__(backend, thread)
-        self._baton = threading.Lock()
+        self._baton = threading.RLock()
         self._parked: dict[int, Job] = {}
         self._driving: Job | None = None
         self._driver_ident = 0
         self._keeper: threading.Thread | None = None
-        self._keeper_lock = threading.Lock()
-        self._is_wanted = threading.Event()
+        self._keeper_lock = threading.RLock()  # a signal handler may read, too
+        self._is_wanted = Waiter()
 
     @override
     def launch(self, job: Job) -> None:
@@ -220,7 +223,7 @@ class LiteAsyncDriver(AsyncDriver):
         if self._driver_ident == threading.get_ident():
             msg = "a signal handler that interrupted headrace's event loop cannot wait for that loop"
             raise RuntimeError(msg)
-        if _runs_a_loop() or job.request.is_nested:
+        if _runs_a_loop() or job.request.is_nested or interrupts.may_raise():
             self.keep(0)
             wait_until_over(job, timeout_s, revive=partial(self.keep, 0))
             return
@@ -233,9 +236,7 @@ class LiteAsyncDriver(AsyncDriver):
         self._parked[id(job)] = job
         try:
             while not job.request.is_over:
-                if self._baton.acquire(blocking=False):
-                    self._drive(job, deadline)
-                else:
+                if not self._drive(job, deadline):
                     job.waiter.wait(LOOK_S if deadline is None else min(LOOK_S, timeout_s or 0))
                 _check_deadline(job, deadline)
         finally:
@@ -243,8 +244,21 @@ class LiteAsyncDriver(AsyncDriver):
             job.waiter.wake()  # threads may share one read: each that leaves wakes the next
             self._offer()
 
-    def _drive(self, job: Job, deadline: float | None) -> None:
-        """Hold the baton until `job` is over; it was acquired by the caller."""
+    def _drive(self, job: Job, deadline: float | None) -> bool:
+        """Hold the baton until `job` is over, if it is free; returns whether it was."""
+        try:
+            if not self._baton.acquire(blocking=False):
+                return False
+            self._run_for(job, deadline)
+            return True
+        finally:
+            # At once, and whatever we remember: a signal is handled after any call but this one.
+            try:  # noqa: SIM105 - that would be a call before it
+                self._baton.release()
+            except RuntimeError:
+                pass
+
+    def _run_for(self, job: Job, deadline: float | None) -> None:
         timer = None
         try:
             with _deferred_sigint(self.loop):
@@ -254,10 +268,9 @@ class LiteAsyncDriver(AsyncDriver):
                 if not job.request.is_over:
                     self.loop.run_forever()
         finally:
+            self._driving, self._driver_ident = None, 0
             if timer is not None:
                 timer.cancel()
-            self._driving, self._driver_ident = None, 0
-            self._baton.release()
 
     def _offer(self) -> None:
         """Pass the baton: wake one that waits, or see that what is in flight has a keeper (I5)."""
@@ -265,7 +278,7 @@ class LiteAsyncDriver(AsyncDriver):
             if not parked.request.is_over:
                 parked.waiter.wake()
                 return
-        if self.has_work() and not self._baton.locked():
+        if self.has_work() and not self._driver_ident:
             self.keep(KEEPER_S)
 
     @override
@@ -307,7 +320,7 @@ class LiteAsyncDriver(AsyncDriver):
     def keep(self, after_s: float) -> None:
         """Have the keeper take the baton once nobody polled for `after_s` seconds."""
         if after_s == 0:
-            self._is_wanted.set()
+            self._is_wanted.wake()
         with self._keeper_lock:
             if self._keeper is None or not self._keeper.is_alive():
                 self._keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
@@ -318,7 +331,6 @@ class LiteAsyncDriver(AsyncDriver):
         idle = 0
         while idle < 20:  # noqa: PLR2004
             self._is_wanted.wait(KEEPER_S)
-            self._is_wanted.clear()
             if not self.has_work():
                 idle += 1
                 continue
@@ -328,9 +340,11 @@ class LiteAsyncDriver(AsyncDriver):
 
     def _run_until_idle(self) -> None:
         try:
+            self._driver_ident = threading.get_ident()
             self.loop.call_soon(self._stop_when_idle)
             self.loop.run_forever()
         finally:
+            self._driver_ident = 0
             self._baton.release()
             self._offer()
 

@@ -7,7 +7,7 @@ another its read (I5).
 
 The lock is named beside the engine because a signal may be handled on entry to any Python function,
 `__exit__` included: only a lock of C is let go whatever happens (bpo-29988). A section whose `__exit__`
-was cut is mended by the next one. ``with engine:`` alone takes the lock too, and has that one gap.
+was cut is mended by the next one; whoever waits looks up now and then and makes one (`catch_up`).
 
 Re-entrancy. The lock is an `RLock` only so that a thread can ask whether it is inside already: a signal
 handler or a finaliser that reads through headrace may interrupt the section itself. Such a read must not
@@ -45,27 +45,16 @@ class Engine:
         self.lock = threading.RLock()
         self._is_mine = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._is_open = False
-        self._has_locked = False
 
     def is_inside(self) -> bool:
         """Whether this thread is in a section already, interrupted by what it runs now."""
         return bool(self._is_mine())
 
     def __enter__(self) -> Hub:
-        is_locker = not self._is_mine()
-        try:
-            if is_locker:
-                self.lock.acquire()
-                self._has_locked = True
-            if self._is_open:
-                self._check_not_nested()
-                self.hub.recover(perf_counter())
-            self._is_open = True
-        except BaseException:
-            if is_locker and self._is_mine():
-                self._has_locked = False
-                self.lock.release()
-            raise
+        if self._is_open:
+            self._check_not_nested()
+            self.hub.recover(perf_counter())
+        self._is_open = True
         return self.hub
 
     def _check_not_nested(self) -> None:
@@ -81,17 +70,10 @@ class Engine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if kind is not None:
-                self.hub.recover(perf_counter())
-            self._settle()
-            self._is_open = False
-        finally:
-            if self._has_locked:
-                self._has_locked = False
-                self.lock.release()
-        if self.hub.dropped:
-            self.drain_dropped()
+        if kind is not None:
+            self.hub.recover(perf_counter())
+        self._settle()
+        self._is_open = False
 
     def _settle(self) -> None:
         try:
@@ -108,7 +90,7 @@ class Engine:
         self.drain_dropped()
 
     def drain_dropped(self) -> None:
-        """Settle drops that came while the lock was held, after their holder had looked."""
+        """Settle drops, unless a thread holds the lock: it will, or the next section does."""
         while self.hub.dropped and not self.is_inside() and self._try_section():
             pass
 
@@ -126,6 +108,8 @@ class Engine:
                     pass
             return is_free
         finally:
-            # By what the lock says, not by what we remember: a signal may come in between.
-            if self._is_mine():
+            # At once, and whatever we remember: a signal is handled after any call but this one.
+            try:  # noqa: SIM105 - that would be a call before it
                 self.lock.release()
+            except RuntimeError:
+                pass

@@ -152,16 +152,12 @@ def _has_work(job: Job) -> bool:
 
 
 def _start_granted(job: Job) -> None:
-    """Start every grant in the inbox, unless another thread is doing so."""
-    if not job.hands.acquire(blocking=False):
-        return
-    try:
+    """Start every grant in the inbox; another thread may be doing so, which takes no time."""
+    with job.hands:
         while not job.is_left and (grant := job.take()) is not None:
             rows = start(job, grant)
             if len(rows):
                 job.under_way.append((grant, rows))
-    finally:
-        job.hands.release()
 
 
 def _finish_some(job: Job) -> None:
@@ -183,7 +179,7 @@ def _finish_some(job: Job) -> None:
 def abandon(job: Job) -> None:
     """Leave nothing behind: nobody starts anything any more, and nothing is performed but by this thread."""
     job.is_left = True
-    with job.hands, job.engine:
+    with job.hands, job.engine.lock, job.engine:
         job.scheduler.cancel(job.request)
         for grant in list(job.request.grants):
             job.scheduler.forfeit(grant)
@@ -278,5 +274,5 @@ class _Call(Generic[T]):
 
 def forfeit(job: Job, grant: Grant) -> None:
     """Give back a grant that came for a request which ended."""
-    with job.engine:
+    with job.engine.lock, job.engine:
         job.scheduler.forfeit(grant)

@@ -53,7 +53,7 @@ class _Watcher:
     """The wake-up descriptor, and the reads to fail when SIGINT comes."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.jobs: dict[int, Job | None] = {}
         self.thread: threading.Thread | None = None
         self.pair: tuple[socket.socket, socket.socket] | None = None
@@ -198,6 +198,7 @@ def _release(watcher: _Watcher) -> None:
 
 # The C module: `signal.getsignal` looks its answer up in an enumeration, for 3 µs.
 _SIGINT = int(signal.SIGINT)
+_SIGNALS = tuple(int(number) for number in signal.valid_signals() if number != signal.SIGINT)
 _main_ident = threading.main_thread().ident
 
 
@@ -210,6 +211,14 @@ def arm() -> None:
 def is_pythons_own(handler: object) -> bool:
     """Whether SIGINT has the handler that Python gave it, or the one below, which does the same."""
     return handler is _signal.default_int_handler or handler is _once
+
+
+def may_raise() -> bool:
+    """Whether this is the main thread and a handler of the program's own may interrupt it at any line."""
+    if threading.get_ident() != _main_ident:
+        return False
+    handlers = [_signal.getsignal(number) for number in _SIGNALS]
+    return any(map(callable, handlers)) or not is_pythons_own(_signal.getsignal(_SIGINT))
 
 
 def deliver_once() -> None:
@@ -231,7 +240,8 @@ def _once(number: int, frame: FrameType | None) -> None:
 def _is_in_call_of(*modules: str) -> bool:
     """Whether one of `modules` is being executed further up on this thread."""
     return any(
-        frame.f_globals.get("__name__") in modules for frame, _ in traceback.walk_stack(sys._getframe())  # noqa: SLF001
+        frame.f_globals.get("__name__") in modules
+        for frame, _ in traceback.walk_stack(sys._getframe())  # noqa: SLF001
     )
 
 
@@ -261,25 +271,30 @@ def watched(job: Job) -> Iterator[None]:
 
 
 def call_holding(guard: Any, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call `function` while `guard` is held; SIGINT ends the wait for a lock, on Arrow's threads too.
-
-    No generator and no class of ours holds the lock: a signal that is handled between its acquisition and
-    the block would leave it locked for ever. ``with`` on a lock of C has no such gap.
-    """
-    if _watcher.is_aftermath() and _is_in_call_of("pyarrow.fs"):
-        raise _watcher.error()  # Arrow's scan, which is ending, opens its next file
-    acquire = getattr(guard, "acquire", None)
-    if acquire is None or not is_watched():
+    """Call `function` while `guard` is held; SIGINT ends the wait for a lock, on Arrow's threads too."""
+    is_owned = getattr(guard, "_is_owned", None)
+    if is_owned is None or is_owned():
         with guard:
             return function(*args, **kwargs)
-    _acquire(acquire)
+    if _watcher.is_aftermath() and _is_in_call_of("pyarrow.fs"):
+        raise _watcher.error()  # Arrow's scan, which is ending, opens its next file
     try:
+        _acquire(guard.acquire)
         return function(*args, **kwargs)
     finally:
-        guard.release()
+        # At once, and whatever we remember: a signal is handled after any call but this one.
+        try:  # noqa: SIM105 - that would be a call before it
+            guard.release()
+        except RuntimeError:
+            pass
 
 
 def _acquire(acquire: Callable[..., bool]) -> None:
+    """Wait for a lock, and look up: a signal that comes just before the wait does not end it."""
+    if not is_watched():
+        while not acquire(timeout=LOCK_LOOK_S):
+            pass
+        return
     key = threading.get_ident()
     _watcher.add(key, None)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import threading
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ class Job:
         self.waiter = Waiter()
         self.tasks: set[Any] = set()
         self.callbacks: list[Callable[[], object]] = []
-        self.hands = _thread.allocate_lock()
+        self.hands = threading.RLock()
         self.under_way: deque[tuple[Grant, Int64Array]] = deque()
         self.is_left = False
 
@@ -109,7 +110,7 @@ class Job:
 
     def submit(self) -> None:
         """Hand the request to the scheduler."""
-        with self.engine:
+        with self.engine.lock, self.engine:
             self.scheduler.submit(self.request, perf_counter())
 
     def take(self) -> Grant | None:
@@ -125,7 +126,7 @@ class Job:
 
     def complete(self, grant: Grant, ops: int, nbytes: int, *, is_hit: bool = False) -> None:
         """Tell the core that ops of a grant were performed; fail the request if one says so."""
-        with self.engine:
+        with self.engine.lock, self.engine:
             scheduler = self.scheduler
             if self.fails_fast and self.ops.errors and not self.request.is_over:
                 row = min(self.ops.errors)
@@ -134,10 +135,10 @@ class Job:
 
     def cancel(self, error: BaseException | None = None) -> None:
         """End the request; does nothing when it is over and drained."""
-        with self.engine:
+        with self.engine.lock, self.engine:
             self.scheduler.cancel(self.request, error)
 
     def fail(self, error: BaseException) -> None:
         """End the request with `error`."""
-        with self.engine:
+        with self.engine.lock, self.engine:
             self.scheduler.fail(self.request, error)

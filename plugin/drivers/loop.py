@@ -36,16 +36,18 @@ class LoopThread:
         self.name = name
         self.loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may read, too
+        self._is_served = threading.Lock()
+        self._ident = 0
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._is_served.locked()
 
     def is_current(self) -> bool:
         """Whether the calling thread is this one."""
-        return self._thread is not None and self._thread.ident == threading.get_ident()
+        return self._ident == threading.get_ident()
 
     def ensure(self) -> None:
         """Start the thread, unless it runs."""
@@ -72,11 +74,18 @@ class LoopThread:
             self.loop.close()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
+        # An interrupt may cut the wait for a thread's start, and the next read starts a second.
+        if not self._is_served.acquire(blocking=False):
+            return
         try:
+            self._ident = threading.get_ident()
+            asyncio.set_event_loop(self.loop)
             self.loop.run_forever()
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - told, and mended by the next read
             _log.exception("the background loop stopped; it is started again by the next read")
+        finally:
+            self._ident = 0
+            self._is_served.release()
 
 
 class Dispatcher:
@@ -93,16 +102,18 @@ class Dispatcher:
         self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
         self._calls = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may read, too
+        self._is_served = threading.Lock()
+        self._ident = 0
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._is_served.locked()
 
     def is_current(self) -> bool:
         """Whether the calling thread is this one."""
-        return self._thread is not None and self._thread.ident == threading.get_ident()
+        return self._ident == threading.get_ident()
 
     def ensure(self) -> None:
         """Start the thread, unless it runs."""
@@ -127,6 +138,16 @@ class Dispatcher:
             thread.join(timeout_s)
 
     def _run(self) -> None:
+        if not self._is_served.acquire(blocking=False):
+            return  # as in `LoopThread`
+        try:
+            self._ident = threading.get_ident()
+            self._serve()
+        finally:
+            self._ident = 0
+            self._is_served.release()
+
+    def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             function, args = call
             try:

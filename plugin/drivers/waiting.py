@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from headrace.drivers.job import Job
 
-LOOK_S = 1.0
+LOOK_S = 0.25
+"""A signal that comes just before a wait does not end it: this is the longest until it is handled."""
 
 
 def _never() -> bool:

@@ -36,7 +36,7 @@ class Workers:
         self._most = most
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may read, too
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._started = 0

@@ -19,8 +19,8 @@ from lifecycle.processes import finish, start, wait_for
 READ_S = 3.0
 """As ``children/interrupt.py`` has it."""
 
-AT_ONCE_S = 1.5
-"""Half a second is promised; this bound is for a busy machine, and far below the read's 3 s."""
+AT_ONCE_S = 0.5
+"""The promise."""
 
 
 def _interrupted(work: str, protocol: str, mode: str, directory: str, begun: int = 1) -> tuple[float, Any]:

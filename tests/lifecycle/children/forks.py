@@ -103,7 +103,7 @@ def in_child(fs: Any, file: Any, start: int, ending: str) -> None:
         assert fs.with_priority(-1).size(PATH) == len(CONTENT)
         at_rest(fs)
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         os._exit(1)
     if ending == "exit":

@@ -49,8 +49,8 @@ class Tracer:
 
     Left out is what is no place for a signal. CPython looks for signals at the start of a function,
     after a call and at a jump backwards; a ``finally:``, an ``else:`` and a ``try:`` have none of
-    these, and neither has a ``with`` that is met again at its end: between the last look in the
-    block and the lock's release, which is C, there is none.
+    these, and neither has a ``with`` that is met again at its end, or a release that begins a
+    ``finally:``: between the last look in the block and the lock's release, which is C, there is none.
     """
 
     def __init__(self, at: int) -> None:
@@ -73,7 +73,7 @@ class Tracer:
     def is_excluded(self, frame: FrameType) -> bool:
         text = _text(frame)
         if not text.startswith("with "):
-            return text in {"finally:", "else:", "try:"}
+            return text in {"finally:", "else:", "try:"} or text.endswith(".release()")
         key = (id(frame), frame.f_lineno)
         self.entered ^= {key}
         return key not in self.entered
