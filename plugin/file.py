@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from headrace.jobs import result_buffer
 from headrace.lifecycle import follow
+from headrace.memory import result_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

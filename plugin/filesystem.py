@@ -32,6 +32,7 @@ from headrace.drivers.permit import Permit, call_permitted
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
+from headrace.large import cat_large
 from headrace.ranges import Ranges, as_ranges, ask, ask_all, batch_of, collect_cat, is_plain, raise_first
 from headrace.read import Read
 from headrace.reader import Reader
@@ -338,7 +339,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         interrupts.arm()
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:
-            large = reader.cat_large(asked.plain, urgency)
+            large = cat_large(reader, asked.plain, urgency)
             if large is not None:
                 return large if on_error == "return" else raise_first(large)
         batch = reader.read(asked.plain, urgency)

@@ -9,20 +9,16 @@ Nested and re-entrant reads are recognised here: inside an op of ours a read run
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from headrace.backends.abc import InlineBackend
 from headrace.core.request import Request, State
 from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
 from headrace.errors import SchedulerClosedError
-from headrace.types import Ops, Priority, UInt8Array
+from headrace.types import Ops, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -92,30 +88,6 @@ class JobMaker:
             run_unscheduled(job)
         else:
             self.channel.driver.run(job, timeout_s)
-
-
-def result_buffer(nbytes: int) -> UInt8Array:
-    """Return uninitialised memory from Arrow's pool, which reuses its pages."""
-    return np.frombuffer(pa.allocate_buffer(nbytes), np.uint8) if nbytes else np.empty(0, np.uint8)
-
-
-def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
-    """Return new `bytes`, not yet shown to anybody, and an array to fill them through.
-
-    What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
-    hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
-    """
-    data: bytes = _new_bytes(None, length)
-    memory: Any = (ctypes.c_char * length).from_address(id(data) + _BYTES_HEADER)
-    memory.owner = data  # the array, and with it every op in flight, keeps the bytes alive (I9)
-    return data, np.frombuffer(memory, np.uint8)
-
-
-_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-_new_bytes.restype = ctypes.py_object
-_new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
-_BYTES_HEADER = bytes.__basicsize__ - 1
-"""``offsetof(PyBytesObject, ob_sval)``: the last byte of the basic size is the terminating zero."""
 
 
 def run_unscheduled(job: Job) -> None:

@@ -24,8 +24,9 @@ import pyarrow as pa
 from headrace.batch import RangeBatch
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.core.request import State
-from headrace.jobs import Urgency, check_outcome, hand_over, result_buffer
+from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
+from headrace.memory import result_buffer
 from headrace.ranges import checked_out
 from headrace.read import Part, Read
 from headrace.single import SingleReader, advise_scattered

@@ -16,8 +16,9 @@ from headrace.backends.abc import AsyncBackend, InlineBackend, PathSource
 from headrace.core.request import Request, State
 from headrace.drivers.inline import LoopDriver, abandon
 from headrace.drivers.job import Job
-from headrace.jobs import JobMaker, Urgency, check_outcome, hand_over, result_buffer, writable_bytes
+from headrace.jobs import JobMaker, Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
+from headrace.memory import result_buffer, writable_bytes
 from headrace.ranges import answer_or_error, is_plain, resolve_bounds
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
@@ -25,14 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.core.scheduler import Scheduler
-    from headrace.ranges import Ranges
     from headrace.runtime import Channel
 
 FEW = 16
 """Up to so many ranges are tried one by one in the page cache before they are planned."""
-
-LARGE_BYTES = 256 << 10
-"""From here on, copying a range out of a common buffer costs more than a job of its own."""
 
 ADVICE_RANDOM = 1
 """posix_fadvise(2)."""
@@ -124,14 +121,14 @@ class SingleReader(JobMaker):
         check_not_exiting()
         if len(out) > self.channel.max_op_bytes:
             advise_scattered(source)
-        ops = Ops.of([source], _split(start, len(out), self.channel.max_op_bytes), out)
+        ops = Ops.of([source], split_range(start, len(out), self.channel.max_op_bytes), out)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:
             self.run(job, self.channel.settings.timeout_s)
             check_outcome(job)
             if ops.errors:
                 raise ops.errors[min(ops.errors)]
-            got = _before_the_end(ops)
+            got = bytes_before_the_end(ops)
             hand_over(job, None, got)
         finally:
             if job.request.state is not State.RETIRED:
@@ -214,30 +211,6 @@ class SingleReader(JobMaker):
             return self._read_now(source, path, start, length)
         # Several misses are better on their way together than one after the other.
         return self._probe(source, path, start, length)
-
-    def cat_large(self, ranges: Ranges, urgency: Urgency) -> list[bytes | Exception] | None:
-        """Answer ranges which are all long straight into their bytes, one by one.
-
-        Each is cut into enough ops to fill the window by itself, and the copy out of a common buffer,
-        which is what long ranges would cost most, is not made.
-        """
-        lengths = ranges.ends - ranges.starts
-        if not isinstance(self.channel.backend, InlineBackend) or lengths.min(initial=0) < LARGE_BYTES:
-            return None
-        sources: dict[int, Any] = {}
-        rows = zip(ranges.file.tolist(), ranges.starts.tolist(), lengths.tolist(), strict=True)
-        return [
-            answer_or_error(self._cat_one, ranges.paths[file], sources, file, start, length, urgency)
-            for file, start, length in rows
-        ]
-
-    def _cat_one(
-        self, path: str, sources: dict[int, Any], file: int, start: int, length: int, urgency: Urgency
-    ) -> bytes:
-        if file not in sources:
-            sources[file] = self.channel.backend.open(path)
-            advise_scattered(sources[file])
-        return self.read_bytes(sources[file], path, start, length, urgency)
 
     def _cat_source(
         self, source: Any, path: str, bounds: tuple[int | None, int | None], urgency: Urgency
@@ -325,7 +298,7 @@ _NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
 """Of a read that the backend answers by itself, without columns."""
 
 
-def _split(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:
+def split_range(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:
     """Cut one range into the columns ``(file, start, length, dest)`` of its ops."""
     if length <= max_op_bytes:
         return _ZERO, np.array([start]), np.array([length]), _ZERO
@@ -333,7 +306,7 @@ def _split(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]
     return np.zeros_like(dest), dest + start, np.diff(dest, append=length), dest
 
 
-def _before_the_end(ops: Ops) -> int:
+def bytes_before_the_end(ops: Ops) -> int:
     """Bytes up to the first op that the end of the file cut short."""
     if len(ops) == 1:
         return int(ops.got[0])

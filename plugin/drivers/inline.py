@@ -110,8 +110,26 @@ class LiteDriver:
             if request.grants or request.state is not State.COMPLETE:
                 abandon(job)
 
+    def launch_awaited(self, job: Job) -> None:
+        """Submit one of several reads of this thread, which are waited for in their order."""
+        job.request.on_wake = partial(self._wake, job)
+        job.request.is_awaited = True
+        job.is_ahead = True
+        job.submit()
+        _start_granted(job)
+
+    def wait_awaited(self, job: Job, timeout_s: float | None = None) -> None:
+        """Perform it, and what of the reads behind it may be started meanwhile."""
+        self._perform(job, timeout_s)
+
+    def leave(self, job: Job) -> None:
+        """Leave nothing of it behind."""
+        job.is_left = True
+        if job.request.grants or job.request.state is not State.RETIRED:
+            abandon(job)
+
     def _wake(self, job: Job, request: Request) -> None:
-        if request.inbox and job.under_way:
+        if request.inbox and (job.under_way or job.is_ahead):
             self._passed_over.append(job)
         job.waiter.wake()
 
@@ -204,6 +222,20 @@ class LoopDriver:
         """Submit without waiting."""
         job.request.on_wake = partial(self._wake, job)
         job.submit()
+
+    def launch_awaited(self, job: Job) -> None:
+        """Submit one of several reads which are waited for in their order."""
+        job.request.is_awaited = True
+        self.launch(job)
+
+    def wait_awaited(self, job: Job, timeout_s: float | None = None) -> None:
+        """Wait for what `launch_awaited` submitted."""
+        self.wait(job, timeout_s)
+
+    def leave(self, job: Job) -> None:
+        """Leave nothing of it behind."""
+        if job.request.state is not State.RETIRED:
+            job.cancel()
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit and return when the request is over."""

@@ -57,6 +57,8 @@ class Job:
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
     under_way
         Grants whose rows were started and are to be finished, on inline backends.
+    is_ahead
+        Its consumer performs another read first, and starts this one's ops beside it.
     is_left
         Its consumer left: nobody may start anything for it any more.
     tasks
@@ -70,6 +72,7 @@ class Job:
         "engine",
         "fails_fast",
         "hands",
+        "is_ahead",
         "is_left",
         "ops",
         "request",
@@ -100,6 +103,7 @@ class Job:
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
         self.under_way: deque[tuple[Grant, Int64Array]] = deque()
+        self.is_ahead = False
         self.is_left = False
 
     def notify(self) -> None:
