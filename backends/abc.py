@@ -127,6 +127,13 @@ class InlineBackend(Backend):
         """
         return None
 
+    def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:  # noqa: ARG002
+        """Perform the rows ``[lo, hi)``, all of them short, if that takes no waiting; else say so.
+
+        As `probe` it must neither block nor release the GIL.
+        """
+        return False
+
     def read_one(self, source: Any, start: int, length: int) -> bytes:
         """Read what `probe` did not have, waiting; fewer bytes only at the end of the file.
 

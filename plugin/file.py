@@ -22,7 +22,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from headrace.lifecycle import follow
-from headrace.memory import result_buffer
+from headrace.memory import pooled_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -272,8 +272,8 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _fetch(self, wanted: int) -> tuple[UInt8Array, int]:
         if not wanted:
-            return result_buffer(0), 0
-        data = result_buffer(wanted)
+            return pooled_buffer(0), 0
+        data = pooled_buffer(wanted)
         got: int = self._reader.read_into(self._source, self.path, self._position, data, self._here())
         self._advance(got)
         return data, got

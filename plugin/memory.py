@@ -1,10 +1,11 @@
 """Memory that results are read into.
 
-* Large buffers are anonymous mappings: nothing of them is resident before it is read into, so queued reads
+* Large results are anonymous mappings: nothing of them is resident before it is read into, so queued reads
   cost nothing, and all of it goes back with the last reference. An allocator would keep what is freed, and a
   consumer slower than the storage would hold more than its byte budget (I2).
 * Their pages are huge where the kernel has such: faulting in 4 KiB at a time costs a third of a hot read.
-* Small ones come from Arrow's pool, which reuses its pages.
+* Small ones, and what Arrow's own scans read, come from Arrow's pool, which reuses its pages: a scan of two
+  columns took 5% longer with mappings.
 """
 
 from __future__ import annotations
@@ -27,15 +28,20 @@ _PAGE_BYTES = mmap.PAGESIZE
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
+def pooled_buffer(nbytes: int) -> UInt8Array:
+    """Return memory from Arrow's pool, contents undefined: for scans, which free and ask by turns."""
+    return np.frombuffer(pa.allocate_buffer(nbytes), np.uint8) if nbytes else np.empty(0, np.uint8)
+
+
 def result_buffer(nbytes: int) -> UInt8Array:
-    """Return memory for `nbytes` bytes, its contents undefined."""
+    """Return memory for a result that may wait for its consumer, contents undefined."""
     if nbytes >= MAPPED_BYTES and hasattr(mmap, "MAP_PRIVATE"):
         mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if _HUGE is not None:
             with contextlib.suppress(OSError):  # a kernel without them
                 mapped.madvise(_HUGE)
         return np.frombuffer(mapped, np.uint8)
-    return np.frombuffer(pa.allocate_buffer(nbytes), np.uint8) if nbytes else np.empty(0, np.uint8)
+    return pooled_buffer(nbytes)
 
 
 def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:

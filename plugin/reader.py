@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.batch import RangeBatch
+from headrace.cached import read_cached
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.core.request import State
 from headrace.jobs import Urgency, check_outcome, hand_over
@@ -50,6 +51,9 @@ class Reader(SingleReader):
     def read(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None) -> RangeBatch:
         """Read and return when all is there."""
         check_not_exiting()
+        cached = read_cached(self, ranges, out)
+        if cached is not None:
+            return cached
         parts, buffer = self._prepare(ranges, urgency, out)
         timeout_s = self.channel.settings.timeout_s
         try:

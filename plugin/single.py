@@ -52,14 +52,14 @@ class SingleReader(JobMaker):
         if not length:
             return b""
         if length <= self.channel.quick_bytes:
-            small = self._on_driver(self._read_now, source, path, start, length)
+            small = self.on_driver(self._read_now, source, path, start, length)
             if small is not None:
                 return small
         data, out = writable_bytes(length)
         got = self.read_into(source, path, start, out, urgency)
         return data if got == length else data[:got]
 
-    def _on_driver(self, function: Callable[..., T | None], *args: Any) -> T | None:
+    def on_driver(self, function: Callable[..., T | None], *args: Any) -> T | None:
         """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard).
 
         None in a signal handler that interrupted a section: nobody may wait for the engine's lock there.
@@ -181,7 +181,7 @@ class SingleReader(JobMaker):
         """
         if not self.channel.quick_bytes or not _are_few_ints(starts, ends, len(paths)):
             return None
-        return self._on_driver(self._cat_few, paths, starts, ends, normalise)
+        return self.on_driver(self._cat_few, paths, starts, ends, normalise)
 
     def _cat_few(
         self, paths: list[str], starts: list[int], ends: list[int], normalise: Callable[[str], str]

@@ -147,9 +147,9 @@ class Scheduler:
         self._count(request, 1, nbytes)
         return request.inbox.popleft()
 
-    def count_hit(self, nbytes: int) -> None:
-        """Count an op that was admitted, performed and delivered within this section."""
-        self.hub.counters.quick_ops += 1
+    def count_hit(self, nbytes: int, ops: int = 1) -> None:
+        """Count ops that were admitted, performed and delivered within this section."""
+        self.hub.counters.quick_ops += ops
         self.hub.counters.quick_bytes += nbytes
 
     def _next(self) -> Request | None:

@@ -1,0 +1,77 @@
+"""Batches of short ranges which the page cache holds, answered without a plan.
+
+Copying a short range costs less than planning it. So ranges are copied in the caller's order, a slice at a
+time and each slice within one section: there is room for it, nobody waits, nobody can be more urgent
+meanwhile. The first miss ends that: the batch is planned and scheduled like any other, and the slice, whose
+misses the probes have set going, was no longer than one op.
+
+No NumPy call here is longer than it must be: on more than 500 elements they release the GIL, and beside a
+busy Python thread each release costs up to a switch interval (5 ms).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.backends.abc import InlineBackend
+from headrace.batch import RangeBatch
+from headrace.memory import result_buffer
+from headrace.ranges import checked_out
+from headrace.types import Ops
+
+if TYPE_CHECKING:
+    from headrace.core.scheduler import Scheduler
+    from headrace.ranges import Ranges
+    from headrace.runtime import Channel
+    from headrace.single import SingleReader
+
+SLICE_BYTES = 256 << 10
+"""Copied within one section: some tens of microseconds."""
+
+TURN_ROWS = 4096
+"""Copied at a time on the loop thread, which others wait for."""
+
+
+def read_cached(reader: SingleReader, ranges: Ranges, out: Any) -> RangeBatch | None:
+    """Answer ranges from the page cache, or say that they must be scheduled."""
+    channel = reader.channel
+    if not channel.quick_bytes or not len(ranges) or not isinstance(channel.backend, InlineBackend):
+        return None
+    length = ranges.ends - ranges.starts
+    longest = int(length.max())
+    devices = {channel.backend.device(path) for path in ranges.paths}
+    if longest > channel.quick_bytes or len(devices) > 1:
+        return None
+    try:
+        sources = [channel.backend.open(path) for path in ranges.paths]
+    except OSError:
+        return None  # the scheduled way says whose error it is
+    end = np.cumsum(length)
+    dest = end - length
+    buffer = result_buffer(int(end[-1])) if out is None else checked_out(out, int(end[-1]))
+    ops = Ops.of(sources, (ranges.file, ranges.starts, length, dest), buffer)
+    scheduler = channel.scheduler(ranges.paths[0])
+    rows = max(1, SLICE_BYTES // max(longest, 1))
+    for lo in range(0, len(ops), TURN_ROWS):
+        hi = min(lo + TURN_ROWS, len(ops))
+        if not reader.on_driver(_copy, channel, scheduler, ops, lo, hi, rows):
+            return None
+    return RangeBatch(buffer, dest, length)
+
+
+def _copy(channel: Channel, scheduler: Scheduler, ops: Ops, first: int, last: int, rows: int) -> bool:
+    """Copy the rows ``[first, last)``, so many in a section; False at the first miss."""
+    engine, backend = channel.engine, channel.backend
+    assert isinstance(backend, InlineBackend)  # noqa: S101
+    for lo in range(first, last, rows):
+        hi = min(lo + rows, last)
+        nbytes = int(ops.dest[hi - 1] + ops.length[hi - 1] - ops.dest[lo])
+        with engine.lock:
+            if engine.hub.trace is not None or not scheduler.has_room(nbytes):
+                return False
+            if not backend.probe_rows(ops, lo, hi):
+                return False
+            scheduler.count_hit(nbytes, hi - lo)
+    return True
