@@ -117,7 +117,7 @@ def cat_file_contenders(path: str) -> Iterator[Contender]:
         ("hand-over", HandOver()),
     ]
     for name, fs in filesystems:
-        yield Contender(name, _cat_each(fs.cat_file, path))
+        yield Contender(name, cat_each(fs.cat_file, path))
     arrow = pyarrow.fs.LocalFileSystem()
     yield Contender(
         "pyarrow open, read_at",
@@ -126,7 +126,8 @@ def cat_file_contenders(path: str) -> Iterator[Contender]:
     yield obstore_singles(path)
 
 
-def _cat_each(cat: Callable[..., bytes], path: str) -> Callable[[list[int]], list[bytes]]:
+def cat_each(cat: Callable[..., bytes], path: str) -> Callable[[list[int]], list[bytes]]:
+    """Ask by path for one block after another."""
     return lambda starts: [cat(path, start=start, end=start + READ_BYTES) for start in starts]
 
 

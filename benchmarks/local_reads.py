@@ -56,6 +56,7 @@ from _bench import (
 from _peers import (
     READ_BYTES,
     batch_contenders,
+    cat_each,
     cat_file_contenders,
     cat_one_contenders,
     cat_ranges,
@@ -259,6 +260,8 @@ def busy_contenders(path: Path, n: int, around: Callable[[], Any]) -> Iterator[C
     for name, fs in headrace_modes(("lite", "standard")):
         read = read_ranges(fs, str(path))
         yield Contender(f"{name} read_ranges", partial(_inside, around, read))
+    for name, fs in headrace_modes(("lite",)):
+        yield Contender(f"{name} cat_file", partial(_inside, around, cat_each(fs.cat_file, str(path))))
     few = max(n // 100, 40)
     fd = os.open(path, os.O_RDONLY)
     cat = cat_ranges(LocalFileSystem(), str(path))

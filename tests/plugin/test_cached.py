@@ -1,0 +1,172 @@
+"""The two short cuts of local reads: batches the page cache holds, and long ranges."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headrace
+from headrace.backends import _linux as linux
+from headrace.large import LARGE_BYTES
+
+SIZE = 8 << 20
+CONTENT = np.random.default_rng(11).bytes(SIZE)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cached") / "data.bin"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def fs(scheduled_mode: str) -> headrace.HeadraceFileSystem:
+    return headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+
+
+def _ranges(n: int, longest: int) -> tuple[list[int], list[int]]:
+    rng = np.random.default_rng(n)
+    starts = rng.integers(0, SIZE - longest, n)
+    return starts.tolist(), (starts + rng.integers(0, longest, n)).tolist()
+
+
+def _counted(fs: Any) -> tuple[int, int]:
+    """Ops without a request so far, and requests of whatever kind."""
+    engine = fs.channel.engine
+    with engine.lock:
+        counters = engine.hub.counters
+        return counters.quick_ops, counters.requests_submitted
+
+
+needs_nowait = pytest.mark.skipif(not linux.HAS_NOWAIT, reason="no RWF_NOWAIT on this system")
+
+
+@needs_nowait
+@pytest.mark.parametrize("n", [1, 64, 5_000])
+def test_a_hot_batch_needs_no_request(path: Path, fs: headrace.HeadraceFileSystem, n: int) -> None:
+    path.read_bytes()
+    starts, ends = _ranges(n, 5_000)
+    before = _counted(fs)
+    batch = fs.read_ranges(str(path), starts, ends)
+    assert batch.to_pylist() == [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert _counted(fs) == (before[0] + n, before[1])
+
+
+@needs_nowait
+def test_a_miss_leaves_the_batch_to_the_scheduler(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.read_bytes()
+    backend = fs.channel.backend
+    probe_rows, asked = backend.probe_rows, []
+
+    def third_misses(ops: Any, lo: int, hi: int) -> bool:
+        asked.append((lo, hi))
+        return probe_rows(ops, lo, hi) and len(asked) < 3
+
+    monkeypatch.setattr(backend, "probe_rows", third_misses)
+    starts, ends = _ranges(1_000, 5_000)
+    before = _counted(fs)
+    batch = fs.read_ranges(str(path), starts, ends)
+    assert batch.to_pylist() == [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert len(asked) == 3
+    assert _counted(fs)[1] == before[1] + 1
+
+
+def test_a_batch_past_the_end(path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    starts = [0, SIZE - 10, SIZE, SIZE + 100]
+    batch = fs.read_ranges(str(path), starts, [start + 20 for start in starts])
+    assert batch.to_pylist() == [CONTENT[:20], CONTENT[-10:], b"", b""]
+
+
+def test_a_batch_into_a_buffer(path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    out = bytearray(30)
+    batch = fs.read_ranges(str(path), [100, 0], [120, 10], out=out)
+    assert batch.to_pylist() == [CONTENT[100:120], CONTENT[:10]]
+    with pytest.raises(ValueError, match="out holds 5 bytes, the result needs"):
+        fs.read_ranges(str(path), [100, 0], [120, 10], out=bytearray(5))
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_long_ranges(path: Path, fs: headrace.HeadraceFileSystem, n: int) -> None:
+    rng = np.random.default_rng(n)
+    starts = rng.integers(0, SIZE - 3_000_000, n).tolist()
+    ends = [start + int(rng.integers(LARGE_BYTES, 3_000_000)) for start in starts]
+    got = fs.cat_ranges([str(path)] * n, starts, ends)
+    assert got == [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert {type(one) for one in got} == {bytes}
+    assert fs.stats().reserved_bytes == 0
+
+
+def test_long_ranges_are_not_copied(path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    """Each has a job of its own, which fills the caller's bytes: more requests than calls."""
+    before = _counted(fs)
+    fs.cat_ranges([str(path)] * 5, [0] * 5, [1 << 20] * 5)
+    assert _counted(fs)[1] == before[1] + 5
+
+
+def test_a_long_range_that_fails_fails_alone(path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    missing = str(path.with_name("missing.bin"))
+    paths = [str(path), missing, str(path)]
+    ends = [1 << 20, 1 << 20, SIZE + (1 << 20)]
+    got = fs.cat_ranges(paths, [0, 0, SIZE - 10], ends, on_error="return")
+    assert (got[0], got[2]) == (CONTENT[: 1 << 20], CONTENT[-10:])
+    assert isinstance(got[1], FileNotFoundError)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges(paths, [0, 0, 0], ends, on_error="raise")
+    stats = fs.stats()
+    assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
+
+
+def test_long_ranges_that_are_given_up(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt in the middle leaves nothing of those that were launched ahead."""
+    backend = fs.channel.backend
+    start, begun = backend.start, []
+
+    def interrupted(ops: Any, lo: int, hi: int) -> Any:
+        begun.append((lo, hi))
+        if len(begun) == 4:
+            raise KeyboardInterrupt
+        return start(ops, lo, hi)
+
+    if fs.mode == "lite":
+        monkeypatch.setattr(backend, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fs.cat_ranges([str(path)] * 20, [0] * 20, [2 << 20] * 20)
+        monkeypatch.undo()
+    engine = fs.channel.engine
+    with engine.lock, engine as hub:
+        hub.validate()
+        assert (hub.in_flight_ops, hub.budget.reserved_bytes) == (0, 0)
+    assert fs.cat_ranges([str(path)], [5], [5 + LARGE_BYTES]) == [CONTENT[5 : 5 + LARGE_BYTES]]
+
+
+@needs_nowait
+def test_one_long_copy_beside_short_ones(path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    """Rows of one slice are probed by their own length: short ones keep the GIL."""
+    path.read_bytes()
+    starts = [0, 4_096 * 40, 1 << 20]
+    ends = [4_096, 4_096 * 41, (1 << 20) + 200_000]
+    assert fs.read_ranges(str(path), starts, ends).to_pylist() == [
+        CONTENT[a:b] for a, b in zip(starts, ends, strict=True)
+    ]
+
+
+def test_pieces_of_a_range_that_is_half_in_the_page_cache(tmp_path: Path, scheduled_mode: str) -> None:
+    path = tmp_path / "half.bin"
+    path.write_bytes(CONTENT)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(file.fileno(), 700_000, 0)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    with fs.open(str(path), "rb") as file:
+        assert file.read(3 << 20) == CONTENT[: 3 << 20]

@@ -1,0 +1,66 @@
+"""Sessions of async filesystems: closed on their loop when nobody reads any more, while nobody waits."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from typing import Any, ClassVar
+
+import pytest
+from fsspec.asyn import AsyncFileSystem
+
+import headrace
+
+WAIT_S = 20.0
+
+
+class Session:
+    """What s3fs calls its client: something that must be closed on its loop."""
+
+    def __init__(self) -> None:
+        self.is_closed = threading.Event()
+        self.closed_on = 0
+
+    async def close(self) -> None:
+        self.closed_on = threading.get_ident()
+        self.is_closed.set()
+
+
+class SessionFileSystem(AsyncFileSystem):
+    protocol = "sessions"
+    cachable = False
+    sessions: ClassVar[list[Session]] = []
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._session = Session()
+        self.sessions.append(self._session)
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": 3, "type": "file"}
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        return path.encode()[start:end]
+
+
+@pytest.mark.parametrize("is_in_a_cycle", [False, True])
+def test_it_is_closed_when_nobody_reads_any_more(scheduled_mode: str, is_in_a_cycle: bool) -> None:
+    SessionFileSystem.sessions.clear()
+    fs = headrace.HeadraceFileSystem(
+        fs=SessionFileSystem(), scheduler=scheduled_mode, skip_instance_cache=True
+    )
+    assert fs.cat_file("abcdef", 1, 3) == b"bc"
+    reading = SessionFileSystem.sessions[1]  # the one made for headrace's own loop
+    knot: list[Any] = [fs]
+    if is_in_a_cycle:
+        knot.append(knot)
+    del fs, knot
+    started_s = time.monotonic()
+    gc.collect()
+    took_s = time.monotonic() - started_s
+    assert reading.is_closed.wait(WAIT_S)
+    # A finaliser may run anywhere, the loop's own thread included: it must not wait for the loop.
+    assert reading.closed_on != threading.get_ident()
+    assert took_s < WAIT_S / 4
+    assert not SessionFileSystem.sessions[0].is_closed.is_set(), "the program's own session"
