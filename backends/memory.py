@@ -78,7 +78,7 @@ class MemoryBackend(InlineBackend):
                 start, length = int(ops.start[row]), int(ops.length[row])
                 with ops.sources[ops.file[row]].getbuffer() as stored:
                     ops.deliver(row, stored[start : start + length])
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - it is that row's answer
                 ops.fail(row, error)
         return np.empty(0, np.int64)
 

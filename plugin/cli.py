@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("interrupted", _INTERRUPTED)
     except UsageError as error:
         return _complain(_one_line(str(error), secrets), _USAGE)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - told in one line, with an exit code
         return _complain(_one_line(_failure(arguments, error), secrets), _FAILED)
     return code
 

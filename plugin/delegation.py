@@ -1,4 +1,4 @@
-"""All that is not a read: the wrapped filesystem's own methods, sync and async, by their names.
+"""What is the wrapped filesystem's own: all that is not a read, and under ``off`` the reads too.
 
 One table of names instead of sixty methods of one line. Each forwards paths (which it brings into the
 wrapped filesystem's form), options and answers unchanged, holding what a call to the target must hold.
@@ -11,10 +11,19 @@ coroutines.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
+
+from headrace.drivers import interrupts
+from headrace.drivers.permit import Permit, call_permitted
+from headrace.ranges import ask_all, batch_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from headrace.batch import RangeBatch
+    from headrace.ranges import Ranges
+    from headrace.runtime import Channel
 
 ONE_PATH = (
     "checksum", "created", "du", "disk_usage", "exists", "expand_path", "find", "glob", "info", "isdir",
@@ -33,17 +42,35 @@ ASYNC_ONE_PATH = (
 )  # fmt: skip
 
 
+_METADATA = Permit(0, "metadata")
+
+
 class Delegation:
-    """Forwards what is no read to ``self.target``."""
+    """Forwards to ``self.target``."""
 
     asynchronous: bool
-    _exclusively: Callable[..., Any]
     _own_path: Callable[[Any], Any]
+    _target_path: Callable[[Any], Any]
 
     @property
     def target(self) -> Any:
         """The wrapped filesystem."""
         raise NotImplementedError
+
+    @property
+    def channel(self) -> Channel | None:
+        """Backend, driver and engine that serve reads; None under ``off``."""
+        raise NotImplementedError
+
+    def _exclusively(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what is no read of the target, holding what must be held (see `backends.fsspec_sync`)."""
+        channel = self.channel
+        guard = contextlib.nullcontext() if channel is None else channel.backend.guard()
+        if isinstance(guard, contextlib.nullcontext):
+            return function(*args, **kwargs)
+        # Reads that the target makes through headrace meanwhile run at once: an op that holds the process's
+        # only permit may be waiting for the lock which is held here.
+        return interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
 
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self._exclusively(getattr(self.target, name), *args, **kwargs)
@@ -61,6 +88,24 @@ class Delegation:
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a sync method without blocking the caller's loop."""
         return await asyncio.to_thread(self._exclusively, function, *args, **kwargs)
+
+    # -- reads, under `off`
+
+    def _open_of_target(self, path: str, mode: str, block_size: int | None, options: dict[str, Any]) -> Any:
+        if options.get("cache_options") is None:
+            options.pop("cache_options", None)
+        if block_size is not None:
+            options["block_size"] = block_size
+        return self._of_target("open", self._target_path(path), mode, **options)
+
+    def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
+        return batch_of(ask_all(ranges).by_target(self.target, "return"), ranges, out)
+
+    def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
+        data: bytes = self.target.cat_file(self._target_path(path), start=start, end=end, **kwargs)
+        return data
+
+    # -- writes and the rest
 
     def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
         """Write one file, or each of a dict of them."""

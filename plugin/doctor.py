@@ -353,7 +353,7 @@ def _backend(point: importlib.metadata.EntryPoint) -> Check:
     name = f"backend {point.name}"
     try:
         point.load()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever a third party's import raises
         cure = "repair or uninstall the distribution that ships it"
         return Check(name, "fail", f"{point.value}: {type(error).__name__}: {error}", cure)
     return Check(name, "ok", point.value)
@@ -438,7 +438,7 @@ def _target(url: str) -> tuple[dict[str, Any], Check]:
     shown = redact_url(url)
     try:
         found = describe_target(url)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - it is the finding
         text = redact_text(f"{type(error).__name__}: {error}", secrets_of(url))
         cure = "check the spelling, the credentials and the network"
         return {"url": shown, "error": text}, Check("target", "fail", f"{shown}: {text}", cure)

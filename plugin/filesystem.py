@@ -13,7 +13,6 @@ Scheduler state is the process's (`headrace.runtime`), so instances are cheap: `
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import os
@@ -28,22 +27,22 @@ from typing_extensions import override
 from headrace import ambient, lifecycle
 from headrace.delegation import Delegation
 from headrace.drivers import interrupts
-from headrace.drivers.permit import Permit, call_permitted
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
 from headrace.large import cat_large
-from headrace.ranges import Ranges, as_ranges, ask, ask_all, batch_of, collect_cat, is_plain, raise_first
+from headrace.ranges import answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
 from headrace.read import Read
 from headrace.reader import Reader
 from headrace.redact import redact
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings
 from headrace.single import FEW
+from headrace.target import make_target
 from headrace.types import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
     from headrace.stats import Stats
@@ -53,8 +52,6 @@ _POSITION_BITS = 48
 """Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
 
 _READING = ({"r"}, {"r", "b"}, {"r", "t"})
-
-_METADATA = Permit(0, "metadata")
 
 
 class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
@@ -105,7 +102,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ours = {name: options[name] for name in OPTION_NAMES & options.keys()}
         super().__init__(**{k: v for k, v in options.items() if k in ("asynchronous", "loop", "batch_size")})
         flat = {name: value for name, value in options.items() if name not in _OURS}
-        made = _target(fs, target_protocol, target_options, flat, self.asynchronous)
+        made = make_target(fs, target_protocol, target_options, flat, self.asynchronous)
         self._target, self._target_pid = of_this_process(made), os.getpid()
         # On the instance: fsspec reads them off the class, before there is a target.
         self.sep, self.root_marker = self.target.sep, self.target.root_marker
@@ -135,6 +132,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         path = fsspec.utils.stringify_path(path)
         return path.removeprefix("headrace::").removeprefix("headrace://")
 
+    @override
     def _target_path(self, path: Any) -> Any:
         """Return the path as the target names the file."""
         return self.target._strip_protocol(self._own_path(path))  # noqa: SLF001
@@ -191,6 +189,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         return bound[2]
 
     @property
+    @override
     def channel(self) -> Channel | None:
         """Backend, driver and engine that serve reads; None under ``off``."""
         reader = self._reader
@@ -213,17 +212,6 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         from headrace.stats import snapshot  # noqa: PLC0415
 
         return snapshot(self.channel)
-
-    @override
-    def _exclusively(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call what is no read of the target, holding what must be held (see `backends.fsspec_sync`)."""
-        channel = self.channel
-        guard = contextlib.nullcontext() if channel is None else channel.backend.guard()
-        if isinstance(guard, contextlib.nullcontext):
-            return function(*args, **kwargs)
-        # Reads that the target makes through headrace meanwhile run at once: an op that holds the process's
-        # only permit may be waiting for the lock which is held here.
-        return interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
 
     def _urgency(self, base: int | None, *, number: int = 0) -> Urgency:
         if base is None:
@@ -269,7 +257,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ranges = as_ranges(paths, starts, ends, self._target_path)
         reader = self._reader
         if reader is None:
-            return self._batch_of_target(ranges, out)
+            return self._ranges_of_target(ranges, out)
         interrupts.arm()
         return reader.read(ranges, self._urgency(priority), out)
 
@@ -283,7 +271,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ranges = as_ranges(paths, starts, ends, self._target_path)
         reader = self._reader
         if reader is None:
-            return Read.finished(ranges, self._batch_of_target(ranges))
+            return Read.finished(ranges, self._ranges_of_target(ranges))
         interrupts.arm()
         return reader.submit(ranges, self._urgency(priority))
 
@@ -294,7 +282,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ranges = as_ranges(paths, starts, ends, self._target_path)
         reader = self._reader
         if reader is None:
-            batch: RangeBatch = await self._in_thread(self._batch_of_target, ranges)
+            batch: RangeBatch = await self._in_thread(self._ranges_of_target, ranges)
             return batch
         return await reader.read_async(ranges, self._urgency(priority))
 
@@ -405,15 +393,9 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         interrupts.arm()
         if reader is None or len(paths) == 1:
-            return collect_cat(path, paths, map(self._cat_or_error, paths), on_error)
+            return collect_cat(path, paths, (answer_or_error(self.cat_file, one) for one in paths), on_error)
         found = reader.cat_many(paths, self._urgency(None))
         return collect_cat(path, paths, found, on_error)
-
-    def _cat_or_error(self, path: str) -> bytes | Exception:
-        try:
-            return self.cat_file(path)
-        except Exception as error:  # noqa: BLE001
-            return error
 
     async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Async twin of `cat`."""
@@ -459,16 +441,9 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         else:
             interrupts.arm()
             file = super().open(path, mode, block_size=block_size, **options)
-        if _caller_is_arrow():
+        if lifecycle.is_arrows(sys._getframe(1)):  # noqa: SLF001
             lifecycle.follow(file)
         return file
-
-    def _open_of_target(self, path: str, mode: str, block_size: int | None, options: dict[str, Any]) -> Any:
-        if options.get("cache_options") is None:
-            options.pop("cache_options", None)
-        if block_size is not None:
-            options["block_size"] = block_size
-        return self._exclusively(self.target.open, self._target_path(path), mode, **options)
 
     def _open(
         self,
@@ -508,48 +483,6 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""
         return await self._of_target_async("open_async", path, mode, **kwargs)
-
-    # -- under `off`
-
-    def _batch_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
-        return batch_of(ask_all(ranges).by_target(self.target, "return"), ranges, out)
-
-    def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
-        data: bytes = self.target.cat_file(self._target_path(path), start=start, end=end, **kwargs)
-        return data
-
-
-def _target(
-    fs: Any,
-    protocol: str | None,
-    options: dict[str, Any] | None,
-    flat: dict[str, Any],
-    asynchronous: bool,
-) -> Any:
-    """Return the filesystem to wrap, made where it was only named."""
-    if (fs is None) == (protocol is None):
-        msg = "HeadraceFileSystem takes either fs= or target_protocol="
-        raise TypeError(msg)
-    given = dict(options or {})
-    if fs is not None:
-        if given or flat:
-            msg = f"fs= is given, so these options have no target: {sorted(given | flat)}"
-            raise TypeError(msg)
-        return fs
-    for name in given.keys() & flat.keys():
-        if given[name] != flat[name]:
-            msg = f"option {name!r} is given twice, flat and in target_options"
-            raise TypeError(msg)
-    merged = {**given, **flat}
-    if asynchronous and issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
-        merged.setdefault("asynchronous", True)
-    return fsspec.filesystem(protocol, **merged)
-
-
-def _caller_is_arrow() -> bool:
-    """Whether pyarrow's handler called `open`: it will hold the file on threads of its own."""
-    name = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001
-    return isinstance(name, str) and name.startswith("pyarrow")
 
 
 def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:

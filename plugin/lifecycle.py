@@ -35,6 +35,7 @@ from headrace.errors import SchedulerClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 PATIENCE_S = 1.0
 """The longest an exit waits for Arrow to let go."""
@@ -72,6 +73,12 @@ def follow(handle: Any) -> None:
     """Have the exit hook wait for `handle`, which Arrow was given."""
     interrupts.deliver_once()
     _guard.follow(handle)
+
+
+def is_arrows(caller: FrameType) -> bool:
+    """Whether the code that runs in `caller` is pyarrow's: it will hold what it opens on its own threads."""
+    name = caller.f_globals.get("__name__", "")
+    return isinstance(name, str) and name.startswith("pyarrow")
 
 
 def check_not_exiting() -> None:

@@ -185,7 +185,7 @@ def answer_or_error(function: Callable[..., bytes], *args: Any) -> bytes | Excep
     """Return what the function answers, or the exception it raises."""
     try:
         return function(*args)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - it is the answer
         return error
 
 

@@ -136,7 +136,7 @@ class Reader(SingleReader):
             try:
                 source = self.channel.backend.open(path)
                 advise_scattered(source)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the answer of that file's ranges
                 failed[number], source = error, None
             sources.append(source)
         if failed:

@@ -358,7 +358,7 @@ def _dask_config() -> Mapping[Any, Any]:
         return cast("Mapping[Any, Any]", importlib.import_module("dask.config").config)
     except ModuleNotFoundError:
         return {}
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever a malformed file makes Dask raise
         text = f"dask.config cannot be read, so headrace.* in it is ignored: {error}"
         _warn_once("dask.config", text)
         return {}

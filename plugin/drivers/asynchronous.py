@@ -173,7 +173,7 @@ class AsyncDriver:
             try:
                 with permitted(permit_of(job, row)):
                     await self.backend.read(job.ops, row)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the op's own (I10)
                 job.ops.fail(row, error)
             check_delivery(job, row)
 

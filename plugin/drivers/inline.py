@@ -50,7 +50,7 @@ def start(job: Job, grant: Grant) -> Int64Array:
     ops = job.ops
     try:
         rows = backend.start(ops, grant.lo, grant.hi)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - the error of every op of the grant (I10)
         rows = np.arange(grant.lo, grant.hi)
         _fail(job, rows, error)
         return rows

@@ -152,6 +152,6 @@ class Dispatcher:
             function, args = call
             try:
                 function(*args)
-            except Exception:  # noqa: BLE001
+            except Exception:  # noqa: BLE001 - told; the loop serves others too
                 _log.exception("an error escaped from the background loop")
             del call, function, args  # an idle loop must not keep the last read's buffers alive

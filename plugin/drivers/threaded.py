@@ -92,7 +92,7 @@ def _perform_grant(job: Job, grant: Grant) -> None:
         try:
             with permitted(permit_of(job, row)):
                 backend.read(job.ops, row)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - the op's own (I10)
             job.ops.fail(row, error)
         check_delivery(job, row)
         job.complete(grant, 1, charged)

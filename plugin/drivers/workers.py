@@ -72,7 +72,7 @@ class Workers:
             self._idle -= 1
         try:
             work()
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - told; the thread serves others too
             _log.exception("an error escaped from a read")
         return True
 

@@ -156,5 +156,5 @@ def _noting_error(ops: Ops, row: int) -> Iterator[None]:
     """Make what `read` raises the op's own answer, as the drivers do (I10)."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - as the drivers do
         ops.fail(row, error)

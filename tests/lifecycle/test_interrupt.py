@@ -23,11 +23,13 @@ AT_ONCE_S = 0.5
 """The promise."""
 
 
-def _interrupted(work: str, protocol: str, mode: str, directory: str, begun: int = 1) -> tuple[float, Any]:
+def _interrupted(
+    work: str, protocol: str, mode: str, directory: str, words: tuple[str, ...] = ("reading",)
+) -> tuple[float, Any]:
     """Run `work`, interrupt it; returns the seconds until the exception, and what was left."""
     child = start("interrupt.py", work, protocol, directory, HEADRACE_SCHEDULER=mode)
-    for _ in range(begun):
-        wait_for(child, "reading")
+    for word in words:
+        wait_for(child, word)
     sent_s = time.monotonic()
     child.send_signal(signal.SIGINT)
     ended = finish(child)
@@ -67,8 +69,8 @@ def test_another_threads_read_goes_on(
 ) -> None:
     directory = small_lineitem.parquet
     # On a filesystem for one thread at a time the second read begins when the first has ended.
-    begun = 2 if protocol == "aslow" else 1
-    took_s, answer = _interrupted("beside_another", protocol, scheduled_mode, directory, begun)
+    words = ("beside", "reading") if protocol == "aslow" else ("beside",)
+    took_s, answer = _interrupted("beside_another", protocol, scheduled_mode, directory, words)
     assert took_s < AT_ONCE_S
     assert answer["other"] == _first_bytes(directory, 8)[8:]
     assert (answer["threads"], answer["rest"]) == ([], [0, 0])

@@ -60,6 +60,7 @@ def beside_another(fs: Any) -> None:
     slow.has_begun.wait()
     slow.has_begun.clear()
     try:
+        sys.stdout.write("beside\n")
         fs.cat_file(path, start=0, end=4)
     finally:
         interrupted_s = time.monotonic()

@@ -112,10 +112,15 @@ def run(fs: Any, count: int) -> None:
     gc.collect()
 
 
-def settled(fs: Any, before: set[threading.Thread]) -> None:
-    """Wait until nothing is in flight, and until the threads that end when idle have ended."""
+def settled(fs: Any, before: set[threading.Thread], files: Counter[str] | None = None) -> None:
+    """Wait until nothing is in flight, and until the threads that end when idle have ended.
+
+    An op is over a moment before the loop thread, which told so, lets go of its file.
+    """
     deadline_s = time.monotonic() + IDLE_S
     while fs.stats().in_flight_ops and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    while files is not None and descriptors() - files and time.monotonic() < deadline_s:
         time.sleep(0.001)
     for thread in set(threading.enumerate()) - before:
         thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -130,7 +135,7 @@ threads, files = set(threading.enumerate()), descriptors()
 started_s = time.monotonic()
 run(fs, int(COUNT))
 took_s = time.monotonic() - started_s
-settled(fs, threads)
+settled(fs, threads, files)
 stats = fs.stats()
 engine = fs.channel.engine
 with engine.lock:
