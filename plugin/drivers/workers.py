@@ -82,5 +82,7 @@ class Workers:
             self._idle -= 1
             if not self._work.empty():
                 return False
-            self._threads.remove(threading.current_thread())
+            # It may have been taken for dead while an interrupt held up its start.
+            leaving = threading.current_thread()
+            self._threads = [thread for thread in self._threads if thread is not leaving]
             return True
