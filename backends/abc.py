@@ -69,9 +69,19 @@ class Backend(abc.ABC):
     rank: ClassVar[int] = 50
     """Of the backends that serve a filesystem the one of highest rank does."""
     defaults: ClassVar[Defaults]
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the settings that `configure` takes."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
+
+    def configure(self, **options: Any) -> None:  # noqa: B027
+        """Take the settings named in `options`, before the first read."""
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Say why this machine cannot use this backend at all, or None."""
+        return None
 
     @classmethod
     @abc.abstractmethod
@@ -144,6 +154,18 @@ class InlineBackend(Backend):
     @abc.abstractmethod
     def finish(self, ops: Ops, rows: Int64Array) -> None:
         """Perform `rows` to their end: each has its `got` or its error afterwards."""
+
+    def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> tuple[Int64Array, Int64Array]:
+        """Perform at least so many of `rows` to their end; returns those, and those still on their way."""
+        self.finish(ops, rows[:least])
+        return rows[:least], rows[least:]
+
+    def is_bound(self, ops: Ops) -> bool:  # noqa: ARG002
+        """Whether rows of `ops` must be finished by the thread that started them."""
+        return False
+
+    def drain(self) -> None:
+        """Wait until nothing is under way that this thread started, whoever wanted it."""
 
 
 class ThreadedBackend(Backend):

@@ -55,27 +55,33 @@ def load(name: str) -> type[Backend]:
 
 
 @functools.cache
-def _loadable() -> tuple[type[Backend], ...]:
-    """Load all that can be, of highest rank first."""
+def _usable() -> tuple[type[Backend], ...]:
+    """Load all that can be and that this machine can use, of highest rank first."""
     found = []
     for name in entry_points():
         try:
-            found.append(load(name))
+            backend = load(name)
         except BackendError as error:
             _log.warning("%s", error)
+            continue
+        why = backend.unavailable()
+        if why is None:
+            found.append(backend)
+        else:
+            _log.info("backend %r is not used: %s", name, why)
     return tuple(sorted(found, key=lambda backend: -backend.rank))
 
 
-def backend_for(target: Any) -> Backend:
-    """Return a new backend for the filesystem `target`.
+def backend_for(target: Any, excluded: frozenset[str] = frozenset()) -> Backend:
+    """Return a new backend for the filesystem `target`, none of the names `excluded`.
 
     Raises
     ------
     BackendError
         No installed backend serves it.
     """
-    for backend in _loadable():
-        if backend.serves(target):
+    for backend in _usable():
+        if backend.name not in excluded and backend.serves(target):
             return backend(target)
     msg = f"no installed backend serves {type(target).__name__}; there are {sorted(entry_points())}"
     raise BackendError(msg)

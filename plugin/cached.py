@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.arenas import arenas
 from headrace.backends.abc import InlineBackend
 from headrace.batch import RangeBatch
-from headrace.memory import result_buffer
 from headrace.ranges import checked_out
 from headrace.types import Ops
 
@@ -50,7 +50,9 @@ def read_cached(reader: SingleReader, ranges: Ranges, out: Any) -> RangeBatch | 
         return None  # the scheduled way says whose error it is
     end = np.cumsum(length)
     dest = end - length
-    buffer = result_buffer(int(end[-1])) if out is None else checked_out(out, int(end[-1]))
+    total = int(end[-1])
+    limit = channel.settings.buffer_bytes
+    buffer = arenas.take(total, limit) if out is None else checked_out(out, total)
     ops = Ops.of(sources, (ranges.file, ranges.starts, length, dest), buffer)
     scheduler = channel.scheduler(ranges.paths[0])
     rows = max(1, SLICE_BYTES // max(longest, 1))

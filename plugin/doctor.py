@@ -49,7 +49,7 @@ _OPTIONAL: Final = ("obstore", "distributed", "pandas", "matplotlib")
 _GROUP: Final = "headrace.backends"
 _FEW_FILES: Final = 1024
 _PROBE_LIMIT_S: Final = 20.0
-_NOT_YET: Final = "the io_uring backend is not part of this version: local reads use preadv"
+_INSTEAD: Final = "local reads use preadv"
 _NO_LIMIT_V1: Final = 2**60  # control groups v1 write "no limit" as a number of about 2**63
 
 # io_uring_setup(2) is system call 425 on every architecture but Alpha (110 higher there).  First
@@ -240,16 +240,18 @@ def _size(size_bytes: int) -> str:
 
 def _io_uring() -> Check:
     if sys.platform != "linux":
-        return Check("io_uring", "ok", f"Linux only, not needed here; {_NOT_YET}")
+        return Check("io_uring", "ok", f"Linux only, not needed here: {_INSTEAD}")
     try:
         number, deferred = _set_up_ring()
     except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-        return Check("io_uring", "warn", f"could not be probed ({error}); {_NOT_YET}", "none needed")
+        return Check("io_uring", "warn", f"could not be probed ({error}): {_INSTEAD}", "none needed")
+    if number == 0 and deferred:
+        return Check("io_uring", "ok", "works: batches of local reads go through a ring")
     if number == 0:
-        ring = "available" if deferred else "available, without DEFER_TASKRUN (kernel 6.1)"
-        return Check("io_uring", "ok", f"{ring}; {_NOT_YET}")
+        detail = f"without DEFER_TASKRUN, which is of Linux 6.1: {_INSTEAD}"
+        return Check("io_uring", "warn", detail, "use a newer kernel")
     why, cure = _why_no_ring(number)
-    return Check("io_uring", "warn", f"{why}; {_NOT_YET}", cure)
+    return Check("io_uring", "warn", f"{why}: {_INSTEAD}", cure)
 
 
 def _set_up_ring() -> tuple[int, bool]:
@@ -383,8 +385,7 @@ def _strangers() -> Iterator[tuple[str, str]]:
 def _reserved(rows: tuple[SettingRow, ...]) -> Iterator[Check]:
     """Find choices that are valid and that nothing installed can serve."""
     for row in rows:
-        missing = {"local_backend": "uring", "cloud_engine": "obstore"}.get(row.name)
-        if missing == row.value and row.value is not None:
+        if (row.name, row.value) == ("cloud_engine", "obstore"):
             detail = f"{row.value} ({row.source}) is not part of this version: reads will fail"
             yield Check(row.name, "fail", detail, f"set {row.name} to auto")
 

@@ -35,13 +35,18 @@ def pooled_buffer(nbytes: int) -> UInt8Array:
 
 def result_buffer(nbytes: int) -> UInt8Array:
     """Return memory for a result that may wait for its consumer, contents undefined."""
-    if nbytes >= MAPPED_BYTES and hasattr(mmap, "MAP_PRIVATE"):
-        mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if _HUGE is not None:
-            with contextlib.suppress(OSError):  # a kernel without them
-                mapped.madvise(_HUGE)
-        return np.frombuffer(mapped, np.uint8)
-    return pooled_buffer(nbytes)
+    return np.frombuffer(mapping(nbytes), np.uint8) if nbytes >= MAPPED_BYTES else pooled_buffer(nbytes)
+
+
+def mapping(nbytes: int) -> mmap.mmap:
+    """Return an anonymous mapping with huge pages, where the kernel has such."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, nbytes)
+    mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _HUGE is not None:
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapped.madvise(_HUGE)
+    return mapped
 
 
 def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:

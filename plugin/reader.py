@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from headrace.arenas import arenas
 from headrace.batch import RangeBatch
 from headrace.cached import read_cached
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
@@ -54,7 +55,7 @@ class Reader(SingleReader):
         cached = read_cached(self, ranges, out)
         if cached is not None:
             return cached
-        parts, buffer = self._prepare(ranges, urgency, out)
+        parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
         timeout_s = self.channel.settings.timeout_s
         try:
             if len(parts) == 1:
@@ -108,13 +109,19 @@ class Reader(SingleReader):
     # -- opening and planning
 
     def _prepare(
-        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, *, is_awaited: bool = False
     ) -> tuple[list[Part], UInt8Array]:
         sources = self._open(ranges)
         groups = self._by_device(ranges)
         plans = [self._plan(ranges, chosen) for chosen in groups.values()]
         total = sum(plan.buffer_bytes for plan in plans)
-        buffer = result_buffer(total) if out is None else checked_out(out, total)
+        if out is not None:
+            buffer = checked_out(out, total)
+        elif is_awaited:
+            buffer = arenas.take(total, self.channel.settings.buffer_bytes)
+        else:
+            # Not of used memory: nothing of it may be resident while the request is queued (I2).
+            buffer = result_buffer(total)
         parts, base = [], 0
         group = object() if len(plans) > 1 else None
         for (path, chosen), plan in zip(groups.items(), plans, strict=True):

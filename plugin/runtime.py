@@ -43,6 +43,9 @@ QUICK_BYTES = 64 << 10
 DISK_WORKERS = 8
 """Threads that wait for the disk on behalf of the loop thread."""
 
+_WITHOUT_RING = frozenset({"uring"})
+_NONE: frozenset[str] = frozenset()
+
 _log = logging.getLogger("headrace")
 
 
@@ -154,7 +157,8 @@ class Runtime:
         _check_available(settings)
         if settings.log is not None:
             _log.setLevel(settings.log)
-        backend = registry.backend_for(target)
+        backend = registry.backend_for(target, _WITHOUT_RING if settings.local_backend == "pread" else _NONE)
+        backend.configure(**{name: getattr(settings, name) for name in backend.options})
         mode = backend.defaults.mode if settings.scheduler == "auto" else settings.scheduler
         driver = self._driver(backend, mode, settings)
         is_quick = isinstance(driver, LiteDriver | LoopDriver)
@@ -202,9 +206,6 @@ class Runtime:
 
 
 def _check_available(settings: Settings) -> None:
-    if settings.local_backend == "uring":
-        msg = "local_backend='uring': no io_uring backend is installed; use 'auto' or 'pread'"
-        raise BackendError(msg)
     if settings.cloud_engine == "obstore":
         msg = "cloud_engine='obstore': no obstore engine is installed; use 'auto' or 'fsspec'"
         raise BackendError(msg)

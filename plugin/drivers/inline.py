@@ -63,19 +63,27 @@ def start(job: Job, grant: Grant) -> Int64Array:
 
 def finish(job: Job, grant: Grant, rows: Int64Array) -> None:
     """Finish rows of a grant and complete them."""
+    finish_some(job, grant, rows, len(rows))
+
+
+def finish_some(job: Job, grant: Grant, rows: Int64Array, least: int) -> Int64Array:
+    """Finish at least so many rows of a grant and complete them; returns those still on their way."""
     backend: InlineBackend = job.backend  # type: ignore[assignment]
     ops = job.ops
+    done, pending = rows, rows[:0]
     try:
-        left = rows
-        if ops.errors:
+        if not ops.errors:
+            done, pending = backend.finish_some(ops, rows, least)
+        else:
             left = np.array([row for row in rows.tolist() if row not in ops.errors], np.int64)
-        if len(left):
-            backend.finish(ops, left)
+            if len(left):
+                backend.finish(ops, left)
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
         _fail(job, rows, error)
     # A single long op is the common case beside a scan: no array for its one length.
-    nbytes = int(ops.length[rows[0]]) if len(rows) == 1 else int(ops.length[rows].sum())
-    job.complete(grant, len(rows), nbytes)
+    nbytes = int(ops.length[done[0]]) if len(done) == 1 else int(ops.length[done].sum())
+    job.complete(grant, len(done), nbytes)
+    return pending
 
 
 def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
@@ -129,7 +137,7 @@ class LiteDriver:
             abandon(job)
 
     def _wake(self, job: Job, request: Request) -> None:
-        if request.inbox and (job.under_way or job.is_ahead):
+        if request.inbox and (job.under_way or job.is_ahead) and not _is_bound(job):
             self._passed_over.append(job)
         job.waiter.wake()
 
@@ -189,18 +197,29 @@ def _finish_some(job: Job) -> None:
         count = 1
     elif count > _HALVED_ABOVE:
         count = (count + 1) // 2
-    if count < len(rows):
-        job.under_way.appendleft((grant, rows[count:]))
-    finish(job, grant, rows[:count])
+    rows = finish_some(job, grant, rows, count)
+    if len(rows):
+        job.under_way.appendleft((grant, rows))
 
 
 def abandon(job: Job) -> None:
     """Leave nothing behind: nobody starts anything any more, and nothing is performed but by this thread."""
     job.is_left = True
-    with job.hands, job.engine.lock, job.engine:
-        job.scheduler.cancel(job.request)
-        for grant in list(job.request.grants):
-            job.scheduler.forfeit(grant)
+    with job.hands:
+        try:
+            if _is_bound(job):
+                job.backend.drain()  # type: ignore[attr-defined]
+        finally:
+            with job.engine.lock, job.engine:
+                job.scheduler.cancel(job.request)
+                for grant in list(job.request.grants):
+                    job.scheduler.forfeit(grant)
+
+
+def _is_bound(job: Job) -> bool:
+    """Whether only the thread that starts its rows can finish them."""
+    backend: InlineBackend = job.backend  # type: ignore[assignment]
+    return backend.is_bound(job.ops)
 
 
 class LoopDriver:
@@ -273,9 +292,19 @@ class LoopDriver:
             if job.request.is_over:
                 forfeit(job, grant)
                 continue
+            if _is_bound(job):
+                self.workers.put(partial(_perform, job, grant))
+                continue
             rows = start(job, grant)
             if len(rows):
                 self.workers.put(partial(finish, job, grant, rows))
+
+
+def _perform(job: Job, grant: Grant) -> None:
+    """Start a grant and finish it, on one thread."""
+    rows = start(job, grant)
+    if len(rows):
+        finish(job, grant, rows)
 
 
 class _Call(Generic[T]):

@@ -74,23 +74,34 @@ class _Watcher:
 
     def add(self, key: int, job: Job | None) -> None:
         """Watch while `key` waits: for `job`, or for something that it looks up from by itself."""
+        is_missed = False
         with self.lock:
             self.jobs[key] = job
             if self.thread is None:
-                self._drain()
+                # Handled signals were forgotten then. What is left came since, with the main thread in
+                # Arrow; but without the handler below nobody can tell.
+                is_missed = self._take() and _signal.getsignal(_SIGINT) is _once
                 self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
                 self.thread.start()
+        if is_missed:
+            self._interrupt()
 
     def remove(self, key: int) -> None:
         with self.lock:
             self.jobs.pop(key, None)
 
-    def _drain(self) -> None:
-        """Forget signals that came while nobody watched: they were handled then."""
-        assert self.pair is not None  # noqa: S101
+    def forget_handled(self) -> None:
+        """Forget signals that came while nobody watches: the main thread, which calls this, has them."""
+        if self.thread is None:
+            self._take()
+
+    def _take(self) -> bool:
+        """Read what was told, and say whether SIGINT was among it."""
+        told = b""
         with contextlib.suppress(BlockingIOError):
-            while self.pair[0].recv(4096):
-                pass
+            while self.pair is not None and (more := self.pair[0].recv(4096)):
+                told += more
+        return _SIGINT in told
 
     def _watch(self) -> None:
         assert self.pair is not None  # noqa: S101
@@ -225,9 +236,11 @@ def deliver_once() -> None:
     """Have an interrupt that came through Arrow not come a second time; on the main thread."""
     if threading.get_ident() == _main_ident and _signal.getsignal(_SIGINT) is _signal.default_int_handler:
         signal.signal(_SIGINT, _once)
+        _watcher.forget_handled()
 
 
 def _once(number: int, frame: FrameType | None) -> None:
+    _watcher.forget_handled()
     if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
         # The watcher will say so too, but Arrow may have its next call made before that thread runs.
         _watcher.interrupted_s = monotonic()
@@ -261,10 +274,11 @@ def is_watched() -> bool:
 @contextlib.contextmanager
 def watched(job: Job) -> Iterator[None]:
     """Let SIGINT fail `job` while the block waits for it on one of Arrow's threads."""
-    if _watcher.is_aftermath():
-        _watcher.fail(job)
     _watcher.add(id(job), job)
     try:
+        # Asked once it is watched: an interrupt comes before one or the other.
+        if _watcher.is_aftermath():
+            _watcher.fail(job)
         yield
     finally:
         _watcher.remove(id(job))

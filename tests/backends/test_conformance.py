@@ -14,11 +14,14 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from headrace.backends import _linux as linux
+from headrace.backends import _rings
+from headrace.backends._files import LocalSource
 from headrace.backends.abc import Backend
 from headrace.backends.fsspec_async import AsyncFsspecBackend
 from headrace.backends.fsspec_sync import SyncBackend
-from headrace.backends.local import LocalBackend, LocalSource
+from headrace.backends.local import LocalBackend
 from headrace.backends.memory import MemoryBackend
+from headrace.backends.uring import UringBackend
 from headrace.testing import BackendTests
 
 
@@ -48,6 +51,28 @@ class TestLocalWithoutNowait(TestLocal):
         monkeypatch.setattr(linux, "HAS_NOWAIT", False)
         monkeypatch.setattr(linux, "_LIBC", None)
         monkeypatch.setattr(linux, "_can_openat2", False)
+
+
+class TestUring(TestLocal):
+    """Falls back to what `local` does where there is no io_uring."""
+
+    backend_class = UringBackend
+
+
+class TestUringOfOneEntry(TestUring):
+    """Queues that are always full."""
+
+    @pytest.fixture(autouse=True)
+    def _shallow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("headrace.backends.uring.DEFAULT_DEPTH", 1)
+
+
+class TestUringWithoutRings(TestUring):
+    """As in a thread that came when there were too many, or under a limit of lockable memory."""
+
+    @pytest.fixture(autouse=True)
+    def _without(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_rings.Rings, "mine", lambda *_args, **_options: None)
 
 
 class TestMemory(BackendTests):
@@ -142,6 +167,6 @@ class TestAsyncOnAForeignLoop(TestAsync):
 def test_the_suite_is_of_every_backend_that_is_registered() -> None:
     from headrace.backends import registry
 
-    tested = {kind.backend_class for kind in (TestLocal, TestMemory, TestSync, TestAsync)}
+    tested = {kind.backend_class for kind in (TestLocal, TestUring, TestMemory, TestSync, TestAsync)}
     shipped = [name for name, point in registry.entry_points().items() if point.value.startswith("headrace.")]
     assert {registry.load(name) for name in shipped} == tested

@@ -18,6 +18,7 @@ from headrace.backends import registry
 from headrace.backends.fsspec_sync import SyncBackend
 from headrace.backends.local import LocalBackend
 from headrace.backends.memory import MemoryBackend
+from headrace.backends.uring import UringBackend
 from headrace.errors import BackendError
 
 Install = Callable[..., None]
@@ -53,7 +54,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
 
 def _forget() -> None:
     registry.load.cache_clear()
-    registry._loadable.cache_clear()
+    registry._usable.cache_clear()
 
 
 def _here(name: str) -> str:
@@ -61,15 +62,17 @@ def _here(name: str) -> str:
 
 
 def test_what_is_shipped_is_registered() -> None:
-    assert {"local", "memory", "fsspec", "fsspec-async"} <= registry.entry_points().keys()
+    assert {"local", "uring", "memory", "fsspec", "fsspec-async"} <= registry.entry_points().keys()
     assert registry.load("local") is LocalBackend
     for name in registry.entry_points():
         assert registry.load(name).name == name
 
 
 def test_a_filesystem_gets_the_backend_of_highest_rank(install: Install) -> None:
-    assert isinstance(registry.backend_for(LocalFileSystem()), LocalBackend)
-    assert isinstance(registry.backend_for(MemoryFileSystem()), MemoryBackend)
+    local = UringBackend if UringBackend.unavailable() is None else LocalBackend
+    assert type(registry.backend_for(LocalFileSystem())) is local
+    assert type(registry.backend_for(LocalFileSystem(), frozenset({"uring"}))) is LocalBackend
+    assert type(registry.backend_for(MemoryFileSystem())) is MemoryBackend
     shipped = "headrace.backends.memory:MemoryBackend"
     for values in (
         {"shy": _here("Shy"), "eager": _here("Eager"), "memory": shipped},

@@ -14,7 +14,7 @@ from typing import Any
 
 import data
 import pytest
-from lifecycle.processes import finish, start, wait_for
+from lifecycle.processes import finish, run, start, wait_for
 
 READ_S = 3.0
 """As ``children/interrupt.py`` has it."""
@@ -88,7 +88,15 @@ def test_an_interrupt_ends_the_process(small_lineitem: data.Lineitem, scheduled_
     assert time.monotonic() - sent_s < READ_S
     assert ended.status == -signal.SIGINT
     assert ended.err.count("Traceback") == 1
-    assert ended.err.rstrip().endswith("KeyboardInterrupt")
+    # fsspec's own way to its loop drops coroutines, with a warning, where an interrupt meets it.
+    lines = [line for line in ended.err.splitlines() if "was never awaited" not in line]
+    assert lines[-1] == "KeyboardInterrupt"
+
+
+def test_an_interrupt_before_the_read_is_watched() -> None:
+    """It is the read's all the same: the main thread is inside Arrow and cannot handle it."""
+    ended = run("missed.py")
+    assert (ended.status, ended.out, ended.err) == (0, "failed\n", "")
 
 
 def test_an_old_interrupt_fails_no_later_scan(small_lineitem: data.Lineitem, scheduled_mode: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from headrace import doctor, settings
+from headrace.backends.uring import UringBackend
 from headrace.doctor import Check, Report, describe_target, diagnose, render
 from headrace.settings import SPECS, SettingRow, reload_settings
 
@@ -121,7 +122,7 @@ def test_unknown_names_are_findings_and_no_warnings(monkeypatch):
     assert "workers" in named(report, "FSSPEC_HEADRACE_SCHEDULER").detail
 
 
-@pytest.mark.parametrize(("name", "value"), [("local_backend", "uring"), ("cloud_engine", "obstore")])
+@pytest.mark.parametrize(("name", "value"), [("cloud_engine", "obstore")])
 def test_a_reserved_choice_fails(monkeypatch, name, value):
     monkeypatch.setenv(f"HEADRACE_{name.upper()}", value)
     check = named(diagnose(), name)
@@ -218,18 +219,18 @@ def test_a_refused_ring_is_explained(monkeypatch, number, disabled, words):
     check = doctor._io_uring()
     assert check.status == "warn"
     assert words in check.detail
-    assert "not part of this version" in check.detail
+    assert "local reads use preadv" in check.detail
     assert check.cure
 
 
 @needs_linux
 @pytest.mark.parametrize("deferred", [True, False])
-def test_a_ring_that_works_is_ok_and_said_to_be_unused(monkeypatch, deferred):
+def test_a_ring_is_used_where_the_kernel_can_defer(monkeypatch, deferred):
     monkeypatch.setattr(doctor, "_set_up_ring", lambda: (0, deferred))
     check = doctor._io_uring()
-    assert check.status == "ok"
+    assert check.status == ("ok" if deferred else "warn")
     assert ("without DEFER_TASKRUN" in check.detail) is not deferred
-    assert "not part of this version" in check.detail
+    assert ("local reads use preadv" in check.detail) is not deferred
 
 
 @needs_linux
@@ -344,7 +345,8 @@ def test_a_target_is_described(monkeypatch, tmp_path, form, mode):
     found = describe_target(form.format(path.as_posix()))
     assert found["filesystem"].endswith(".LocalFileSystem")
     assert (found["mode"], found["type"], found["size_bytes"]) == (mode, "file", 123)
-    assert found["backend"] == ("none" if mode == "off" else "local")
+    local = "uring" if UringBackend.unavailable() is None else "local"
+    assert found["backend"] == ("none" if mode == "off" else local)
     assert Path(found["path"]) == path
 
 

@@ -1,0 +1,275 @@
+"""One io_uring ring: set up, probed, filled, submitted, reaped and closed from Python.
+
+A ring belongs to one OS thread. It is set up with ``IORING_SETUP_SINGLE_ISSUER`` and
+``IORING_SETUP_DEFER_TASKRUN`` (Linux 6.1): the kernel reads the submission queue only inside that
+thread's own io_uring_enter(2), and completions appear only there. So the two sides never run at the same
+time, the system call orders what they write, and no memory barrier is missing, on any processor. Where the
+kernel refuses these flags there is no ring.
+
+What is in flight is read from the queues' own indices (`Ring.in_flight`), never counted beside them: an
+exception between any two lines leaves nothing uncounted. The submission queue's tail is stored after
+its entries are whole, the completion queue's head after the entries were copied out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from headrace.backends import _uring_abi as abi
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from headrace.types import Int64Array
+
+_FLAGS = abi.SETUP_CQSIZE | abi.SETUP_SUBMIT_ALL | abi.SETUP_SINGLE_ISSUER | abi.SETUP_DEFER_TASKRUN
+_MASK = 0xFFFFFFFF
+"""Indices of the queues are 32 bits and wrap around."""
+
+_BUSY = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIME})
+"""What io_uring_enter says when it is to be asked again, once completions were reaped."""
+
+
+_PATIENCE = 1000
+"""So many refusals in a row are no longer a busy kernel."""
+
+
+class Kernel(Protocol):
+    """The system calls of io_uring: the seam at which tests put faults."""
+
+    def setup(self, entries: int, params: npt.NDArray[Any]) -> int:
+        """Return a ring's descriptor, or a negative errno."""
+
+    def register(self, fd: int, opcode: int, argument: npt.NDArray[Any], count: int) -> int:
+        """Return what the kernel returns, or a negative errno."""
+
+    def enter(self, fd: int, submit: int, least: int, *, keep_gil: bool) -> int:
+        """Submit, wait for `least` completions; return the number submitted or a negative errno."""
+
+
+class LinuxKernel:
+    """The kernel itself."""
+
+    def __init__(self) -> None:
+        self._keeping_gil = _syscall(ctypes.PyDLL(None, use_errno=True))
+        self._releasing_gil = _syscall(ctypes.CDLL(None, use_errno=True))
+
+    def setup(self, entries: int, params: npt.NDArray[Any]) -> int:
+        """io_uring_setup(2)."""
+        return _result(self._releasing_gil(abi.SYS_SETUP, entries, params.ctypes.data, 0, 0, None, 0))
+
+    def register(self, fd: int, opcode: int, argument: npt.NDArray[Any], count: int) -> int:
+        """io_uring_register(2)."""
+        return _result(
+            self._releasing_gil(abi.SYS_REGISTER, fd, opcode, argument.ctypes.data, count, None, 0)
+        )
+
+    def enter(self, fd: int, submit: int, least: int, *, keep_gil: bool) -> int:
+        """io_uring_enter(2); the completions' work is done in it also where it waits for none."""
+        call = self._keeping_gil if keep_gil else self._releasing_gil
+        return _result(call(abi.SYS_ENTER, fd, submit, least, abi.ENTER_GETEVENTS, None, 0))
+
+
+def _syscall(library: Any) -> Any:
+    call = library.syscall
+    call.restype = ctypes.c_long
+    call.argtypes = [
+        ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_void_p,
+        ctypes.c_size_t,
+    ]  # fmt: skip
+    return call
+
+
+def _result(answer: int) -> int:
+    return answer if answer >= 0 else -ctypes.get_errno()
+
+
+class Ring:
+    """A submission and a completion queue for reads, of the thread that makes it.
+
+    Parameters
+    ----------
+    depth
+        Entries of the submission queue; rounded up to a power of two. Twice as many may be in flight.
+    kernel
+        Who answers the system calls.
+
+    Raises
+    ------
+    OSError
+        The kernel refuses: ENOSYS (too old, or denied), EPERM (forbidden), ENOMEM (limits), EINVAL (too old
+        for the flags), or EOPNOTSUPP where it cannot read.
+    """
+
+    def __init__(self, depth: int, kernel: Kernel) -> None:
+        self.tid = threading.get_native_id()
+        self.pid = os.getpid()
+        self._kernel = kernel
+        self._refusals = 0
+        self.fd = -1
+        params = np.zeros(1, abi.PARAMS)
+        params["flags"] = _FLAGS
+        params["cq_entries"] = 2 * depth
+        fd = kernel.setup(depth, params)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd))
+        self.fd = fd
+        try:
+            self._check(int(params["features"][0]))
+            self._map(params[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, features: int) -> None:
+        probe = np.zeros(1, abi.PROBE)
+        answer = self._kernel.register(self.fd, abi.REGISTER_PROBE, probe, probe["ops"].shape[1])
+        can_read = answer >= 0 and probe["ops"]["flags"][0, abi.OP_READ] & abi.OP_SUPPORTED
+        if not (features & abi.FEAT_SINGLE_MMAP and features & abi.FEAT_NODROP and can_read):
+            raise OSError(errno.EOPNOTSUPP, "io_uring of this kernel cannot read as we need it")
+
+    def _map(self, params: Any) -> None:
+        sq, cq = params["sq_off"], params["cq_off"]
+        self.entries, self.cq_entries = int(params["sq_entries"]), int(params["cq_entries"])
+        rings_bytes = max(int(sq["array"]) + 4 * self.entries, int(cq["cqes"]) + 16 * self.cq_entries)
+        rings = self._mapping(rings_bytes, abi.OFF_RINGS)
+        entries = self._mapping(64 * self.entries, abi.OFF_SQES)
+
+        def index(offset: Any) -> npt.NDArray[np.uint32]:
+            return np.frombuffer(rings, np.uint32, 1, int(offset))
+
+        self._sq_head, self._sq_tail = index(sq["head"]), index(sq["tail"])
+        self._cq_head, self._cq_tail = index(cq["head"]), index(cq["tail"])
+        np.frombuffer(rings, np.uint32, self.entries, int(sq["array"]))[:] = np.arange(self.entries)
+        sqes = np.frombuffer(entries, abi.SQE, self.entries)
+        sqes["opcode"] = abi.OP_READ
+        self._sqes = {
+            name: sqes[name] for name in ("fd", "off", "addr", "len", "rw_flags", "user_data", "ioprio")
+        }
+        cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
+        self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
+
+    def _mapping(self, nbytes: int, offset: int) -> mmap.mmap:
+        mapped = mmap.mmap(
+            self.fd,
+            nbytes,
+            flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=offset,
+        )
+        # A forked child that wrote to the shared indices would break the parent's ring.
+        mapped.madvise(mmap.MADV_DONTFORK)
+        return mapped
+
+    @property
+    def unsubmitted(self) -> int:
+        """Entries that are filled and which the kernel has not taken."""
+        return (int(self._sq_tail[0]) - int(self._sq_head[0])) & _MASK
+
+    @property
+    def in_flight(self) -> int:
+        """Entries that are filled and whose completions were not reaped."""
+        # Each entry makes one completion, so the queues' indices count the same things.
+        return (int(self._sq_tail[0]) - int(self._cq_head[0])) & _MASK
+
+    @property
+    def room(self) -> int:
+        """Entries that may be filled."""
+        return min(self.entries - self.unsubmitted, self.cq_entries - self.in_flight)
+
+    def fill(
+        self,
+        fd: int | Int64Array,
+        start: Int64Array,
+        address: Int64Array,
+        length: Int64Array,
+        first_token: int,
+        rw_flags: int = 0,
+    ) -> None:
+        """Put reads into the submission queue: `room` of them at the most.
+
+        Parameters
+        ----------
+        fd
+            Of all, or ``int64[n]``.
+        start, address, length
+            ``int64[n]``: offset in the file, where the bytes go, bytes.
+        first_token
+            Comes back with the completion of the first; of each further one it is one more.
+        rw_flags
+            readv(2)'s ``RWF_*``.
+        """
+        tail = int(self._sq_tail[0])
+        n = len(start)
+        columns = self._sqes
+        done = 0
+        while done < n:  # twice where it wraps around
+            slot = (tail + done) & (self.entries - 1)
+            count = min(n - done, self.entries - slot)
+            to, rows = slice(slot, slot + count), slice(done, done + count)
+            columns["fd"][to] = fd if isinstance(fd, int) else fd[rows]
+            columns["off"][to] = start[rows]
+            columns["addr"][to] = address[rows]
+            columns["len"][to] = length[rows]
+            columns["rw_flags"][to] = rw_flags
+            token = first_token + done
+            columns["user_data"][to] = np.arange(token, token + count, dtype=np.uint64)
+            done += count
+        self._sq_tail[0] = (tail + n) & _MASK
+
+    def enter(self, least: int = 0, *, keep_gil: bool = False) -> None:
+        """Submit what was filled, and wait until there are `least` completions.
+
+        May return with fewer, and with entries not submitted: call it again.
+
+        Raises
+        ------
+        OSError
+            The ring is of no use: another thread's, closed, or broken.
+        """
+        answer = self._kernel.enter(self.fd, self.unsubmitted, least, keep_gil=keep_gil)
+        if answer >= 0:
+            self._refusals = 0
+            return
+        self._refusals += 1
+        if -answer not in _BUSY or self._refusals > _PATIENCE:
+            raise OSError(-answer, os.strerror(-answer))
+
+    def completions(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+        """Return tokens and results of what completed; `forget` then takes them off the queue.
+
+        In two steps, so that an exception in between leaves them there.
+        """
+        head, tail = int(self._cq_head[0]), int(self._cq_tail[0])
+        count = (tail - head) & _MASK
+        first = head & (self.cq_entries - 1)
+        if first + count <= self.cq_entries:
+            seen = slice(first, first + count)
+            return self._cqe_tokens[seen].copy(), self._cqe_results[seen].copy()
+        slots = np.arange(first, first + count) & (self.cq_entries - 1)
+        return self._cqe_tokens[slots], self._cqe_results[slots]
+
+    def forget(self, count: int) -> None:
+        """Take `count` completions off the queue."""
+        self._cq_head[0] = (int(self._cq_head[0]) + count) & _MASK
+
+    def close(self) -> None:
+        """Let go of the ring; its thread must have drained it, or be gone.
+
+        When a thread ends, the kernel ends what it submitted before the thread's last moment is over.
+        """
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        # The mappings hold descriptors of their own, and go with the last array on them.
+        for name in ("_sq_head", "_sq_tail", "_cq_head", "_cq_tail", "_sqes", "_cqe_tokens", "_cqe_results"):
+            self.__dict__.pop(name, None)

@@ -1,0 +1,311 @@
+"""The rings of a process: one for each OS thread that drives reads, and what is in flight on each.
+
+A ring belongs to the OS thread that made it, whatever Python thinks of that thread: Arrow's have a new
+Python identity at every call. So rings are found by the kernel's thread id. The ring of a Python thread is
+closed by that thread's end; those of other threads are closed when a new ring is made and their thread is
+gone. There are `MOST_RINGS` at the most; a thread that comes too late reads without.
+
+Ops stay alive, and with them their buffers and files, until the ring has nothing in flight (I9).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import logging
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.backends._ring import LinuxKernel, Ring
+from headrace.types import NOT_YET
+
+if TYPE_CHECKING:
+    from headrace.backends._files import Prepared
+    from headrace.backends._ring import Kernel
+    from headrace.types import Int64Array, Ops
+
+DEFAULT_DEPTH = 256
+"""Entries of a submission queue; as many ops as a scheduler has in flight to one device."""
+
+MOST_RINGS = 64
+"""Each holds three descriptors and some tens of kilobytes of kernel memory."""
+
+GIL_ROWS = 128
+"""So many reads are submitted with the GIL kept, about a tenth of a millisecond, before others may run."""
+
+_ROW_BITS = 32
+_ROW_MASK = np.uint64((1 << _ROW_BITS) - 1)
+_ERRNO_BASE = 1000
+"""A failed read's `Ops.got` is its negative errno less this: `NOT_YET` looks like EPERM."""
+
+_log = logging.getLogger("headrace")
+
+
+class ThreadRing:
+    """A thread's ring and the ops that are on it.
+
+    Parameters
+    ----------
+    ring
+        Made by this thread.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        self.is_busy = False
+        """Inside a method: a signal handler or finaliser that reads meanwhile must not use it."""
+        self.is_broken = False
+        self._ops: dict[int, Ops] = {}
+        self._next = 0
+
+    def submit(self, ops: Ops, prepared: Prepared, lo: int, hi: int, rw_flags: int = 0) -> None:
+        """Submit rows, and deliver what is complete at once.
+
+        Waits only where the queues are full. Rows it could not submit are left as they were.
+        """
+        self.is_busy = True
+        try:
+            self._submit(ops, prepared, lo, hi, rw_flags)
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            self.is_busy = False
+
+    def _submit(self, ops: Ops, prepared: Prepared, lo: int, hi: int, rw_flags: int) -> None:
+        ring, fd, address = self.ring, prepared.fd, prepared.iovec["base"]
+        self._next = batch = (self._next + 1) & 0x7FFFFFFF
+        self._ops[batch] = ops
+        while lo < hi:
+            count = min(ring.room, hi - lo, GIL_ROWS)
+            if not count:
+                ring.enter(1)
+                self._deliver()
+                continue
+            rows = slice(lo, lo + count)
+            ring.fill(
+                fd if isinstance(fd, int) else fd[rows],
+                ops.start[rows],
+                address[rows],
+                ops.length[rows],
+                (batch << _ROW_BITS) + lo,
+                rw_flags,
+            )
+            ring.enter(keep_gil=True)
+            self._deliver()
+            lo += count
+
+    def wait(self, ops: Ops, pending: Int64Array, most: int) -> Int64Array:
+        """Wait until at most `most` of the pending rows are left; returns those."""
+        self.is_busy = True
+        try:
+            while len(pending) > most and self.ring.in_flight:
+                self.ring.enter(min(len(pending) - most, self.ring.in_flight))
+                self._deliver()
+                pending = pending[ops.got[pending] == NOT_YET]
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            self.is_busy = False
+        # A row that is not in flight will never be delivered: whoever asks reads it another way.
+        return pending if self.ring.in_flight and not self.is_broken else pending[:0]
+
+    def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        self.is_busy = True
+        try:
+            while self.ring.in_flight:
+                self.ring.enter(self.ring.in_flight)
+                self._deliver()
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            self.is_busy = False
+
+    def _give_up(self, error: OSError) -> None:
+        self.is_broken = True
+        _log.warning("a ring is of no use any more, its reads are done with preadv: %s", error)
+
+    def _deliver(self) -> None:
+        """Note the results of what completed."""
+        tokens, results = self.ring.completions()
+        if not len(tokens):
+            return
+        got = results.astype(np.int64)
+        if got.min() < 0:
+            got[got < 0] -= _ERRNO_BASE
+        batches = tokens >> np.uint64(_ROW_BITS)
+        rows = (tokens & _ROW_MASK).view(np.int64)
+        first = int(batches[0])
+        if (batches == batches[0]).all():
+            self._note(first, rows, got)
+        else:
+            for batch in np.unique(batches).tolist():
+                chosen = batches == batch
+                self._note(batch, rows[chosen], got[chosen])
+        self.ring.forget(len(tokens))
+        if not self.ring.in_flight:
+            self._ops.clear()
+
+    def _note(self, batch: int, rows: Int64Array, got: Int64Array) -> None:
+        ops = self._ops.get(batch)
+        if ops is not None:  # else its completion was noted before, and an exception came in between
+            ops.got[rows] = got
+
+    def close(self) -> None:
+        """Let go of the ring."""
+        if self.ring.pid == os.getpid() and not self.is_broken and self.ring.fd >= 0:
+            self.drain()
+        self.ring.close()
+
+
+class Rings:
+    """The rings of one depth.
+
+    Parameters
+    ----------
+    depth
+        Entries of each submission queue.
+    kernel
+        Who answers the system calls.
+    """
+
+    def __init__(self, depth: int, kernel: Kernel | None = None) -> None:
+        self._depth = depth
+        self._kernel = kernel
+        self._rings: dict[int, ThreadRing] = {}
+        self._lock = threading.RLock()
+        self._ends = threading.local()
+
+    @staticmethod
+    def of(depth: int) -> Rings:
+        """Return the process's rings of this depth."""
+        return _all.setdefault(depth, Rings(depth))
+
+    def __len__(self) -> int:
+        return len(self._rings)
+
+    def mine(self, *, is_made: bool = True) -> ThreadRing | None:
+        """Return the calling thread's ring, or None: it is in use further up, or there can be none."""
+        found = self._rings.get(threading.get_native_id())
+        if found is None:
+            return self._make() if is_made else None
+        if found.is_broken and not found.is_busy:
+            self._drop(found)
+            return None
+        return None if found.is_busy else found
+
+    def _make(self) -> ThreadRing | None:
+        with self._lock:
+            self.sweep()
+            if len(self._rings) >= MOST_RINGS:
+                return None
+            try:
+                made = ThreadRing(Ring(self._depth, self._kernel or LinuxKernel()))
+            except OSError as error:
+                _log.info("no ring for this thread, which reads with preadv: %s", error)
+                return None
+            self._rings[made.ring.tid] = made
+        if _is_python_thread():
+            self._ends.ring = _AtEnd(self, made)
+        return made
+
+    def sweep(self) -> None:
+        """Close the rings of threads that are gone."""
+        for tid, ring in list(self._rings.items()):
+            if not Path(f"/proc/self/task/{tid}").exists():
+                # The kernel ended what the thread had submitted before the thread was gone.
+                self._rings.pop(tid, None)
+                ring.ring.close()
+
+    def _drop(self, ring: ThreadRing) -> None:
+        """Forget a ring that is of no use: nobody knows what is in flight, so its ops live on."""
+        self._rings.pop(ring.ring.tid, None)
+        if ring.ring.in_flight:
+            # The kernel may still write: neither now nor at exit are its buffers freed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
+        else:
+            ring.close()
+
+    def close_one(self, ring: ThreadRing) -> None:
+        """Close the calling thread's own ring."""
+        if self._rings.get(ring.ring.tid) is ring:
+            del self._rings[ring.ring.tid]
+            ring.close()
+
+    def forget(self) -> None:
+        """Let go of all: in a forked child, which must not touch the parent's rings."""
+        rings, self._rings = self._rings, {}
+        self._lock = threading.RLock()
+        for ring in rings.values():
+            ring.ring.close()
+
+
+class _AtEnd:
+    """Closes the ring of a Python thread when the thread's own variables go."""
+
+    def __init__(self, rings: Rings, ring: ThreadRing) -> None:
+        self._rings = rings
+        self._ring = ring
+
+    def __del__(self) -> None:
+        self._rings.close_one(self._ring)
+
+
+def _is_python_thread() -> bool:
+    """Whether Python made the calling thread; those of others lose their variables at every return."""
+    mine = threading.get_ident()
+    dummy: Any = threading._DummyThread  # noqa: SLF001 - how `threading` tells them apart
+    return any(one.ident == mine and not isinstance(one, dummy) for one in threading.enumerate())
+
+
+_all: dict[int, Rings] = {}
+
+
+@functools.cache
+def probe(kernel: Kernel | None = None) -> str | None:
+    """Say why there is no usable io_uring here, or None: a ring is made, and a page of a file is read."""
+    if sys.platform != "linux" or sys.maxsize < 1 << 32:
+        return "io_uring is of 64-bit Linux"
+    try:
+        ring = Ring(8, kernel or LinuxKernel())
+    except (OSError, AttributeError) as error:
+        return f"io_uring: {error}"
+    try:
+        return _read_a_page(ring)
+    finally:
+        ring.close()
+
+
+def _read_a_page(ring: Ring) -> str | None:
+    content = b"headrace" * 512
+    out = np.zeros(len(content), np.uint8)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        zero, length = np.zeros(1, np.int64), np.array([len(content)])
+        ring.fill(file.fileno(), zero, np.array([out.ctypes.data]), length, 7)
+        tokens, results = ring.completions()
+        while ring.in_flight:
+            ring.enter(1)
+            tokens, results = ring.completions()
+            ring.forget(len(tokens))
+    if tokens.tolist() != [7] or results.tolist() != [len(content)]:
+        code = -int(results[0]) if len(results) and results[0] < 0 else errno.EIO
+        return f"io_uring: a read failed: {os.strerror(code)}"
+    return None if out.tobytes() == content else "io_uring: a read returned other bytes"
+
+
+def _forget_all() -> None:
+    for rings in _all.values():
+        rings.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

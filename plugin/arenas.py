@@ -1,0 +1,129 @@
+"""Memory of results that are used again: arenas.
+
+Faulting in fresh pages costs as much as reading what goes into them from the page cache, so the mapping of a
+large result is not unmapped when the result is gone but kept for the next one. It comes back when the last
+view, `pyarrow.Buffer` or array on it is gone (I9), however it was handed out: all of them hold the one
+object whose end is watched.
+
+What lies idle and what is out together stay within the limit which the caller names, its byte budget.
+Finalisers take no lock they would have to wait for (I3): what comes back waits in a queue for the next
+holder of the lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.memory import MAPPED_BYTES, mapping, result_buffer
+
+if TYPE_CHECKING:
+    from headrace.types import UInt8Array
+
+UNLIMITED_BYTES = 512 << 20
+"""What stays idle at the most where the byte budget is no limit."""
+
+
+class Arenas:
+    """Mappings that are out, and idle ones to hand out next.
+
+    How much is out is read from what is watched, never counted beside it: an exception between any two
+    lines costs a mapping, which is unmapped as ever, and no bytes of the limit.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[mmap.mmap] = []
+        self._returned: deque[mmap.mmap] = deque()
+        self._watched: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._limit = UNLIMITED_BYTES
+
+    @property
+    def out_bytes(self) -> int:
+        """Bytes of mappings that somebody holds."""
+        return sum(size for _, size in list(self._watched.values()))
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of mappings that wait to be used again."""
+        return sum(map(len, list(self._idle))) + sum(map(len, list(self._returned)))
+
+    def take(self, nbytes: int, limit_bytes: int) -> UInt8Array:
+        """Return memory for `nbytes`, contents undefined.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes; what is too small for a mapping, or larger than the limit, is not kept.
+        limit_bytes
+            Of what is out and what is idle, together; 0 for no limit.
+        """
+        limit_bytes = limit_bytes or UNLIMITED_BYTES
+        size = _rounded(nbytes)
+        # A finaliser or signal handler may be inside: who comes then goes without.
+        if nbytes < MAPPED_BYTES or size > limit_bytes or not self._lock.acquire(blocking=False):
+            return result_buffer(nbytes)
+        try:
+            self._limit = limit_bytes
+            self._settle()
+            mapped = self._fitting(size) or mapping(size)
+            memory = self._watch(mapped)
+            self._shrink()
+        finally:
+            self._lock.release()
+        return np.frombuffer(memory, np.uint8, nbytes)
+
+    def forget(self) -> None:
+        """In a forked child: whoever held the lock is not there."""
+        self._lock = threading.Lock()
+
+    def _watch(self, mapped: mmap.mmap) -> Any:
+        memory = (ctypes.c_char * len(mapped)).from_buffer(mapped)
+        key = id(mapped)
+        gone = weakref.ref(memory, lambda _gone: self._give_back(mapped, key))
+        self._watched[key] = (gone, len(mapped))
+        return memory
+
+    def _give_back(self, mapped: mmap.mmap, key: int) -> None:
+        self._watched.pop(key, None)
+        self._returned.append(mapped)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _settle(self) -> None:
+        """Make idle what came back, and let go of what is too much."""
+        while self._returned:
+            self._idle.append(self._returned.popleft())
+        self._shrink()
+
+    def _shrink(self) -> None:
+        while self._idle and self.idle_bytes > max(0, self._limit - self.out_bytes):
+            del self._idle[0]  # the one that has been idle longest
+
+    def _fitting(self, size: int) -> mmap.mmap | None:
+        """Take the smallest idle mapping that has room for `size` bytes and is not much larger."""
+        fitting = [place for place, idle in enumerate(self._idle) if size <= len(idle) <= 2 * size]
+        return self._idle.pop(min(fitting, key=lambda place: len(self._idle[place]))) if fitting else None
+
+
+def _rounded(nbytes: int) -> int:
+    """Round up to an eighth of a power of two: results of similar sizes share arenas."""
+    step = max(mmap.PAGESIZE, 1 << max(0, nbytes.bit_length() - 4))
+    return -(-nbytes // step) * step
+
+
+arenas = Arenas()
+"""The process's."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=arenas.forget)

@@ -1,0 +1,368 @@
+"""The ring: right bytes through full queues, refusals and faults; nothing freed, nothing left, no hang.
+
+Faults are injected where the system calls are (`Kernel`). A read that is under way for as long as a test
+wants is a read of an empty pipe.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from headrace.backends import _rings
+from headrace.backends._ring import LinuxKernel, Ring
+from headrace.backends._rings import Rings, probe
+from headrace.backends.uring import UringBackend
+from headrace.testing.perform import Performer
+from headrace.types import NOT_YET, Ops
+
+pytestmark = pytest.mark.skipif(probe() is not None, reason="the kernel, or a sandbox, has no io_uring")
+
+BLOCK = 100
+HEADRACE = sorted(b"headrace")
+"""What readers of a pipe share, in whatever order."""
+
+
+class Faulty(LinuxKernel):
+    """Answers io_uring_enter with the given errnos first, and lets so many entries through at a time."""
+
+    def __init__(self, *errnos: int, at_once: int = 1 << 30, always: int = 0) -> None:
+        super().__init__()
+        self.errnos = list(errnos)
+        self.at_once = at_once
+        self.always = always
+        self.calls = 0
+
+    def enter(self, fd: int, submit: int, least: int, *, keep_gil: bool) -> int:
+        self.calls += 1
+        if self.errnos:
+            return -self.errnos.pop(0)
+        if self.always:
+            return -self.always
+        allowed = min(submit, self.at_once)
+        return super().enter(fd, allowed, least if allowed == submit else 0, keep_gil=keep_gil)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "data.bin").write_bytes(np.random.default_rng(1).bytes(300_000))
+    return str(tmp_path / "data.bin")
+
+
+def backend_on(kernel: LinuxKernel, depth: int = 16) -> UringBackend:
+    backend = UringBackend(LocalFileSystem())
+    backend._rings = Rings(depth, kernel)
+    return backend
+
+
+def scattered(backend: UringBackend, path: str, n: int = 500, seed: int = 2) -> tuple[Ops, list[bytes]]:
+    start = np.random.default_rng(seed).integers(0, 300_000 - BLOCK, n)
+    length = np.full(n, BLOCK, np.int64)
+    file, dest = np.zeros(n, np.int64), np.arange(n) * BLOCK
+    ops = Ops.of([backend.open(path)], (file, start, length, dest), np.zeros(n * BLOCK, np.uint8))
+    content = Path(path).read_bytes()
+    return ops, [content[at : at + BLOCK] for at in start.tolist()]
+
+
+def answers(ops: Ops) -> list[bytes]:
+    assert not ops.errors
+    pieces = zip(ops.dest.tolist(), ops.got.tolist(), strict=True)
+    return [ops.buffer[dest : dest + got].tobytes() for dest, got in pieces]
+
+
+def read(backend: UringBackend, path: str, **options: int) -> None:
+    ops, expected = scattered(backend, path, **options)
+    Performer(backend).perform(ops)
+    assert answers(ops) == expected
+
+
+@pytest.mark.parametrize("depth", [1, 2, 16, 1024])
+def test_queues_that_wrap_around_many_times(path: str, depth: int) -> None:
+    backend = backend_on(LinuxKernel(), depth)
+    for seed in range(5):
+        read(backend, path, n=1_111, seed=seed)
+    ring = backend._rings.mine()
+    assert ring is not None
+    assert (ring.ring.in_flight, ring.ring.unsubmitted, len(ring._ops)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EAGAIN, errno.EBUSY])
+def test_a_kernel_that_is_busy_is_asked_again(path: str, number: int) -> None:
+    kernel = Faulty(*[number] * 50)
+    read(backend_on(kernel), path)
+    assert not kernel.errnos
+    assert kernel.calls > 50
+
+
+def test_a_kernel_that_takes_a_few_entries_at_a_time(path: str) -> None:
+    kernel = Faulty(at_once=3)
+    read(backend_on(kernel), path)
+    assert kernel.calls > 500 / 3
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EBADF, errno.EBADR, errno.ENXIO, errno.EFAULT])
+def test_a_ring_that_breaks_is_replaced(path: str, number: int, caplog: pytest.LogCaptureFixture) -> None:
+    backend = backend_on(Faulty(number))
+    read(backend, path)
+    assert os.strerror(number) in caplog.text
+    read(backend, path)
+    assert len(backend._rings) == 1
+
+
+def test_a_kernel_that_is_busy_for_ever_does_not_hang_anybody(path: str) -> None:
+    backend = backend_on(Faulty(always=errno.EAGAIN))
+    read(backend, path)
+
+
+@pytest.mark.parametrize("result", [-errno.EAGAIN, -errno.EINTR, -errno.EIO, -errno.EPERM, 0, 1, BLOCK - 1])
+def test_a_read_that_fails_or_is_short_is_done_again(
+    path: str, result: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stays wrong then is the file's own: its end, or its error."""
+    completions = Ring.completions
+
+    def spoilt(ring: Ring) -> Any:
+        tokens, results = completions(ring)
+        results[::3] = result
+        return tokens, results
+
+    monkeypatch.setattr(Ring, "completions", spoilt)
+    read(backend_on(LinuxKernel()), path)
+
+
+def test_an_error_that_stays_is_the_ops_own(path: str) -> None:
+    backend = backend_on(LinuxKernel())
+    ops, expected = scattered(backend, path, n=40)
+    gone = backend.open(path)
+    os.close(gone.fd)
+    gone.fd = 1_000_000
+    ops.sources.append(gone)
+    ops.file[10:20] = 1
+    Performer(backend).perform(ops)
+    assert sorted(ops.errors) == list(range(10, 20))
+    assert {error.errno for error in ops.errors.values()} == {errno.EBADF}  # type: ignore[attr-defined]
+    ops.errors.clear()
+    assert [*answers(ops)[:10], *answers(ops)[20:]] == [*expected[:10], *expected[20:]]
+    gone.fd = -1
+
+
+def test_a_file_that_shrank_is_short(path: str) -> None:
+    backend = backend_on(LinuxKernel())
+    ops, expected = scattered(backend, path)
+    os.truncate(path, 150_050)
+    Performer(backend).perform(ops)
+    left = np.clip(150_050 - ops.start, 0, BLOCK).tolist()
+    assert ops.got.tolist() == left
+    assert answers(ops) == [data[:count] for data, count in zip(expected, left, strict=True)]
+
+
+# -- reads under way
+
+
+def pipe_ops(n: int = 8) -> tuple[Ops, int]:
+    """Return `n` reads of one byte each that are under way until somebody writes, and where to write."""
+
+    class Source:
+        path = "a pipe"
+
+        def __init__(self) -> None:
+            self.fd, self.other_end = os.pipe()
+
+        def __del__(self) -> None:
+            os.close(self.fd)
+
+    source = Source()
+    one, zero = np.ones(n, np.int64), np.zeros(n, np.int64)
+    return Ops.of([source], (zero, zero, one, np.arange(n)), np.zeros(n, np.uint8)), source.other_end
+
+
+def test_no_buffer_is_freed_while_the_kernel_may_write_to_it() -> None:
+    """A request is abandoned in mid-flight and everybody forgets it; then its bytes come."""
+    backend = backend_on(LinuxKernel())
+    ops, write_to = pipe_ops()
+    assert backend.start(ops, 0, len(ops)).tolist() == list(range(8))
+    buffer, watched = weakref.ref(ops.buffer), ops.buffer
+    address = watched.ctypes.data
+    del ops, watched
+    gc.collect()
+    held = buffer()
+    assert held is not None
+    assert held.ctypes.data == address
+    os.write(write_to, b"headrace")
+    backend.drain()
+    assert sorted(held.tobytes()) == HEADRACE, "written where it was to go"
+    del held
+    gc.collect()
+    assert buffer() is None, "and freed afterwards"
+    os.close(write_to)
+
+
+def test_an_interrupt_between_submission_and_completion_loses_nothing() -> None:
+    backend = backend_on(LinuxKernel())
+    ops, write_to = pipe_ops()
+    backend.start(ops, 0, len(ops))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            backend.finish(ops, np.arange(8))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (ops.got == NOT_YET).all()
+    os.write(write_to, b"headrace")
+    backend.finish(ops, np.arange(8))
+    assert sorted(ops.buffer.tobytes()) == HEADRACE
+    os.close(write_to)
+
+
+def test_a_read_in_between_does_without_the_ring(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal handler's, or a finaliser's, while the thread is inside its ring."""
+    backend = backend_on(LinuxKernel())
+    completions, nested = Ring.completions, []
+
+    def interrupted(ring: Ring) -> Any:
+        if not nested:
+            nested.append(True)
+            read(backend, path, seed=9)
+        return completions(ring)
+
+    monkeypatch.setattr(Ring, "completions", interrupted)
+    read(backend, path)
+    assert nested
+
+
+def test_two_requests_of_one_thread_on_one_ring(path: str) -> None:
+    backend = backend_on(LinuxKernel(), depth=256)
+    waiting, write_to = pipe_ops()
+    backend.start(waiting, 0, len(waiting))
+    read(backend, path)
+    os.write(write_to, b"headrace")
+    backend.finish(waiting, np.arange(8))
+    assert sorted(waiting.buffer.tobytes()) == HEADRACE
+    os.close(write_to)
+
+
+def test_a_forked_child_has_rings_of_its_own(path: str) -> None:
+    backend = UringBackend(LocalFileSystem())
+    waiting, write_to = pipe_ops()
+    backend.start(waiting, 0, len(waiting))
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            read(backend, path)
+            own = backend._rings.mine()
+            status = 0 if own is not None and own.ring.pid == os.getpid() else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.write(write_to, b"headrace")
+    backend.finish(waiting, np.arange(8))
+    assert sorted(waiting.buffer.tobytes()) == HEADRACE, "the parent's goes on"
+    read(backend, path)
+    os.close(write_to)
+
+
+# -- threads
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def on_threads(count: int, work: Any) -> None:
+    """Run `work` on so many threads, all of which are there at once."""
+    failed: list[BaseException] = []
+    together = threading.Barrier(count)
+
+    def run() -> None:
+        try:
+            together.wait(30)
+            work()
+            together.wait(30)
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+def test_a_ring_goes_with_its_thread(path: str) -> None:
+    backend = backend_on(LinuxKernel())
+    read(backend, path)
+    gc.collect()
+    before = descriptors()
+    for _ in range(3):
+        on_threads(8, lambda: read(backend, path))
+    assert (len(backend._rings), descriptors()) == (1, before)
+
+
+def test_there_are_so_many_rings_and_no_more(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rings, "MOST_RINGS", 3)
+    backend = backend_on(LinuxKernel())
+    most: list[int] = []
+
+    def work() -> None:
+        read(backend, path)
+        most.append(len(backend._rings))
+
+    on_threads(8, work)
+    assert max(most) == 3
+
+
+def test_the_ring_of_a_thread_that_python_does_not_know_is_swept(path: str) -> None:
+    """Arrow's threads have no variables that live from one call to the next."""
+    backend = backend_on(LinuxKernel())
+    backend._rings._ends = type("Nothing", (), {})()  # whatever is kept there goes with nobody
+    thread = threading.Thread(target=lambda: read(backend, path))
+    thread.start()
+    thread.join()
+    assert len(backend._rings) == 1
+    read(backend, path)
+    assert list(backend._rings._rings) == [threading.get_native_id()]
+
+
+def test_a_ring_that_cannot_be_made_is_done_without(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = LinuxKernel()
+    monkeypatch.setattr(kernel, "setup", lambda *_: -errno.ENOMEM)
+    backend = backend_on(kernel)
+    read(backend, path)
+    assert len(backend._rings) == 0
+
+
+# -- the probe
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("setup", -errno.ENOSYS, "Function not implemented"),
+        ("setup", -errno.EPERM, "Operation not permitted"),
+        ("setup", -errno.EINVAL, "Invalid argument"),
+        ("register", -errno.EINVAL, "cannot read"),
+    ],
+)
+def test_the_probe_says_why_not(method: str, answer: int, words: str) -> None:
+    kernel = LinuxKernel()
+    setattr(kernel, method, lambda *_: answer)
+    before = descriptors()
+    assert words in str(probe(kernel))
+    assert descriptors() == before

@@ -1,0 +1,147 @@
+"""Memory of large results is used again, once nobody can see it any more, and within its limit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import headrace
+from headrace import arenas as arenas_
+from headrace.arenas import Arenas
+from headrace.memory import MAPPED_BYTES
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+
+
+@pytest.fixture
+def arenas(monkeypatch: pytest.MonkeyPatch) -> Arenas:
+    """Arenas of this test's own, also for reads."""
+    mine = Arenas()
+    for module in ("headrace.cached", "headrace.reader"):
+        monkeypatch.setattr(f"{module}.arenas", mine)
+    return mine
+
+
+def address(array: object) -> int:
+    return np.frombuffer(array, np.uint8).ctypes.data  # type: ignore[call-overload, no-any-return]
+
+
+def test_what_is_gone_is_handed_out_again(arenas: Arenas) -> None:
+    first = arenas.take(SIZE, 64 * MIB)
+    at = first.ctypes.data
+    second = arenas.take(SIZE, 64 * MIB)
+    assert second.ctypes.data != at
+    assert (arenas.out_bytes, arenas.idle_bytes) == (2 * SIZE, 0)
+    del first
+    assert (arenas.out_bytes, arenas.idle_bytes) == (SIZE, SIZE)
+    third = arenas.take(SIZE - 5, 64 * MIB)
+    assert (third.ctypes.data, len(third)) == (at, SIZE - 5)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, MAPPED_BYTES - 1, 65 * MIB])
+def test_small_ones_and_those_above_the_limit_are_not_kept(arenas: Arenas, nbytes: int) -> None:
+    taken = arenas.take(nbytes, 64 * MIB)
+    assert len(taken) == nbytes
+    del taken
+    assert (arenas.out_bytes, arenas.idle_bytes) == (0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(MAPPED_BYTES, 16 * MIB), st.integers(0, 5)), max_size=30),
+    st.integers(8 * MIB, 40 * MIB),
+)
+def test_idle_and_out_stay_within_the_limit(steps: list[tuple[int, int]], limit: int) -> None:
+    """Whatever is taken and let go of; what is out by itself may be more."""
+    arenas = Arenas()
+    held: list[np.ndarray] = []
+    for nbytes, keep in steps:
+        held.append(arenas.take(nbytes, limit))
+        places = [array.ctypes.data for array in held]
+        assert len(set(places)) == len(places)
+        del held[: -keep or None]
+        assert arenas.idle_bytes <= max(0, limit - arenas.out_bytes)
+
+
+def test_a_finaliser_that_comes_while_the_lock_is_held_waits_for_nobody(arenas: Arenas) -> None:
+    taken = arenas.take(SIZE, 64 * MIB)
+    with arenas._lock:
+        del taken
+        extra = arenas.take(SIZE, 64 * MIB)  # as a signal handler would
+        assert len(extra) == SIZE
+    assert arenas.idle_bytes == SIZE
+    assert arenas.take(SIZE, 64 * MIB).ctypes.data
+
+
+def batch_of(fs: headrace.HeadraceFileSystem, path: Path, seed: int) -> tuple[Any, list[bytes]]:
+    content = path.read_bytes()
+    starts = np.random.default_rng(seed).integers(0, len(content) - 4096, 1000)
+    batch = fs.read_ranges(str(path), starts, starts + 4096)
+    return batch, [content[at : at + 4096] for at in starts.tolist()]
+
+
+@pytest.mark.parametrize(
+    "view_of",
+    [
+        lambda batch: batch[500],
+        lambda batch: batch.buffer,
+        lambda batch: batch.to_arrow(),
+        lambda batch: pa.table({"rows": batch.to_arrow()}),
+        lambda batch: np.frombuffer(batch.buffer, np.uint8)[500 * 4096 :],
+    ],
+    ids=["memoryview", "buffer", "array", "table", "numpy"],
+)
+def test_a_view_keeps_its_bytes_while_the_arenas_are_busy(
+    arenas: Arenas, tmp_path: Path, view_of: object, scheduled_mode: str
+) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(np.random.default_rng(0).bytes(2 * MIB))
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    batch, expected = batch_of(fs, path, 1)
+    view = view_of(batch)  # type: ignore[operator]
+    del batch
+    gc.collect()
+
+    def busy(seed: int) -> None:
+        for round_ in range(5):
+            others, wanted = batch_of(fs, path, 100 * seed + round_)
+            assert others.to_pylist() == wanted
+
+    threads = [threading.Thread(target=busy, args=(seed,)) for seed in range(1, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if isinstance(view, pa.Table):
+        assert view["rows"].to_pylist() == expected
+    elif isinstance(view, pa.LargeBinaryArray):
+        assert view.to_pylist() == expected
+    else:
+        everything = b"".join(expected)
+        assert bytes(view) in (everything, everything[500 * 4096 :], expected[500])  # type: ignore[call-overload]
+    assert arenas.out_bytes >= 4 * MIB
+    del view
+    gc.collect()
+    assert arenas.out_bytes == 0
+    assert arenas.idle_bytes > 0
+
+
+def test_arenas_come_back_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody in the parent was inside, and is not in the child."""
+    pool = arenas_.arenas
+    with pool._lock:
+        pid = os.fork()
+        if not pid:
+            taken = pool.take(SIZE, 64 * MIB)
+            del taken
+            os._exit(0 if pool.idle_bytes >= SIZE else 1)
+    assert os.waitpid(pid, 0)[1] == 0
