@@ -75,6 +75,13 @@ class Contender:
     share: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Took:
+    """The answer of a contender that reads, and measures, in a process of its own."""
+
+    seconds: float
+
+
 @dataclass(slots=True)
 class Case:
     """Work that several contenders do.
@@ -180,8 +187,7 @@ def _timed(case: Case, contender: Contender, given: Any) -> float:
     began = perf_counter()
     answer = contender.run(given)
     took = perf_counter() - began
-    del answer
-    return took
+    return answer.seconds if isinstance(answer, Took) else took
 
 
 def _check(case: Case, rng: np.random.Generator) -> None:
@@ -190,7 +196,7 @@ def _check(case: Case, rng: np.random.Generator) -> None:
     expected = case.truth(given) if case.truth is not None else None
     for contender in case.contenders:
         answer = contender.run(given)
-        if expected is not None and not same(answer, expected):
+        if expected is not None and not isinstance(answer, Took) and not same(answer, expected):
             msg = f"{case.section} / {case.name}: {contender.name} read other bytes"
             raise AssertionError(msg)
 

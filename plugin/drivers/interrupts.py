@@ -126,10 +126,12 @@ class _Watcher:
             thread.join(IDLE_S)
 
     def _interrupt(self) -> None:
+        # Those of the last one go before this one is known: from then on Arrow's threads add their own.
+        if monotonic() - self.interrupted_s >= ECHO_S:
+            self.errors = []
         self.interrupted_s = monotonic()
         with self.lock:
             jobs = list(self.jobs.values())
-        self.errors = []
         for job in filter(None, jobs):
             self.fail(job)
 

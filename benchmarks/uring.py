@@ -1,0 +1,380 @@
+"""Random reads of local files through io_uring: against fio, Lance, fsspec, obstore and headrace's own modes.
+
+Run it as root for caches that are really cold; fio comes from Debian, Lance from PyPI (pylance)::
+
+    python benchmarks/uring.py --out docs/benchmarks
+
+Sections:
+
+* *fio*: 100,000 random ranges of 4 KiB in one `read_ranges`, hot and cold; fio's io_uring engine, depth 128.
+* *modes*: the same through headrace's schedulers and backends.
+* *lance*: 100,000 random rows of 1 KiB of 2 million into an Arrow column, hot and cold; Lance with its
+  own io_uring reader and lite scheduler, in a process of its own.
+* *cat_ranges*: 20,000 cold ranges as a list of bytes; fsspec local, obstore.
+* *busy*: hot batches beside no, one and two busy Python threads.
+* *threads*: eight threads, each with its own batches, and one thread with as many.
+* *calls*: 10 to 1,000,000 ranges a call.
+
+Arenas are warm: the round that is not counted has made them. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import obstore
+from _bench import (
+    GIB,
+    KIB,
+    MIB,
+    Case,
+    Contender,
+    Result,
+    Took,
+    as_json,
+    by_case,
+    console,
+    draw_rates,
+    parser,
+    prepare,
+    random_file,
+    run_all,
+    save,
+    show_results,
+)
+from _peers import READ_BYTES, cat_ranges, read_ranges
+from fsspec.implementations.local import LocalFileSystem
+from local_reads import blocks_of, busy_thread, random_starts
+from obstore.store import LocalStore
+
+from headrace import HeadraceFileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DEPTH = 128
+THREADS = 8
+ROW_BYTES = KIB
+LANCE_CHILD = Path(__file__).with_name("_lance_child.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is done."""
+
+    file_bytes: int
+    batch: int
+    rows: int
+    taken: int
+    listed: int
+    busy: int
+    most: int
+
+
+FULL = Sizes(4 * GIB, 100_000, 2_000_000, 100_000, 20_000, 20_000, 1_000_000)
+QUICK = Sizes(256 * MIB, 4_000, 20_000, 2_000, 2_000, 2_000, 10_000)
+
+
+def filesystem(mode: str, backend: str) -> HeadraceFileSystem:
+    """Return local files under one scheduler and one backend."""
+    return HeadraceFileSystem(fs=LocalFileSystem(), scheduler=mode, local_backend=backend)
+
+
+def headrace_reads(path: Path, *ways: tuple[str, str]) -> Iterator[Contender]:
+    """Read the blocks in one `read_ranges`."""
+    for mode, backend in ways:
+        yield Contender(f"headrace {mode}, {backend}", read_ranges(filesystem(mode, backend), str(path)))
+
+
+# -- fio
+
+
+def fio_contender(path: Path, *, direct: bool) -> Contender:
+    """Return fio's io_uring engine on the same file, with blocks of its own choice."""
+    command = [
+        "fio", "--name=random", f"--filename={path}", "--readonly", "--rw=randread", f"--bs={READ_BYTES}",
+        "--ioengine=io_uring", f"--iodepth={DEPTH}", "--randrepeat=0", "--runtime=2", "--time_based",
+        f"--direct={int(direct)}", "--invalidate=0", "--output-format=json",
+    ]  # fmt: skip
+
+    def run(starts: list[int]) -> Took:
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return Took(len(starts) / float(found["jobs"][0]["read"]["iops"]))
+
+    return Contender(f"fio io_uring, depth {DEPTH}{', direct' if direct else ''}", run)
+
+
+def fio_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Random 4 KiB reads in one call, and fio's rate."""
+    for state in ("hot", "cold"):
+        contenders = list(headrace_reads(path, ("lite", "uring"), ("lite", "pread")))
+        if shutil.which("fio"):
+            contenders.insert(0, fio_contender(path, direct=state == "cold"))
+        yield block_case("fio", f"{sizes.batch:,} x 4 KiB", state, path, sizes.batch, contenders)
+
+
+def block_case(section: str, name: str, state: str, path: Path, n: int, contenders: list[Contender]) -> Case:
+    """Return a case of `n` random blocks."""
+    starts = random_starts(n, path.stat().st_size)
+    return Case(section, name, state, starts, contenders, n, "reads", [path], blocks_of(path))
+
+
+# -- modes, lists
+
+
+def mode_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Compare the schedulers and the backends."""
+    ways = (("lite", "uring"), ("lite", "pread"), ("standard", "uring"), ("standard", "pread"))
+    for state in ("hot", "cold"):
+        contenders = list(headrace_reads(path, *ways))
+        yield block_case("modes", f"{sizes.batch:,} x 4 KiB", state, path, sizes.batch, contenders)
+
+
+def list_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Cold ranges as a list of bytes."""
+    store = LocalStore(str(path.parent))
+
+    def get_ranges(starts: list[int]) -> Any:
+        lengths = [READ_BYTES] * len(starts)
+        return obstore.get_ranges(store, path.name, starts=starts, lengths=lengths, coalesce=0)
+
+    contenders = [
+        Contender(f"headrace lite, {backend}", cat_ranges(filesystem("lite", backend), str(path)))
+        for backend in ("uring", "pread")
+    ]
+    contenders.append(Contender("fsspec local", cat_ranges(LocalFileSystem(), str(path))))
+    contenders.append(Contender("obstore, coalesce=0", get_ranges))
+    yield block_case("cat_ranges", f"{sizes.listed:,} x 4 KiB", "cold", path, sizes.listed, contenders)
+
+
+# -- Lance
+
+
+class Lance:
+    """Lance in a process of its own: its settings are read when it is imported."""
+
+    def __init__(self, root: Path, rows: int) -> None:
+        environment = {**os.environ, "LANCE_USE_LITE_SCHEDULER": "1"}
+        self._child = subprocess.Popen(
+            [sys.executable, str(LANCE_CHILD), str(root), str(rows), str(ROW_BYTES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.files = [Path(name) for name in json.loads(self._line())]
+
+    def take(self, rows: np.ndarray[Any, Any]) -> Took:
+        """Take rows; returns what Lance needed, without the way to its process."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(rows.tolist()) + "\n")
+        self._child.stdin.flush()
+        return Took(float(self._line()))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._child.wait()
+
+    def _line(self) -> str:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            msg = "the process with Lance ended"
+            raise RuntimeError(msg)
+        return line
+
+
+def lance_cases(data_dir: Path, sizes: Sizes) -> Iterator[Case]:
+    """Random rows into an Arrow column."""
+    path = random_file(data_dir / f"rows-{sizes.rows}.bin", sizes.rows * ROW_BYTES)
+    for state in ("hot", "cold"):
+        contenders = [
+            Contender(f"headrace lite, {backend}", take_rows(filesystem("lite", backend), str(path)))
+            for backend in ("uring", "pread")
+        ]
+        files = [path]
+        if find_spec("lance") is not None:
+            lance = Lance(data_dir / f"rows-{sizes.rows}.lance", sizes.rows)
+            contenders.append(Contender("lance take, file+uring, lite", lance.take, lance.close))
+            files += lance.files
+        yield Case(
+            "lance",
+            f"{sizes.taken:,} rows of 1 KiB of {sizes.rows:,}",
+            state,
+            lambda rng: np.sort(rng.choice(sizes.rows, sizes.taken, replace=False)),
+            contenders,
+            sizes.taken,
+            "rows",
+            files,
+        )
+
+
+def take_rows(fs: HeadraceFileSystem, path: str) -> Callable[[np.ndarray[Any, Any]], Any]:
+    """Read rows of one length and make an Arrow column of them, as Lance does."""
+
+    def run(rows: np.ndarray[Any, Any]) -> Any:
+        starts = rows * ROW_BYTES
+        return fs.read_ranges(path, starts, starts + ROW_BYTES).to_arrow()
+
+    return run
+
+
+# -- threads
+
+
+def busy_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Hot batches beside busy Python threads."""
+    for count in (0, 1, 2):
+        contenders = [
+            Contender(one.name, partial(beside, count, one.run))
+            for one in headrace_reads(path, ("lite", "uring"), ("lite", "pread"))
+        ]
+        label = f"{sizes.busy:,} x 4 KiB, {count} busy threads"
+        yield block_case("busy", label, "hot", path, sizes.busy, contenders)
+
+
+def beside(count: int, run: Callable[[list[int]], Any], starts: list[int]) -> Any:
+    """Run beside so many busy threads."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(busy_thread())
+        return run(starts)
+
+
+def thread_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Eight threads with batches of their own, and one thread with all of them."""
+    contenders: list[Contender] = []
+    for backend in ("uring", "pread"):
+        read = read_ranges(filesystem("lite", backend), str(path))
+        contenders.append(Contender(f"headrace lite, {backend}, 1 thread", partial(in_turn, read)))
+        contenders.append(Contender(f"headrace lite, {backend}, {THREADS} threads", partial(at_once, read)))
+    for state in ("hot", "cold"):
+        starts = random_starts(sizes.batch, path.stat().st_size)
+        name = f"{THREADS} batches, {sizes.batch:,} x 4 KiB in all"
+        yield Case("threads", name, state, starts, contenders, sizes.batch, "reads", [path])
+
+
+def in_turn(read: Callable[[list[int]], Any], starts: list[int]) -> None:
+    """Read the batches one after another."""
+    for k in range(THREADS):
+        read(starts[k::THREADS])
+
+
+def at_once(read: Callable[[list[int]], Any], starts: list[int]) -> None:
+    """Read each batch on a thread of its own."""
+    threads = [threading.Thread(target=read, args=(starts[k::THREADS],)) for k in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def call_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Ask for more and more ranges in a call; in the longest, blocks come several times."""
+    blocks = path.stat().st_size // READ_BYTES
+    fs = filesystem("lite", "uring")
+
+    def run(starts: np.ndarray[Any, Any]) -> Any:
+        return fs.read_ranges(str(path), starts, starts + 512)
+
+    n = 10
+    while n <= sizes.most:
+        yield Case(
+            "calls",
+            f"{n:,} x 512 B",
+            "hot",
+            lambda rng, n=n: rng.integers(0, blocks, n) * READ_BYTES,
+            [Contender("headrace lite, uring", run)],
+            n,
+            "ranges",
+            [path],
+        )
+        n *= 10
+
+
+# -- what to look at
+
+
+def show_ratios(results: list[Result]) -> None:
+    """Print the ratios that the project makes promises about."""
+    console.rule("ratios of rates within this run")
+    for rows in by_case(results):
+        show_against_others(rows)
+    show_busy([row for row in results if row.section == "busy"])
+    show_threads([row for row in results if row.section == "threads"])
+    for row in results:
+        if row.section == "calls":
+            console.print(f"  {row.case}: {1e9 * row.median_s / row.amount:,.0f} ns a range")
+
+
+def show_against_others(rows: list[Result]) -> None:
+    """Print lite through io_uring against each other contender of a case."""
+    ours = next((row for row in rows if row.contender == "headrace lite, uring"), None)
+    if ours is not None and len(rows) > 1:
+        others = [f"{row.contender} {ours.rate / row.rate:.2f}" for row in rows if row is not ours]
+        console.print(f"  {ours.section}: {ours.case}, {ours.state}: lite, uring / {', '.join(others)}")
+
+
+def show_busy(results: list[Result]) -> None:
+    """Print what is kept of the idle rate."""
+    idle = {row.contender: row.rate for row in results if row.case.endswith("0 busy threads")}
+    for row in results:
+        if not row.case.endswith("0 busy threads"):
+            console.print(f"  {row.contender}, {row.case}: {row.rate / idle[row.contender]:.0%} of idle")
+
+
+def show_threads(results: list[Result]) -> None:
+    """Print eight threads against one."""
+    for alone, together in zip(results[::2], results[1::2], strict=True):
+        console.print(f"  {together.contender} / 1, {together.state}: {together.rate / alone.rate:.2f}")
+
+
+SECTIONS: dict[str, Callable[[Path, Path, Sizes], Iterator[Case]]] = {
+    "fio": lambda path, _folder, sizes: fio_cases(path, sizes),
+    "modes": lambda path, _folder, sizes: mode_cases(path, sizes),
+    "lance": lambda _path, folder, sizes: lance_cases(folder, sizes),
+    "cat_ranges": lambda path, _folder, sizes: list_cases(path, sizes),
+    "busy": lambda path, _folder, sizes: busy_cases(path, sizes),
+    "threads": lambda path, _folder, sizes: thread_cases(path, sizes),
+    "calls": lambda path, _folder, sizes: call_cases(path, sizes),
+}
+
+
+def main() -> None:
+    """Run what is asked for and report."""
+    options = parser(__doc__ or "")
+    options.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
+    given = options.parse_args()
+    unknown = set(given.sections) - set(SECTIONS)
+    if unknown:
+        options.error(f"no such section: {sorted(unknown)}; there are {', '.join(SECTIONS)}")
+    prepare()
+    sizes = QUICK if given.quick else FULL
+    path = random_file(given.data_dir / f"random-{sizes.file_bytes}.bin", sizes.file_bytes)
+    cases = [
+        case for name in given.sections or SECTIONS for case in SECTIONS[name](path, given.data_dir, sizes)
+    ]
+    rounds = given.rounds or (2 if given.quick else 5)
+    results = run_all(cases, rounds)
+    title = f"local reads through io_uring, medians of {rounds} alternating runs"
+    show_results(results, title)
+    show_ratios(results)
+    save(given.out, "uring", {"rounds": rounds, "results": as_json(results)}, draw_rates(results, title))
+
+
+if __name__ == "__main__":
+    main()
