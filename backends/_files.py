@@ -82,19 +82,19 @@ class Prepared:
     Attributes
     ----------
     iovec
-        ``struct iovec[m]``: where each op's bytes go.
+        ``struct iovec[m]``: where each op's bytes go; made where it is asked for.
     address
         Of `iovec` itself.
     is_small
-        Whether every op is a copy too short to release the GIL for.
-    fd
-        Descriptor of all ops, or ``int32[m]``; made where it is asked for.
+        Whether every op is a copy too short to release the GIL for; found out where it is asked for.
+    columns
+        What a ring needs, made where it is asked for.
     """
 
-    iovec: np.ndarray[Any, Any]
-    address: int
-    is_small: bool
-    fd: Any = None
+    iovec: np.ndarray[Any, Any] | None = None
+    address: int = 0
+    is_small: bool | None = None
+    columns: Any = None
 
 
 class FileBackend(InlineBackend):
@@ -135,10 +135,14 @@ class FileBackend(InlineBackend):
     @override
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> LocalSource:
         """Open for reading; a directory is an IsADirectoryError, now or when it is read."""
-        source = LocalSource(path, linux.open_cached(path))
+        source = self.make_source(path, linux.open_cached(path))
         if as_file and stat.S_ISDIR(os.fstat(source.fd).st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return source
+
+    def make_source(self, path: str, fd: int) -> LocalSource:
+        """Return the source of a file that was opened."""
+        return LocalSource(path, fd)
 
     @override
     def size(self, source: LocalSource) -> int:
@@ -164,8 +168,8 @@ class FileBackend(InlineBackend):
         """Read what the page cache holds; the misses are on their way afterwards."""
         if not linux.HAS_NOWAIT:
             return np.arange(lo, hi)
-        prepared = ops.state or prepare(ops)
-        probe = _probe_small if prepared.is_small else _probe_large
+        prepared = with_iovec(ops)
+        probe = _probe_small if is_small(ops) else _probe_large
         ops.got[lo:hi] = probe(ops, prepared, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
@@ -174,7 +178,7 @@ class FileBackend(InlineBackend):
         """Copy small rows out of the page cache."""
         if not linux.HAS_NOWAIT:
             return False
-        ops.got[lo:hi] = _probe_small(ops, ops.state or prepare(ops), lo, hi)
+        ops.got[lo:hi] = _probe_small(ops, with_iovec(ops), lo, hi)
         return bool((ops.got[lo:hi] == ops.length[lo:hi]).all())
 
     @override
@@ -195,15 +199,33 @@ def _device_number(folder: str) -> int:
         return -1
 
 
-def prepare(ops: Ops) -> Prepared:
-    """Make what the system calls need of `ops`, and leave it in their `state`."""
-    iovec = np.empty(len(ops), IOVEC)
-    iovec["base"] = ops.dest
-    iovec["base"] += np.uint64(ops.buffer.ctypes.data)
-    iovec["length"] = ops.length
-    prepared = Prepared(iovec, iovec.ctypes.data, int(ops.length.max()) <= KEEP_GIL_BYTES)
-    ops.state = prepared
-    return prepared
+def prepared(ops: Ops) -> Prepared:
+    """Return what is prepared of `ops` so far."""
+    found: Prepared | None = ops.state
+    if found is None:
+        ops.state = found = Prepared()
+    return found
+
+
+def with_iovec(ops: Ops) -> Prepared:
+    """Return it with the iovecs."""
+    found = prepared(ops)
+    if found.iovec is None:
+        iovec = np.empty(len(ops), IOVEC)
+        iovec["base"] = ops.dest
+        iovec["base"] += np.uint64(ops.buffer.ctypes.data)
+        iovec["length"] = ops.length
+        # Threads may race to make it: each must see an address and the memory that is there.
+        found.iovec, found.address = iovec, iovec.ctypes.data
+    return found
+
+
+def is_small(ops: Ops) -> bool:
+    """Whether every op is a copy too short to release the GIL for."""
+    found = prepared(ops)
+    if found.is_small is None:
+        found.is_small = int(ops.length.max()) <= KEEP_GIL_BYTES
+    return found.is_small
 
 
 def _probe_small(ops: Ops, prepared: Prepared, lo: int, hi: int) -> list[int]:

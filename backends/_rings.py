@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from headrace.backends._ring import LinuxKernel, Ring
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
-    from headrace.backends._files import Prepared
     from headrace.backends._ring import Kernel
     from headrace.types import Int64Array, Ops
 
@@ -37,8 +37,10 @@ DEFAULT_DEPTH = 256
 MOST_RINGS = 64
 """Each holds three descriptors and some tens of kilobytes of kernel memory."""
 
-GIL_ROWS = 128
-"""So many reads are submitted with the GIL kept, about a tenth of a millisecond, before others may run."""
+GIL_ROWS = 256
+"""So many reads are submitted with the GIL kept, a tenth of a millisecond or two, before others may run.
+
+NumPy's own calls keep it up to 500 elements."""
 
 _ROW_BITS = 32
 _ROW_MASK = np.uint64((1 << _ROW_BITS) - 1)
@@ -46,6 +48,27 @@ _ERRNO_BASE = 1000
 """A failed read's `Ops.got` is its negative errno less this: `NOT_YET` looks like EPERM."""
 
 _log = logging.getLogger("headrace")
+
+
+@dataclass(slots=True)
+class Columns:
+    """What a ring needs of the ops of a request, a row each.
+
+    Attributes
+    ----------
+    fd
+        Descriptor of all, or ``int32[m]``.
+    start, dest, length
+        ``int64[m]``: offset in the file, where the bytes go, bytes.
+    base
+        Address that `dest` counts from.
+    """
+
+    fd: Any
+    start: Int64Array
+    dest: Int64Array
+    length: Int64Array
+    base: int
 
 
 class ThreadRing:
@@ -65,23 +88,22 @@ class ThreadRing:
         self._ops: dict[int, Ops] = {}
         self._next = 0
 
-    def submit(self, ops: Ops, prepared: Prepared, lo: int, hi: int, rw_flags: int = 0) -> None:
+    def submit(self, ops: Ops, columns: Columns, lo: int, hi: int, rw_flags: int = 0) -> None:
         """Submit rows, and deliver what is complete at once.
 
         Waits only where the queues are full. Rows it could not submit are left as they were.
         """
         self.is_busy = True
         try:
-            self._submit(ops, prepared, lo, hi, rw_flags)
+            self._submit(ops, columns, lo, hi, rw_flags)
         except OSError as error:
             self._give_up(error)
         finally:
             self.is_busy = False
 
-    def _submit(self, ops: Ops, prepared: Prepared, lo: int, hi: int, rw_flags: int) -> None:
-        ring, fd, address = self.ring, prepared.fd, prepared.iovec["base"]
+    def _submit(self, ops: Ops, columns: Columns, lo: int, hi: int, rw_flags: int) -> None:
+        ring, fd = self.ring, columns.fd
         self._next = batch = (self._next + 1) & 0x7FFFFFFF
-        self._ops[batch] = ops
         while lo < hi:
             count = min(ring.room, hi - lo, GIL_ROWS)
             if not count:
@@ -89,11 +111,13 @@ class ThreadRing:
                 self._deliver()
                 continue
             rows = slice(lo, lo + count)
+            # Each time: whatever completes in between may be the last that is in flight, and clear them.
+            self._ops[batch] = ops
             ring.fill(
                 fd if isinstance(fd, int) else fd[rows],
-                ops.start[rows],
-                address[rows],
-                ops.length[rows],
+                columns.start[rows],
+                columns.dest[rows] + columns.base,
+                columns.length[rows],
                 (batch << _ROW_BITS) + lo,
                 rw_flags,
             )

@@ -8,6 +8,8 @@ Which reads go where:
   ring has nothing to add to a single call.
 * Long ops are probed and read as in the `local` backend: for them a ring is no faster, and copies of that
   length must not keep the GIL.
+* With ``uring_direct`` all that is scheduled goes through the ring and around the page cache
+  (`headrace.backends._direct`). Single small reads stay as they are.
 
 A read that a ring could not do (an error, fewer bytes than asked, the kernel out of room) is done again by
 ``preadv``, which reads the rest or raises the error that Python users know.
@@ -17,14 +19,16 @@ The ring is the thread's own, so rows are finished by the thread that started th
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
 from headrace.backends import _linux as linux
-from headrace.backends._files import FileBackend, Prepared, prepare
-from headrace.backends._rings import DEFAULT_DEPTH, Rings, probe
+from headrace.backends._direct import DirectColumns, DirectSource, direct_columns
+from headrace.backends._files import FileBackend, LocalSource, is_small, prepared
+from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, probe
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -39,16 +43,18 @@ class UringBackend(FileBackend):
 
     name: ClassVar[str] = "uring"
     rank: ClassVar[int] = 110
-    options: ClassVar[frozenset[str]] = frozenset({"uring_queue_depth"})
+    options: ClassVar[frozenset[str]] = frozenset({"uring_queue_depth", "uring_direct"})
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._rings = Rings.of(DEFAULT_DEPTH)
+        self._is_direct = False
 
     @override
     def configure(self, **options: Any) -> None:
-        """Take ``uring_queue_depth``: entries of each thread's submission queue."""
+        """Take the depth of each thread's submission queue, and whether to read around the page cache."""
         self._rings = Rings.of(options["uring_queue_depth"] or DEFAULT_DEPTH)
+        self._is_direct = options["uring_direct"]
 
     @classmethod
     @override
@@ -57,37 +63,60 @@ class UringBackend(FileBackend):
         return probe()
 
     @override
+    def make_source(self, path: str, fd: int) -> LocalSource:
+        """Open it a second time, for direct reads, where those are wanted."""
+        return DirectSource(path, fd) if self._is_direct else LocalSource(path, fd)
+
+    @override
     def is_bound(self, ops: Ops) -> bool:
-        """Short ops are on the ring of the thread that started them."""
-        return len(ops) >= FEW and (ops.state or prepare(ops)).is_small
+        """Whether the ops are on the ring of the thread that starts them."""
+        return self._columns(ops) is not None
 
     @override
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:
         """Submit the rows; what the page cache held is complete."""
-        ring = self._rings.mine() if self.is_bound(ops) else None
-        if ring is None:
+        columns = self._columns(ops)
+        ring = None if columns is None else self._rings.mine()
+        if columns is None or ring is None:
             return super().start(ops, lo, hi)
-        ring.submit(ops, _prepared(ops), lo, hi)
+        if isinstance(columns, DirectColumns):
+            columns.place(lo, hi)
+            ring.submit(ops, columns, lo, hi)
+            return np.arange(lo, hi)
+        ring.submit(ops, columns, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
     @override
     def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:
         """Copy short rows out of the page cache."""
+        if self._is_direct:
+            return False  # a probe that misses would have the page cache read them too
         ring = self._rings.mine() if hi - lo >= FEW else None
         if ring is None:
             return super().probe_rows(ops, lo, hi)
-        ring.submit(ops, _prepared(ops), lo, hi, linux.RWF_NOWAIT)
+        found = prepared(ops)
+        columns: Columns = found.columns or plain_columns(ops)
+        found.columns = columns
+        ring.submit(ops, columns, lo, hi, linux.RWF_NOWAIT)
         return bool((ops.got[lo:hi] == ops.length[lo:hi]).all())
 
     @override
     def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> tuple[Int64Array, Int64Array]:
         """Wait until at least so many of the rows are done."""
-        ring = self._rings.mine() if self.is_bound(ops) else None
+        columns = self._columns(ops)
+        ring = None if columns is None else self._rings.mine()
         if ring is None:
-            super().finish(ops, rows[:least])
-            return rows[:least], rows[least:]
+            done, pending = rows[:least], rows[least:]
+            if isinstance(columns, DirectColumns):
+                columns.take(ops, done)
+            super().finish(ops, done)
+            return done, pending
         pending = ring.wait(ops, rows[ops.got[rows] == NOT_YET], len(rows) - least)
         done = rows if not len(pending) else rows[ops.got[rows] != NOT_YET]
+        if isinstance(columns, DirectColumns):
+            columns.take(ops, done)
+            if not len(pending) and not ring.is_broken:
+                columns.forget(int(rows[0]))
         again = done[ops.got[done] != ops.length[done]]
         if len(again):
             super().finish(ops, again)
@@ -105,11 +134,31 @@ class UringBackend(FileBackend):
         if ring is not None:
             ring.drain()
 
+    def _columns(self, ops: Ops) -> Columns | None:
+        """Return what a ring needs of `ops`, or None where a ring has nothing to add."""
+        columns = None if ops.state is None else ops.state.columns
+        if columns is None:
+            with _making:
+                found = prepared(ops)
+                columns = found.columns = found.columns or self._make_columns(ops) or _NONE
+        return None if columns is _NONE else columns
 
-def _prepared(ops: Ops) -> Prepared:
-    """Return what the ring needs of `ops`."""
-    prepared: Prepared = ops.state or prepare(ops)
-    if prepared.fd is None:
-        fds = [-1 if source is None else source.fd for source in ops.sources]
-        prepared.fd = fds[0] if len(fds) == 1 else np.array(fds, np.int32)[ops.file]
-    return prepared
+    def _make_columns(self, ops: Ops) -> Columns | None:
+        direct = direct_columns(ops) if self._is_direct else None
+        if direct is None and len(ops) >= FEW and is_small(ops):
+            return plain_columns(ops)
+        return direct
+
+
+def plain_columns(ops: Ops) -> Columns:
+    """Return what a ring needs to read through the page cache."""
+    fds = [-1 if source is None else source.fd for source in ops.sources]
+    fd: Any = fds[0] if len(fds) == 1 else np.array(fds, np.int32)[ops.file]
+    return Columns(fd, ops.start, ops.dest, ops.length, ops.buffer.ctypes.data)
+
+
+_making = threading.RLock()
+"""Held while columns are made: there is one set for each request, whichever threads perform it."""
+
+_NONE: Any = object()
+"""Found out already that there are no columns."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,24 @@ class RangeBatch:
         np.cumsum(length, out=self._offsets[1:])
         self._offsets.flags.writeable = False
         self._store = _initial_place(arrow_buffer, dest, length, self._offsets)
+
+    @classmethod
+    def packed(cls, buffer: npt.NDArray[np.uint8], offsets: Int64Array, length: Int64Array) -> Self:
+        """Make a batch whose ranges lie one after another, all whole; nothing is checked.
+
+        Parameters
+        ----------
+        buffer
+            Its first ``offsets[-1]`` bytes are the ranges'.
+        offsets, length
+            ``int64[n + 1]`` and ``int64[n]``: where each range begins, and its bytes.
+        """
+        offsets.flags.writeable = False
+        arrow_buffer = pa.py_buffer(buffer).slice(0, int(offsets[-1]))
+        batch = cls.__new__(cls)
+        batch._errors, batch._length, batch._offsets = {}, length, offsets  # noqa: SLF001 - its own
+        batch._store = _place(arrow_buffer, offsets[:-1], is_packed=True)  # noqa: SLF001
+        return batch
 
     def __len__(self) -> int:
         return self._length.size

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.batch import RangeBatch
+from headrace.columns import first_bad
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, UInt8Array
@@ -84,9 +85,8 @@ def as_ranges(
 
 def _check(first: Int64Array, last: Int64Array) -> None:
     """Name the first range that makes no sense."""
-    bad = np.flatnonzero((first < 0) | (last < first))
-    if len(bad):
-        row = int(bad[0])
+    row = first_bad(first, last)
+    if row is not None:
         start, end = int(first[row]), int(last[row])
         what = f"start {start} is negative" if start < 0 else f"end {end} is before start {start}"
         msg = f"range {row}: {what}"

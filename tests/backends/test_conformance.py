@@ -59,6 +59,18 @@ class TestUring(TestLocal):
     backend_class = UringBackend
 
 
+class Direct(UringBackend):
+    """Reads around the page cache."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__(target)
+        self._is_direct = True
+
+
+class TestUringDirect(TestUring):
+    backend_class = Direct
+
+
 class TestUringOfOneEntry(TestUring):
     """Queues that are always full."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import mmap
 import os
 import signal
 import threading
@@ -166,6 +167,27 @@ def test_a_file_that_shrank_is_short(path: str) -> None:
     assert answers(ops) == [data[:count] for data, count in zip(expected, left, strict=True)]
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("longest", [1, 512, 4096, 70_000, 290_000])
+@pytest.mark.parametrize("n", [1, 20, 300])
+def test_direct_reads_of_any_offset_and_length(path: str, aligned: bool, longest: int, n: int) -> None:
+    backend = backend_on(LinuxKernel())
+    backend._is_direct = True
+    rng = np.random.default_rng(n + longest)
+    start = rng.integers(0, 300_000, n)
+    length = rng.integers(0, longest, n, endpoint=True)
+    if aligned:
+        start, length = start & -4096, np.maximum(length & -4096, 4096)
+    dest = np.cumsum(length) - length
+    source = backend.open(path)
+    buffer = np.frombuffer(mmap.mmap(-1, int(length.sum()) + 1), np.uint8)
+    ops = Ops.of([source], (np.zeros(n, np.int64), start, length, dest), buffer)
+    Performer(backend).perform(ops)
+    content = Path(path).read_bytes()
+    assert answers(ops) == [content[a : a + b] for a, b in zip(start.tolist(), length.tolist(), strict=True)]
+    assert not source.direct_fd >= 0 or not ops.state.columns.bounces, "bounce buffers are gone"
+
+
 # -- reads under way
 
 
@@ -205,6 +227,34 @@ def test_no_buffer_is_freed_while_the_kernel_may_write_to_it() -> None:
     gc.collect()
     assert buffer() is None, "and freed afterwards"
     os.close(write_to)
+
+
+def test_nor_where_the_first_part_of_a_request_is_done(path: str) -> None:
+    """A slice goes to the ring in parts; when the first is complete, nothing is in flight for a moment."""
+    backend = backend_on(LinuxKernel(), depth=1024)
+    ops, _ = scattered(backend, path, n=_rings.GIL_ROWS + 8)
+    waiting, write_to = pipe_ops()
+    ops.sources.append(waiting.sources[0])
+    ops.file[-8:], ops.length[-8:] = 1, 1
+    Path(path).read_bytes()
+    assert backend.start(ops, 0, len(ops)).tolist() == list(range(_rings.GIL_ROWS, len(ops)))
+    buffer = weakref.ref(ops.buffer)
+    del ops, waiting
+    gc.collect()
+    assert buffer() is not None
+    os.write(write_to, b"headrace")
+    backend.drain()
+    gc.collect()
+    assert buffer() is None
+    os.close(write_to)
+
+
+def test_what_the_page_cache_holds_is_complete_at_once(path: str) -> None:
+    backend = backend_on(LinuxKernel(), depth=64)
+    ops, expected = scattered(backend, path, n=3 * _rings.GIL_ROWS + 5)
+    Path(path).read_bytes()
+    assert backend.start(ops, 0, len(ops)).tolist() == []
+    assert answers(ops) == expected
 
 
 def test_an_interrupt_between_submission_and_completion_loses_nothing() -> None:

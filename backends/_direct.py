@@ -1,0 +1,123 @@
+"""``O_DIRECT``: reads around the page cache, whatever offsets, lengths and addresses are asked for.
+
+The kernel wants all three aligned. An op that is not reads the whole blocks around it into a bounce buffer,
+and its own bytes are copied out when it is done; one that is, as fixed-size blocks often are, goes straight
+to its place. Alignment is to 4096 bytes: enough for every device that is common, and a page.
+
+A file whose filesystem refuses ``O_DIRECT`` is read through the page cache, and so is what a direct read
+leaves over: its error or its short end are those of the plain read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import override
+
+from headrace.backends import _linux as linux
+from headrace.backends._files import LocalSource
+from headrace.backends._rings import Columns
+
+if TYPE_CHECKING:
+    from headrace.types import Int64Array, Ops
+
+BLOCK = 4096
+
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+# `ctypes.memmove` gives the GIL up for each call; most of these copies are shorter than that.
+_memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ctypes._memmove_addr  # type: ignore[attr-defined]  # noqa: SLF001 - the function behind `ctypes.memmove`
+)
+
+
+class DirectSource(LocalSource):
+    """A file that is open twice: through the page cache, and around it where the filesystem allows that."""
+
+    __slots__ = ("direct_fd",)
+
+    def __init__(self, path: str, fd: int) -> None:
+        super().__init__(path, fd)
+        self.direct_fd = -1
+        with contextlib.suppress(OSError):  # a filesystem, such as some in memory, that refuses
+            self.direct_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
+
+    @override
+    def __del__(self) -> None:
+        fd, self.direct_fd = self.direct_fd, -1
+        if fd >= 0:
+            linux.close(fd)
+        super().__del__()
+
+
+@dataclass(slots=True)
+class DirectColumns(Columns):
+    """The blocks around each op, and the bounce buffers of what is under way.
+
+    Attributes
+    ----------
+    head
+        ``int64[m]``: bytes of the first block that are before the op's own.
+    is_bounced
+        ``bool[m]``: rows that are not aligned.
+    own_dest
+        ``int64[m]``: addresses where the ops' own bytes go; `dest` is where their blocks do.
+    is_raw
+        ``bool[m]``: rows whose `got` counts bytes of whole blocks, which are not taken yet.
+    bounces
+        Of the slices under way, by their first row; None where all of the slice is aligned.
+    """
+
+    head: Int64Array
+    is_bounced: np.ndarray[Any, Any]
+    own_dest: Int64Array
+    is_raw: np.ndarray[Any, Any]
+    bounces: dict[int, mmap.mmap | None] = field(default_factory=dict)
+
+    def place(self, lo: int, hi: int) -> None:
+        """Make room for the rows ``[lo, hi)`` that are not aligned."""
+        bounce = None
+        rows = lo + np.flatnonzero(self.is_bounced[lo:hi])
+        if len(rows):
+            ends = np.cumsum(self.length[rows])
+            bounce = mmap.mmap(-1, int(ends[-1]))  # a mapping begins with a page
+            address = ctypes.addressof(ctypes.c_char.from_buffer(bounce))
+            self.dest[rows] = address + (ends - self.length[rows])
+        self.bounces[lo] = bounce
+        self.is_raw[lo:hi] = True
+
+    def take(self, ops: Ops, rows: Int64Array) -> None:
+        """Bring what was read of `rows` where it was asked for, and say in `got` how much that is."""
+        rows = rows[self.is_raw[rows]]
+        self.is_raw[rows] = False
+        raw = ops.got[rows]
+        got = np.where(raw < 0, raw, np.clip(raw - self.head[rows], 0, ops.length[rows]))
+        for row in np.flatnonzero(self.is_bounced[rows] & (got > 0)).tolist():
+            place = rows[row]
+            _memmove(int(self.own_dest[place]), int(self.dest[place] + self.head[place]), int(got[row]))
+        ops.got[rows] = got
+
+    def forget(self, row: int) -> None:
+        """Let go of the bounce buffer of the slice that `row` is in: nothing of it is under way."""
+        self.bounces.pop(max((lo for lo in list(self.bounces) if lo <= row), default=row), None)
+
+
+def direct_columns(ops: Ops) -> DirectColumns | None:
+    """Return the columns of ops whose files can all be read directly, else None."""
+    fds = [getattr(source, "direct_fd", -1) for source in ops.sources]
+    if min(fds) < 0:
+        return None
+    start = ops.start & -BLOCK
+    length = ((ops.start + ops.length + BLOCK - 1) & -BLOCK) - start
+    head = ops.start - start
+    own_dest = ops.dest + ops.buffer.ctypes.data
+    is_bounced = (head != 0) | (length != ops.length) | (own_dest % BLOCK != 0)
+    fd: Any = fds[0] if len(fds) == 1 else np.array(fds, np.int32)[ops.file]
+    is_raw = np.zeros(len(ops), np.bool_)
+    return DirectColumns(fd, start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw)

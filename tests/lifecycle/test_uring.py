@@ -1,0 +1,77 @@
+"""io_uring in whole processes: a soak beside a busy kernel, and machines where it is forbidden."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lifecycle.processes import Ended, run
+
+from headrace.backends._rings import probe
+
+RANGES = int(os.environ.get("HEADRACE_TEST_SOAK", "20000"))
+MIB = 1 << 20
+TESTS = Path(__file__).parents[1]
+
+needs_uring = pytest.mark.skipif(probe() is not None, reason="the kernel, or a sandbox, has no io_uring")
+
+
+@needs_uring
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("direct", ["0", "1"])
+def test_a_soak_leaves_nothing(tmp_path: Path, scheduled_mode: str, direct: str) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(np.random.default_rng(3).bytes(20 * MIB))
+    ended = run("ring_soak.py", path, RANGES, limit_s=3000, HEADRACE_SCHEDULER=scheduled_mode, DIRECT=direct)
+    assert ended.status == 0, ended.err
+    answer = json.loads(ended.out.splitlines()[-1])
+    assert (answer["wrong"], answer["rest"]) == ([], [0, 0])
+    before, after = answer["before"], answer["after"]
+    assert after["descriptors"] <= before["descriptors"]
+    assert after["rings"] <= before["rings"]
+    # Allocators and arenas, whose limit is 32 MiB, need not end where they began.
+    assert after["mappings"] <= before["mappings"] + 20
+    assert after["resident"] <= before["resident"] + 48 * MIB
+
+
+def denied(*arguments: object) -> Ended:
+    return run("denied.py", *arguments, limit_s=300)
+
+
+@needs_uring
+def test_where_it_is_forbidden_local_files_are_read_without(tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(bytes(range(256)) * 400)
+    script = tmp_path / "reads.py"
+    script.write_text(f"""
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+import headrace
+for _ in range(3):
+    fs = headrace.HeadraceFileSystem(target_protocol="file", local_backend="uring", skip_instance_cache=True)
+    batch = fs.read_ranges({str(tmp_path / "data.bin")!r}, list(range(100)), list(range(1, 101)))
+    assert batch.to_pylist() == [bytes([k]) for k in range(100)]
+print(fs.backend_name)
+""")
+    ended = denied(script)
+    assert (ended.status, ended.out) == (0, "local\n")
+    told = [line for line in ended.err.splitlines() if "io_uring" in line]
+    assert told == ["backend 'uring' is not used: io_uring: [Errno 1] Operation not permitted"]
+
+
+@needs_uring
+def test_where_it_is_forbidden_the_doctor_says_so() -> None:
+    ended = denied("-m", "headrace", "doctor", "--json")
+    (check,) = [check for check in json.loads(ended.out)["checks"] if check["name"] == "io_uring"]
+    assert check["status"] == "warn"
+    assert "seccomp" in check["detail"]
+    assert "io_uring_setup" in check["cure"]
+
+
+@needs_uring
+def test_where_it_is_forbidden_the_suite_of_backends_passes() -> None:
+    ended = denied("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", TESTS / "backends")
+    assert ended.status == 0, ended.out
+    assert "skipped" in ended.out, "the tests of rings know that there are none"
