@@ -103,9 +103,12 @@ class DirectColumns(Columns):
             _memmove(int(self.own_dest[place]), int(self.dest[place] + self.head[place]), int(got[row]))
         ops.got[rows] = got
 
-    def forget(self, row: int) -> None:
-        """Let go of the bounce buffer of the slice that `row` is in: nothing of it is under way."""
-        self.bounces.pop(max((lo for lo in list(self.bounces) if lo <= row), default=row), None)
+    def forget(self, rows: Int64Array) -> None:
+        """Let go of the bounce buffers of the slices that `rows` are in: nothing of them is under way."""
+        first = np.sort(np.array(list(self.bounces), np.int64))
+        if len(first):
+            for lo in np.unique(first[np.searchsorted(first, rows, "right") - 1]).tolist():
+                self.bounces.pop(lo, None)
 
 
 def direct_columns(ops: Ops) -> DirectColumns | None:

@@ -30,6 +30,8 @@ from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    import numpy.typing as npt
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -155,10 +157,10 @@ class InlineBackend(Backend):
     def finish(self, ops: Ops, rows: Int64Array) -> None:
         """Perform `rows` to their end: each has its `got` or its error afterwards."""
 
-    def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> tuple[Int64Array, Int64Array]:
-        """Perform at least so many of `rows` to their end; returns those, and those still on their way."""
+    def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> npt.NDArray[np.bool_]:
+        """Perform at least so many of `rows` to their end; returns which: ``bool[len(rows)]``."""
         self.finish(ops, rows[:least])
-        return rows[:least], rows[least:]
+        return np.arange(len(rows)) < least
 
     def is_bound(self, ops: Ops) -> bool:  # noqa: ARG002
         """Whether rows of `ops` must be finished by the thread that started them."""

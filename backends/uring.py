@@ -32,6 +32,8 @@ from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, probe
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from headrace.types import Int64Array, Ops
 
 FEW = 8
@@ -101,26 +103,25 @@ class UringBackend(FileBackend):
         return bool((ops.got[lo:hi] == ops.length[lo:hi]).all())
 
     @override
-    def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> tuple[Int64Array, Int64Array]:
-        """Wait until at least so many of the rows are done."""
+    def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> npt.NDArray[np.bool_]:
+        """Wait until at least so many of the rows are done, whichever."""
         columns = self._columns(ops)
         ring = None if columns is None else self._rings.mine()
         if ring is None:
-            done, pending = rows[:least], rows[least:]
-            if isinstance(columns, DirectColumns):
-                columns.take(ops, done)
-            super().finish(ops, done)
-            return done, pending
-        pending = ring.wait(ops, rows[ops.got[rows] == NOT_YET], len(rows) - least)
-        done = rows if not len(pending) else rows[ops.got[rows] != NOT_YET]
+            is_done = np.arange(len(rows)) < least
+        else:
+            pending = ring.wait(ops, rows[ops.got[rows] == NOT_YET], len(rows) - least)
+            # What is neither done nor under way was lost, and is read another way.
+            is_done = ops.got[rows] != NOT_YET if len(pending) else np.ones(len(rows), np.bool_)
+        done = rows[is_done]
         if isinstance(columns, DirectColumns):
             columns.take(ops, done)
-            if not len(pending) and not ring.is_broken:
-                columns.forget(int(rows[0]))
+            if is_done.all() and ring is not None and not ring.is_broken:
+                columns.forget(rows)
         again = done[ops.got[done] != ops.length[done]]
         if len(again):
             super().finish(ops, again)
-        return done, pending
+        return is_done
 
     @override
     def finish(self, ops: Ops, rows: Int64Array) -> None:

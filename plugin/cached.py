@@ -17,6 +17,7 @@ from headrace.backends.abc import InlineBackend
 from headrace.batch import RangeBatch
 from headrace.columns import difference, largest, offsets_of
 from headrace.ranges import checked_out
+from headrace.single import advise_scattered
 from headrace.types import Ops
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def read_cached(reader: SingleReader, ranges: Ranges, out: Any) -> RangeBatch | 
         return None
     try:
         sources = [channel.backend.open(path) for path in ranges.paths]
+        for source in sources:
+            advise_scattered(source)  # a probe that misses reads ahead
     except OSError:
         return None  # the scheduled way says whose error it is
     offsets = offsets_of(length)

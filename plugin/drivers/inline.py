@@ -43,6 +43,9 @@ _LONG_BYTES = 64 << 10
 _HALVED_ABOVE = 8
 """Fewer misses than this are finished at once: halving them would cost more than the device's idling."""
 
+_WAITED_FOR = 64
+"""So many reads on a ring are waited for together."""
+
 
 def start(job: Job, grant: Grant) -> Int64Array:
     """Start a grant and complete its hits; returns the rows on their way."""
@@ -55,6 +58,9 @@ def start(job: Job, grant: Grant) -> Int64Array:
         _fail(job, rows, error)
         return rows
     hits = grant.ops_left - len(rows)
+    if hits and len(rows) and backend.is_bound(ops):
+        # Completed with the others: one by one they would admit ever smaller slices, a system call for each.
+        return np.arange(grant.lo, grant.hi)
     if hits:
         nbytes = grant.bytes_left - (int(ops.length[rows].sum()) if len(rows) else 0)
         job.complete(grant, hits, nbytes, is_hit=True)
@@ -63,27 +69,39 @@ def start(job: Job, grant: Grant) -> Int64Array:
 
 def finish(job: Job, grant: Grant, rows: Int64Array) -> None:
     """Finish rows of a grant and complete them."""
-    finish_some(job, grant, rows, len(rows))
+    _finish_some(job, [(grant, rows)], len(rows))
 
 
-def finish_some(job: Job, grant: Grant, rows: Int64Array, least: int) -> Int64Array:
-    """Finish at least so many rows of a grant and complete them; returns those still on their way."""
+def _finish_some(
+    job: Job, under_way: list[tuple[Grant, Int64Array]], least: int
+) -> list[tuple[Grant, Int64Array]]:
+    """Finish at least so many rows of some grants and complete them; returns what is still on its way."""
     backend: InlineBackend = job.backend  # type: ignore[assignment]
     ops = job.ops
-    done, pending = rows, rows[:0]
+    rows = under_way[0][1] if len(under_way) == 1 else np.concatenate([rows for _, rows in under_way])
+    is_done = np.ones(len(rows), np.bool_)
     try:
         if not ops.errors:
-            done, pending = backend.finish_some(ops, rows, least)
+            is_done = backend.finish_some(ops, rows, least)
         else:
             left = np.array([row for row in rows.tolist() if row not in ops.errors], np.int64)
             if len(left):
                 backend.finish(ops, left)
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
         _fail(job, rows, error)
-    # A single long op is the common case beside a scan: no array for its one length.
-    nbytes = int(ops.length[done[0]]) if len(done) == 1 else int(ops.length[done].sum())
-    job.complete(grant, len(done), nbytes)
-    return pending
+    performed, left_over, at = [], [], 0
+    for grant, its in under_way:
+        mask = is_done[at : at + len(its)]
+        at += len(its)
+        done = its[mask]
+        if len(done):
+            # A single long op is the common case beside a scan: no array for its one length.
+            nbytes = int(ops.length[done[0]]) if len(done) == 1 else int(ops.length[done].sum())
+            performed.append((grant, len(done), nbytes))
+        if len(done) < len(its):
+            left_over.append((grant, its[~mask]))
+    job.complete_all(performed)
+    return left_over
 
 
 def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
@@ -146,7 +164,7 @@ class LiteDriver:
         while not request.is_over:
             _start_granted(job)
             if job.under_way:
-                _finish_some(job)
+                (_finish_half if _is_bound(job) else _finish_first)(job)
                 self._start_for_others()
             elif not request.is_over:
                 wait_until_over(job, timeout_s, until=partial(_has_work, job))
@@ -186,7 +204,7 @@ def _start_granted(job: Job) -> None:
                 job.under_way.append((grant, rows))
 
 
-def _finish_some(job: Job) -> None:
+def _finish_first(job: Job) -> None:
     """Finish the first long op, or half of what is under way of short ones.
 
     Completing some lets as many others start while the rest is waited for.
@@ -197,9 +215,18 @@ def _finish_some(job: Job) -> None:
         count = 1
     elif count > _HALVED_ABOVE:
         count = (count + 1) // 2
-    rows = finish_some(job, grant, rows, count)
-    if len(rows):
-        job.under_way.appendleft((grant, rows))
+    job.under_way.extendleft(_finish_some(job, [(grant, rows)], count))
+
+
+def _finish_half(job: Job) -> None:
+    """Finish half of all that is under way, whichever, or all where that is little.
+
+    A system call costs as much as several reads, so what it submits next should be many.
+    """
+    count = sum(len(rows) for _, rows in job.under_way)
+    left_over = _finish_some(job, list(job.under_way), (count + 1) // 2 if count > _WAITED_FOR else count)
+    job.under_way.clear()
+    job.under_way.extend(left_over)
 
 
 def abandon(job: Job) -> None:

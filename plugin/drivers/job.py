@@ -130,12 +130,18 @@ class Job:
 
     def complete(self, grant: Grant, ops: int, nbytes: int, *, is_hit: bool = False) -> None:
         """Tell the core that ops of a grant were performed; fail the request if one says so."""
+        self.complete_all([(grant, ops, nbytes)], is_hit=is_hit)
+
+    def complete_all(self, performed: list[tuple[Grant, int, int]], *, is_hit: bool = False) -> None:
+        """Tell it of several grants' ops and bytes in one section: what that admits is one grant."""
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
             if self.fails_fast and self.ops.errors and not self.request.is_over:
                 row = min(self.ops.errors)
                 scheduler.fail(self.request, self.ops.errors[row])
-            scheduler.complete(grant, ops, nbytes, perf_counter(), is_hit=is_hit)
+            now = perf_counter()
+            for grant, ops, nbytes in performed:
+                scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit)
 
     def cancel(self, error: BaseException | None = None) -> None:
         """End the request; does nothing when it is over and drained."""
