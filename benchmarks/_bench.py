@@ -399,6 +399,18 @@ def parser(text: str) -> argparse.ArgumentParser:
     return made
 
 
+def parse_sections(options: argparse.ArgumentParser, sections: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line with the sections to run; none named is all."""
+    options.add_argument("sections", nargs="*", help=f"of {', '.join(sections)} (default: all)")
+    given = options.parse_args()
+    unknown = set(given.sections) - set(sections)
+    if unknown:
+        options.error(f"no such section: {sorted(unknown)}; there are {', '.join(sections)}")
+    given.sections = given.sections or list(sections)
+    given.rounds = given.rounds or (2 if given.quick else 5)
+    return given
+
+
 def prepare() -> None:
     """Take the environment's settings of headrace away: the scripts set what they compare."""
     for name in [name for name in os.environ if name.startswith("HEADRACE_")]:

@@ -45,6 +45,7 @@ from _bench import (
     console,
     draw_rates,
     lineitem,
+    parse_sections,
     parser,
     prepare,
     random_file,
@@ -376,23 +377,20 @@ def make_cases(sections: Sequence[str], data_dir: Path, sizes: Sizes) -> list[Ca
 
 def main() -> None:
     """Run what is asked for and report."""
-    options = parser(__doc__ or "")
-    options.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
-    given = options.parse_args()
-    unknown = set(given.sections) - set(SECTIONS)
-    if unknown:
-        options.error(f"no such section: {sorted(unknown)}; there are {', '.join(SECTIONS)}")
+    given = parse_sections(parser(__doc__ or ""), SECTIONS)
     prepare()
     sizes = QUICK if given.quick else FULL
-    cases = make_cases(given.sections or SECTIONS, given.data_dir, sizes)
-    rounds = given.rounds or (2 if given.quick else 5)
-    results = run_all(cases, rounds)
-    title = f"local reads, medians of {rounds} alternating runs"
+    cases = make_cases(given.sections, given.data_dir, sizes)
+    results = run_all(cases, given.rounds)
+    title = f"local reads, medians of {given.rounds} alternating runs"
     show_results(results, title)
     show_ratios(results)
     show_busy(results)
     save(
-        given.out, "local_reads", {"rounds": rounds, "results": as_json(results)}, draw_rates(results, title)
+        given.out,
+        "local_reads",
+        {"rounds": given.rounds, "results": as_json(results)},
+        draw_rates(results, title),
     )
 
 

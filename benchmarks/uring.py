@@ -13,7 +13,7 @@ Sections:
 * *cat_ranges*: 20,000 cold ranges as a list of bytes; fsspec local, obstore.
 * *busy*: hot batches beside no, one and two busy Python threads.
 * *threads*: eight threads, each with its own batches, and one thread with as many.
-* *calls*: 10 to 1,000,000 ranges a call.
+* *calls*: 10 to 1,000,000 ranges a call; short ones are made again and again, 20,000 ranges in all.
 
 Arenas are warm: the round that is not counted has made them. A peer that is not installed is left out.
 """
@@ -47,6 +47,7 @@ from _bench import (
     by_case,
     console,
     draw_rates,
+    parse_sections,
     parser,
     prepare,
     random_file,
@@ -288,18 +289,20 @@ def call_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
     blocks = path.stat().st_size // READ_BYTES
     fs = filesystem("lite", "uring")
 
-    def run(starts: np.ndarray[Any, Any]) -> Any:
-        return fs.read_ranges(str(path), starts, starts + 512)
+    def run(calls: list[np.ndarray[Any, Any]]) -> Any:
+        for starts in calls:
+            fs.read_ranges(str(path), starts, starts + 512)
 
     n = 10
     while n <= sizes.most:
+        calls = max(1, sizes.busy // n)
         yield Case(
             "calls",
             f"{n:,} x 512 B",
             "hot",
-            lambda rng, n=n: rng.integers(0, blocks, n) * READ_BYTES,
+            lambda rng, n=n, calls=calls: list(rng.integers(0, blocks, (calls, n)) * READ_BYTES),
             [Contender("headrace lite, uring", run)],
-            n,
+            n * calls,
             "ranges",
             [path],
         )
@@ -356,24 +359,18 @@ SECTIONS: dict[str, Callable[[Path, Path, Sizes], Iterator[Case]]] = {
 
 def main() -> None:
     """Run what is asked for and report."""
-    options = parser(__doc__ or "")
-    options.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
-    given = options.parse_args()
-    unknown = set(given.sections) - set(SECTIONS)
-    if unknown:
-        options.error(f"no such section: {sorted(unknown)}; there are {', '.join(SECTIONS)}")
+    given = parse_sections(parser(__doc__ or ""), list(SECTIONS))
     prepare()
     sizes = QUICK if given.quick else FULL
     path = random_file(given.data_dir / f"random-{sizes.file_bytes}.bin", sizes.file_bytes)
-    cases = [
-        case for name in given.sections or SECTIONS for case in SECTIONS[name](path, given.data_dir, sizes)
-    ]
-    rounds = given.rounds or (2 if given.quick else 5)
-    results = run_all(cases, rounds)
-    title = f"local reads through io_uring, medians of {rounds} alternating runs"
+    cases = [case for name in given.sections for case in SECTIONS[name](path, given.data_dir, sizes)]
+    results = run_all(cases, given.rounds)
+    title = f"local reads through io_uring, medians of {given.rounds} alternating runs"
     show_results(results, title)
     show_ratios(results)
-    save(given.out, "uring", {"rounds": rounds, "results": as_json(results)}, draw_rates(results, title))
+    save(
+        given.out, "uring", {"rounds": given.rounds, "results": as_json(results)}, draw_rates(results, title)
+    )
 
 
 if __name__ == "__main__":
