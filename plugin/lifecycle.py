@@ -54,10 +54,12 @@ class _Guard:
         self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
         self.lock = threading.RLock()
         self.is_exiting = False
+        self.has_followed = False
 
     def follow(self, handle: Any) -> None:
         """Wait for `handle` to be gone before the interpreter ends."""
         with self.lock:
+            self.has_followed = True
             self.handles.add(handle)
 
     def is_held(self) -> bool:
@@ -95,6 +97,9 @@ def _at_exit() -> None:
     gc.collect()
     if not _wait_while(_guard.is_held, PATIENCE_S):
         _skip_exit_handlers()
+    if _guard.has_followed:
+        # The thread that let go of the last handle may still be on its way out of Python.
+        threading.Event().wait(_QUIET_S)
     _wait_while(_is_reading, DRAIN_S)
     interrupts.disarm()
     _runtime.runtime().close(error)
