@@ -75,12 +75,17 @@ def as_ranges(
         file = np.fromiter((number.setdefault(p, len(number)) for p in paths), np.int64, n)
         names = [normalise(path) for path in number]
     try:
-        first, last = np.broadcast_to(first, n), np.broadcast_to(last, n)
+        first, last = _stretched(first, n), _stretched(last, n)
     except ValueError:
         msg = f"{n} paths, {first.size} starts and {last.size} ends do not go together"
         raise ValueError(msg) from None
     _check(first, last)
     return Ranges(names, file, first, last)
+
+
+def _stretched(values: Int64Array, n: int) -> Int64Array:
+    """Return `values` as they are, or one for all ``n`` times, without a copy."""
+    return values if values.shape == (n,) else np.broadcast_to(values, n)
 
 
 def _check(first: Int64Array, last: Int64Array) -> None:

@@ -145,7 +145,7 @@ class Scheduler:
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
         nbytes = self._hand_out(request, 1, now)
         self._count(request, 1, nbytes)
-        return request.inbox.popleft()
+        return request.inbox.pop(0)
 
     def count_hit(self, nbytes: int, ops: int = 1) -> None:
         """Count ops that were admitted, performed and delivered within this section."""

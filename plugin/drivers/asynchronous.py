@@ -161,11 +161,13 @@ class AsyncDriver:
                 forfeit(job, grant)
                 continue
             task = self.loop.create_task(self._perform(job, grant))
+            if job.tasks is None:
+                job.tasks = set()
             job.tasks.add(task)
             self._tasks += 1
             task.add_done_callback(partial(self._ended, job, grant))
         if job.request.is_over:
-            for task in job.tasks:
+            for task in job.tasks or ():
                 task.cancel()
 
     async def _perform(self, job: Job, grant: Grant) -> None:
@@ -179,7 +181,8 @@ class AsyncDriver:
 
     def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
         """Complete a grant, however its task ended."""
-        job.tasks.discard(task)
+        if job.tasks is not None:
+            job.tasks.discard(task)
         self._tasks -= 1
         if task.cancelled() or task.exception() is not None:
             error = ConnectionAbortedError("the read was cancelled")

@@ -209,13 +209,13 @@ def _finish_first(job: Job) -> None:
 
     Completing some lets as many others start while the rest is waited for.
     """
-    grant, rows = job.under_way.popleft()
+    grant, rows = job.under_way.pop(0)
     count = len(rows)
     if job.ops.length[rows[0]] >= _LONG_BYTES:
         count = 1
     elif count > _HALVED_ABOVE:
         count = (count + 1) // 2
-    job.under_way.extendleft(_finish_some(job, [(grant, rows)], count))
+    job.under_way[:0] = _finish_some(job, [(grant, rows)], count)
 
 
 def _finish_half(job: Job) -> None:
@@ -225,8 +225,7 @@ def _finish_half(job: Job) -> None:
     """
     count = sum(len(rows) for _, rows in job.under_way)
     left_over = _finish_some(job, list(job.under_way), (count + 1) // 2 if count > _WAITED_FOR else count)
-    job.under_way.clear()
-    job.under_way.extend(left_over)
+    job.under_way[:] = left_over
 
 
 def abandon(job: Job) -> None:

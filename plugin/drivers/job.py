@@ -11,7 +11,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 import threading
-from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ class Job:
     is_left
         Its consumer left: nobody may start anything for it any more.
     tasks
-        The asyncio tasks that perform it, on async backends.
+        The asyncio tasks that perform it, on async backends; made with the first.
     """
 
     __slots__ = (
@@ -99,10 +98,10 @@ class Job:
         self.backend = backend
         self.fails_fast = fails_fast
         self.waiter = Waiter()
-        self.tasks: set[Any] = set()
+        self.tasks: set[Any] | None = None
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
-        self.under_way: deque[tuple[Grant, Int64Array]] = deque()
+        self.under_way: list[tuple[Grant, Int64Array]] = []  # as `Request.inbox`
         self.is_ahead = False
         self.is_left = False
 
@@ -120,7 +119,7 @@ class Job:
     def take(self) -> Grant | None:
         """Take the next grant, if there is one."""
         try:
-            grant = self.request.inbox.popleft()
+            grant = self.request.inbox.pop(0)
         except IndexError:
             return None
         trace = self.engine.hub.trace

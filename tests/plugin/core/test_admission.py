@@ -46,7 +46,7 @@ def finish(hub: Hub, request: Request) -> None:
     """Perform what is in flight of the request, and what that admits, until it stands still."""
     scheduler = next(s for s in hub.schedulers.values() if request.seq in s.requests)
     while request.inbox:
-        grant = request.inbox.popleft()
+        grant = request.inbox.pop(0)
         scheduler.complete(grant, grant.ops_left, grant.bytes_left, 0.0)
         hub.settle(0.0)
         hub.validate()

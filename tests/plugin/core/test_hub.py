@@ -33,7 +33,7 @@ def submit(hub: Hub, device: str, *, ops: int = 1, base: int = 0, **options: Any
 def serve(hub: Hub, requests: list[Request], now: float) -> Request:
     """Perform the one op in flight; returns its request."""
     (request,) = (request for request in requests if request.inbox)
-    grant = request.inbox.popleft()
+    grant = request.inbox.pop(0)
     next(s for s in hub.schedulers.values() if request.seq in s.requests).complete(grant, 1, 10, now)
     hub.settle(now)
     hub.validate()
@@ -86,7 +86,7 @@ def test_a_drop_waits_for_the_holder_of_the_lock_to_settle() -> None:
     hub.drop(hub.schedulers["a"], gone)
     assert (gone.state, hub.budget.reserved_bytes) == (State.RUNNING, 10)
     hub.settle(0.0)
-    hub.schedulers["a"].forfeit(gone.inbox.popleft())
+    hub.schedulers["a"].forfeit(gone.inbox.pop(0))
     hub.settle(0.0)
     assert (gone.state, len(waits.inbox)) == (State.RETIRED, 1)
 
@@ -98,7 +98,7 @@ def test_a_request_dropped_twice_or_when_it_is_over_is_released_once() -> None:
     for _ in range(2):
         hub.drop(hub.schedulers["a"], gone)
     hub.settle(0.0)
-    hub.schedulers["a"].forfeit(gone.inbox.popleft())
+    hub.schedulers["a"].forfeit(gone.inbox.pop(0))
     hub.drop(hub.schedulers["a"], gone)
     hub.settle(0.0)
     hub.validate()

@@ -80,7 +80,7 @@ def test_one_op_is_admitted_where_nothing_is_in_flight(length: int) -> None:
     first = submit(scheduler, length, result_bytes=1000, unknown_bytes=500)
     second = submit(scheduler, 1)
     assert (first.next_op, second.next_op) == (1, 0)
-    complete(scheduler, first.inbox.popleft())
+    complete(scheduler, first.inbox.pop(0))
     assert second.next_op == 1
 
 
@@ -91,10 +91,10 @@ def test_the_throttle_counts_down_and_comes_back() -> None:
     for end in ("complete", "fail", "cancel", "drop", "close", "short") * 3:
         request = submit(scheduler, 10, 10, 10, 10)
         assert (hub.in_flight_ops, request.next_op) == (3, 3), "never more, and again all of them"
-        grant = request.inbox.popleft()
+        grant = request.inbox.pop(0)
         if end == "complete":
             complete(scheduler, grant)
-            complete(scheduler, request.inbox.popleft())
+            complete(scheduler, request.inbox.pop(0))
             scheduler.consume(request, 0.0)
         elif end == "short":
             scheduler.complete(grant, 2, 20, 0.0)
@@ -158,7 +158,7 @@ def test_a_hit_tells_the_controller_nothing() -> None:
     window = Watched(initial=100, least=1, most=1000)
     scheduler = hub.scheduler("disk", window=window)
     for is_hit in (True, False):
-        grant = submit(scheduler, 10).inbox.popleft()
+        grant = submit(scheduler, 10).inbox.pop(0)
         scheduler.complete(grant, 1, 10, 0.0, is_hit=is_hit)
     assert (window.seen, scheduler.in_flight_bytes, hub.counters.ops_hit) == (1, 0, 1)
 
@@ -186,7 +186,7 @@ def test_a_more_urgent_request_goes_between_two_slices() -> None:
     _, scheduler = a_scheduler(ops=2)
     scan = submit(scheduler, *[10] * 10)
     urgent = submit(scheduler, 10, base=-1)
-    complete(scheduler, scan.inbox.popleft())
+    complete(scheduler, scan.inbox.pop(0))
     assert (urgent.next_op, scan.next_op) == (1, 3)
 
 
@@ -201,7 +201,7 @@ def test_raising_moves_what_is_in_flight_too() -> None:
     assert joined.priority == Priority(-1, 0)
     assert scheduler.in_flight_bases == {-1: 4}
     assert hub.budget.least_priority() == Priority(-1, 0)
-    complete(scheduler, joined.inbox.popleft())
+    complete(scheduler, joined.inbox.pop(0))
     assert (joined.next_op, other.next_op) == (8, 0)
 
 
@@ -256,7 +256,7 @@ def test_a_request_fails_with_its_first_error() -> None:
     scheduler.fail(request, OSError("second"))
     scheduler.cancel(request, OSError("third"))
     assert (request.error, request.state, request.next_op) == (first, State.FAILED, 2)
-    complete(scheduler, request.inbox.popleft())
+    complete(scheduler, request.inbox.pop(0))
     assert (request.error, request.state) == (first, State.RETIRED)
 
 
@@ -282,7 +282,7 @@ def test_a_request_that_is_over_is_let_go() -> None:
     for how in ("consume", "cancel"):
         request = submit(scheduler, 10)
         queued = submit(scheduler, 10)
-        complete(scheduler, request.inbox.popleft())
+        complete(scheduler, request.inbox.pop(0))
         scheduler.cancel(queued)
         if how == "consume":
             scheduler.consume(request, 0.0)
@@ -345,7 +345,7 @@ def test_a_million_ops_are_admitted_slice_by_slice() -> None:
     slices, dearest = 0, 0
 
     def step() -> None:
-        grant = request.inbox.popleft()
+        grant = request.inbox.pop(0)
         scheduler.complete(grant, grant.ops_left, grant.bytes_left, 0.0)
         hub.settle(0.0)
 
@@ -379,7 +379,7 @@ def _dearest_step(n: int, *, is_short: bool) -> int:
         hub.settle(0.0)
     dearest = calls_of(lambda: submit(scheduler, 10, group="last"))
     dearest -= calls_of(hub.validate)
-    grant = first.inbox.popleft()
+    grant = first.inbox.pop(0)
 
     def step() -> None:
         scheduler.complete(grant, 1, 10, 0.0)
