@@ -2,8 +2,8 @@
 
 Copying a short range costs less than planning it. So ranges are copied in the caller's order, a slice at a
 time and each slice within one section: there is room for it, nobody waits, nobody can be more urgent
-meanwhile. The first miss ends that: the batch is planned and scheduled like any other, and the slice, whose
-misses the probes have set going, was no longer than one op.
+meanwhile. The first miss ends that: the batch is planned and scheduled like any other, and what the probes of
+one slice have set going was asked of the window before (`Scheduler.has_room`).
 
 No NumPy call here gives the GIL up (`headrace.columns`).
 """
