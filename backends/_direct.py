@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from headrace.backends import _linux as linux
 from headrace.backends._files import LocalSource
-from headrace.backends._rings import Columns
+from headrace.backends._rings import Columns, fd_column
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, Ops
@@ -121,6 +121,7 @@ def direct_columns(ops: Ops) -> DirectColumns | None:
     head = ops.start - start
     own_dest = ops.dest + ops.buffer.ctypes.data
     is_bounced = (head != 0) | (length != ops.length) | (own_dest % BLOCK != 0)
-    fd: Any = fds[0] if len(fds) == 1 else np.array(fds, np.int32)[ops.file]
     is_raw = np.zeros(len(ops), np.bool_)
-    return DirectColumns(fd, start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw)
+    return DirectColumns(
+        fd_column(ops, fds), start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw
+    )

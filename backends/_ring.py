@@ -151,9 +151,7 @@ class Ring:
         np.frombuffer(rings, np.uint32, self.entries, int(sq["array"]))[:] = np.arange(self.entries)
         sqes = np.frombuffer(entries, abi.SQE, self.entries)
         sqes["opcode"] = abi.OP_READ
-        self._sqes = {
-            name: sqes[name] for name in ("fd", "off", "addr", "len", "rw_flags", "user_data", "ioprio")
-        }
+        self._sqes = {name: sqes[name] for name in ("fd", "off", "addr", "len", "rw_flags", "user_data")}
         cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
         self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
 

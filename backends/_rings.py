@@ -20,7 +20,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,8 +28,12 @@ from headrace.backends._ring import LinuxKernel, Ring
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.backends._ring import Kernel
     from headrace.types import Int64Array, Ops
+
+T = TypeVar("T")
 
 DEFAULT_DEPTH = 256
 """Entries of a submission queue; as many ops as a scheduler has in flight to one device."""
@@ -71,6 +75,11 @@ class Columns:
     base: int
 
 
+def fd_column(ops: Ops, fds: list[int]) -> Any:
+    """Return the descriptor of all ops, or of each, from those of their files."""
+    return fds[0] if len(fds) == 1 else np.array(fds, np.int32)[ops.file]
+
+
 class ThreadRing:
     """A thread's ring and the ops that are on it.
 
@@ -91,13 +100,31 @@ class ThreadRing:
     def submit(self, ops: Ops, columns: Columns, lo: int, hi: int, rw_flags: int = 0) -> None:
         """Submit rows, and deliver what is complete at once.
 
-        Waits only where the queues are full. Rows it could not submit are left as they were.
+        Waits only where the queues are full. Whoever probes asks for nothing else of these rows, so the
+        kernel has all of them on return, unless the ring was given up: those it could not submit are left
+        as they were.
         """
+        self._use(self._submit, ops, columns, lo, hi, rw_flags)
+
+    def wait(self, ops: Ops, pending: Int64Array, most: int) -> Int64Array:
+        """Wait until at most `most` of the pending rows are left; returns those."""
+        left = self._use(self._wait, ops, pending, most)
+        # A row that is not in flight will never be delivered: whoever asks reads it another way.
+        return pending[:0] if left is None or not self.ring.in_flight else left
+
+    def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        self._use(self._drain)
+
+    def _use(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Call what uses the ring, and give the ring up where the kernel does."""
         self.is_busy = True
         try:
-            self._submit(ops, columns, lo, hi, rw_flags)
+            return function(*args)
         except OSError as error:
-            self._give_up(error)
+            self.is_broken = True
+            _log.warning("a ring is of no use any more, its reads are done with preadv: %s", error)
+            return None
         finally:
             self.is_busy = False
 
@@ -123,38 +150,22 @@ class ThreadRing:
             )
             ring.enter(keep_gil=True)
             self._deliver()
+            while ring.unsubmitted:  # the kernel was busy, or took a part
+                ring.enter()
+                self._deliver()
             lo += count
 
-    def wait(self, ops: Ops, pending: Int64Array, most: int) -> Int64Array:
-        """Wait until at most `most` of the pending rows are left; returns those."""
-        self.is_busy = True
-        try:
-            while len(pending) > most and self.ring.in_flight:
-                self.ring.enter(min(len(pending) - most, self.ring.in_flight))
-                self._deliver()
-                pending = pending[ops.got[pending] == NOT_YET]
-        except OSError as error:
-            self._give_up(error)
-        finally:
-            self.is_busy = False
-        # A row that is not in flight will never be delivered: whoever asks reads it another way.
-        return pending if self.ring.in_flight and not self.is_broken else pending[:0]
+    def _wait(self, ops: Ops, pending: Int64Array, most: int) -> Int64Array:
+        while len(pending) > most and self.ring.in_flight:
+            self.ring.enter(min(len(pending) - most, self.ring.in_flight))
+            self._deliver()
+            pending = pending[ops.got[pending] == NOT_YET]
+        return pending
 
-    def drain(self) -> None:
-        """Wait until nothing is in flight."""
-        self.is_busy = True
-        try:
-            while self.ring.in_flight:
-                self.ring.enter(self.ring.in_flight)
-                self._deliver()
-        except OSError as error:
-            self._give_up(error)
-        finally:
-            self.is_busy = False
-
-    def _give_up(self, error: OSError) -> None:
-        self.is_broken = True
-        _log.warning("a ring is of no use any more, its reads are done with preadv: %s", error)
+    def _drain(self) -> None:
+        while self.ring.in_flight:
+            self.ring.enter(self.ring.in_flight)
+            self._deliver()
 
     def _deliver(self) -> None:
         """Note the results of what completed."""
@@ -180,7 +191,9 @@ class ThreadRing:
     def _note(self, batch: int, rows: Int64Array, got: Int64Array) -> None:
         ops = self._ops.get(batch)
         if ops is not None:  # else its completion was noted before, and an exception came in between
-            ops.got[rows] = got
+            # After an exception somebody else may have read the row since.
+            length = ops.length[rows]
+            ops.got[rows] = np.where(ops.got[rows] == length, length, got)
 
     def close(self) -> None:
         """Let go of the ring."""

@@ -28,7 +28,7 @@ from typing_extensions import override
 from headrace.backends import _linux as linux
 from headrace.backends._direct import DirectColumns, DirectSource, direct_columns
 from headrace.backends._files import FileBackend, LocalSource, is_small, prepared
-from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, probe
+from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ class UringBackend(FileBackend):
 def plain_columns(ops: Ops) -> Columns:
     """Return what a ring needs to read through the page cache."""
     fds = [-1 if source is None else source.fd for source in ops.sources]
-    fd: Any = fds[0] if len(fds) == 1 else np.array(fds, np.int32)[ops.file]
-    return Columns(fd, ops.start, ops.dest, ops.length, ops.buffer.ctypes.data)
+    return Columns(fd_column(ops, fds), ops.start, ops.dest, ops.length, ops.buffer.ctypes.data)
 
 
 _making = threading.RLock()

@@ -14,6 +14,7 @@ It drains or forfeits all it took before it returns or raises, so nothing is in 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -121,7 +122,7 @@ class LiteDriver:
 
     def __init__(self, keeper: LoopDriver) -> None:
         self.keeper = keeper
-        self._passed_over: deque[Job] = deque()
+        self._passed_over: deque[weakref.ref[Job]] = deque()
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit, perform, and return when the request is over."""
@@ -156,7 +157,8 @@ class LiteDriver:
 
     def _wake(self, job: Job, request: Request) -> None:
         if request.inbox and (job.under_way or job.is_ahead) and not _is_bound(job):
-            self._passed_over.append(job)
+            # Weakly: its consumer may start these itself, be over, and want its file closed.
+            self._passed_over.append(weakref.ref(job))
         job.waiter.wake()
 
     def _perform(self, job: Job, timeout_s: float | None) -> None:
@@ -176,11 +178,12 @@ class LiteDriver:
         """
         while self._passed_over:
             try:
-                other = self._passed_over.popleft()
+                other = self._passed_over.popleft()()
             except IndexError:
                 return
-            _start_granted(other)
-            other.waiter.wake()
+            if other is not None:
+                _start_granted(other)
+                other.waiter.wake()
 
     def launch(self, job: Job) -> None:
         """Submit without waiting: the keeper drives it."""

@@ -111,6 +111,37 @@ def test_a_kernel_that_takes_a_few_entries_at_a_time(path: str) -> None:
     assert kernel.calls > 500 / 3
 
 
+@pytest.mark.parametrize("kernel", [Faulty(errno.EAGAIN, errno.EBUSY), Faulty(at_once=3)])
+def test_a_probe_leaves_nothing_behind(path: str, kernel: Faulty) -> None:
+    """Nobody waits for it: what the kernel took later would keep the file open."""
+    backend = backend_on(kernel, depth=1024)
+    ops, expected = scattered(backend, path)
+    assert backend.probe_rows(ops, 0, len(ops))
+    assert answers(ops) == expected
+    ring = backend._rings.mine()
+    assert ring is not None
+    assert (ring.ring.in_flight, len(ring._ops)) == (0, 0)
+
+
+def test_a_completion_that_comes_late_spoils_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between filling and submitting; somebody else reads the rows; then they are submitted."""
+    backend = backend_on(LinuxKernel(), depth=1024)
+    ops, expected = scattered(backend, path)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ring, "enter", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            backend.probe_rows(ops, 0, len(ops))
+    on_threads(1, lambda: Performer(backend).perform(ops))
+    assert answers(ops) == expected
+    os.truncate(path, 0)
+    backend.drain()
+    assert ops.got.tolist() == [BLOCK] * len(ops)
+
+
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EBADF, errno.EBADR, errno.ENXIO, errno.EFAULT])
 def test_a_ring_that_breaks_is_replaced(path: str, number: int, caplog: pytest.LogCaptureFixture) -> None:
     backend = backend_on(Faulty(number))

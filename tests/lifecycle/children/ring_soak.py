@@ -6,6 +6,7 @@ environment.  Every byte is compared with ``os.pread``; prints what is left at t
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import json
@@ -18,13 +19,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from soaking import IDLE_S, descriptors, on_threads, wrong
+
 import headrace
+from headrace.arenas import arenas
 from headrace.backends import _rings
 from headrace.backends._ring import LinuxKernel
 
 PATH, COUNT = sys.argv[1], int(sys.argv[2])
-THREADS = 4
-IDLE_S = 30.0
+LIBC, PR_SET_THP_DISABLE = ctypes.CDLL(None), 41
 FD = os.open(PATH, os.O_RDONLY)
 SIZE = os.fstat(FD).st_size
 
@@ -76,39 +79,20 @@ def cancelled(fs: Any, starts: list[int], ends: list[int]) -> None:
 
 
 WORK = (at_once, at_once, listed, submitted, dropped, cancelled)
-wrong: list[str] = []
 
 
-def soak(fs: Any, seed: int, count: int) -> None:
-    chance = random.Random(seed)
-    try:
-        while count > 0:
-            starts, ends = shape(chance)
-            chance.choice(WORK)(fs, starts, ends)
-            count -= len(starts)
-            if chance.random() < 0.01:
-                os.posix_fadvise(FD, 0, 0, os.POSIX_FADV_DONTNEED)
-    except BaseException as error:  # noqa: BLE001 - reported
-        wrong.append(f"{type(error).__name__}: {error}"[:500])
+def work(chance: random.Random) -> int:
+    starts, ends = shape(chance)
+    chance.choice(WORK)(fs, starts, ends)
+    if chance.random() < 0.01:
+        os.posix_fadvise(FD, 0, 0, os.POSIX_FADV_DONTNEED)
+    return len(starts)
 
 
-def run(fs: Any, count: int) -> None:
-    threads = [threading.Thread(target=soak, args=(fs, seed, count // THREADS)) for seed in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    gc.collect()
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-def settled(fs: Any, most: int = 1 << 30) -> dict[str, Any]:
+def settled(fs: Any, files: Counter[str] | None = None) -> dict[str, Any]:
     """Wait until nothing is in flight and the workers have ended; returns what is open and mapped then.
 
-    The loop thread lets go of its last file a moment after the op is over: hence `most` descriptors.
+    The loop thread lets go of its last file a moment after the op is over: hence `files`, open before.
     """
     gc.collect()
     deadline_s = time.monotonic() + IDLE_S
@@ -117,25 +101,29 @@ def settled(fs: Any, most: int = 1 << 30) -> dict[str, Any]:
     for thread in threading.enumerate():
         if thread.name.startswith("headrace-disk"):
             thread.join(max(0.0, deadline_s - time.monotonic()))
-    while descriptors() > most and time.monotonic() < deadline_s:
+    while files is not None and descriptors() - files and time.monotonic() < deadline_s:
         time.sleep(0.001)
+    arenas._idle.clear()  # what these and malloc keep for later would hide what is lost
+    LIBC.malloc_trim(0)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "descriptors": descriptors(),
         "mappings": len(Path("/proc/self/maps").read_text().splitlines()),
         "resident": int(status["VmRSS"].split()[0]) * 1024,
+        "held": arenas.out_bytes,
         "rings": sum(map(len, _rings._all.values())),
     }
 
 
+LIBC.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # else a page in use keeps 2 MiB resident
 _rings.LinuxKernel = Busy  # type: ignore[misc]
 fs = headrace.HeadraceFileSystem(
     target_protocol="file", buffer_bytes=32 << 20, uring_direct=os.environ.get("DIRECT") == "1"
 )
 assert fs.backend_name == "uring"
-run(fs, COUNT // 2)
+on_threads(work, COUNT // 2)
 before = settled(fs)
-run(fs, COUNT)
+on_threads(work, COUNT)
 after = settled(fs, before["descriptors"])
 stats = fs.stats()
 engine = fs.channel.engine

@@ -6,10 +6,7 @@ the environment.  Prints what is left at the end as JSON.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
-import os
 import random
 import sys
 import threading
@@ -19,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import slow
+from soaking import IDLE_S, descriptors, on_threads, wrong
 
 import headrace
 from headrace.backends import fsspec_sync
 
 PROTOCOL, ROOT, COUNT = sys.argv[1:4]
-THREADS = 4
-IDLE_S = 30.0
 DATA, MISSING, FAILING = f"{ROOT}/data.bin", f"{ROOT}/missing.bin", f"{ROOT}/failing.bin"
 CONTENT = Path(DATA).read_bytes()
 fsspec_sync.THREAD_SAFE |= {"slow.SlowFileSystem"}
@@ -80,36 +76,12 @@ def failed(fs: Any, starts: list[int], ends: list[int]) -> None:
 
 
 WORK = (consumed, at_once, cancelled, dropped, dropped_in_a_cycle, failed)
-wrong: list[str] = []
 
 
-def soak(fs: Any, seed: int, count: int) -> None:
-    chance = random.Random(seed)
-    try:
-        while count > 0:
-            starts, ends = ranges(chance)
-            chance.choice(WORK)(fs, starts, ends)
-            count -= len(starts)
-    except BaseException as error:  # noqa: BLE001
-        wrong.append(repr(error)[:500])
-
-
-def descriptors() -> Counter[str]:
-    """Count what is open, by name; the descriptor of this listing is gone when it is asked."""
-    found: Counter[str] = Counter()
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with contextlib.suppress(OSError):
-            found[os.readlink(f"/proc/self/fd/{name}")] += 1  # noqa: PTH115
-    return found
-
-
-def run(fs: Any, count: int) -> None:
-    threads = [threading.Thread(target=soak, args=(fs, seed, count // THREADS)) for seed in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    gc.collect()
+def work(chance: random.Random) -> int:
+    starts, ends = ranges(chance)
+    chance.choice(WORK)(fs, starts, ends)
+    return len(starts)
 
 
 def settled(fs: Any, before: set[threading.Thread], files: Counter[str] | None = None) -> None:
@@ -128,12 +100,12 @@ def settled(fs: Any, before: set[threading.Thread], files: Counter[str] | None =
 
 fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
 begun = set(threading.enumerate())
-run(fs, 400)  # the loop thread, where there is one, lives as long as the process
+on_threads(work, 400)  # the loop thread, where there is one, lives as long as the process
 begun |= {thread for thread in threading.enumerate() if thread.name == "headrace-loop"}
 settled(fs, begun)
 threads, files = set(threading.enumerate()), descriptors()
 started_s = time.monotonic()
-run(fs, int(COUNT))
+on_threads(work, int(COUNT))
 took_s = time.monotonic() - started_s
 settled(fs, threads, files)
 stats = fs.stats()
