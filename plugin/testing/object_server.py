@@ -17,9 +17,11 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
+from concurrent.futures import Future
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _BACKLOG = 1024
-_START_S = 30.0
 
 
 class ObjectServer:
@@ -126,13 +127,12 @@ class ObjectServer:
         if self._is_closed:
             raise RuntimeError("this server was closed")
         if self._thread is None:
-            is_ready = threading.Event()
+            ready: Future[None] = Future()
             self._thread = threading.Thread(
-                target=self._run, args=(is_ready,), name=f"headrace-objects-{self._port}", daemon=True
+                target=self._run, args=(ready,), name=f"headrace-objects-{self._port}", daemon=True
             )
             self._thread.start()
-            if not is_ready.wait(_START_S):
-                raise TimeoutError("the server's thread did not start")
+            ready.result()
             _running.add(self)
         return self
 
@@ -142,7 +142,7 @@ class ObjectServer:
         Raises
         ------
         Exception
-            What a script raised.
+            What a script raised, or what the server itself failed with.
         """
         if self._is_closed or os.getpid() != self._pid:
             return
@@ -252,7 +252,7 @@ class ObjectServer:
 
     @property
     def in_progress(self) -> int:
-        """Requests that have arrived and are not fully answered; 0 again a moment after the client knows."""
+        """Requests that have arrived and whose answers are not fully sent; never more than clients have."""
         return self._in_progress
 
     @property
@@ -277,11 +277,16 @@ class ObjectServer:
 
     # The server's thread
 
-    def _run(self, is_ready: threading.Event) -> None:
-        with asyncio.Runner(debug=False, loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(self._serve_until_stopped(is_ready))
+    def _run(self, ready: Future[None]) -> None:
+        try:
+            with asyncio.Runner(debug=False, loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve_until_stopped(ready))
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
-    async def _serve_until_stopped(self, is_ready: threading.Event) -> None:
+    async def _serve_until_stopped(self, ready: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._http = web.Server(
             self._serve,
@@ -292,15 +297,16 @@ class ObjectServer:
         )
         self._listener: asyncio.Server | None = None
         await self._listen()
-        is_ready.set()
+        ready.set_result(None)
         await self._stop.wait()
         await self._unlisten()
         await self._drop()
 
     def _call(self, coroutine: Any) -> None:
-        if self._thread is None or self._is_closed or self._thread is threading.current_thread():
+        is_running = self._thread is not None and not self._is_closed and os.getpid() == self._pid
+        if not is_running or self._thread is threading.current_thread():
             coroutine.close()
-            raise RuntimeError("the server does not run, or this is its own thread")
+            raise RuntimeError("the server does not run here, or this is its own thread")
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _listen(self) -> None:
@@ -337,11 +343,21 @@ class ObjectServer:
             body = await received(request)
             await wait_for(fault)
             if fault.kind == "reset":
+                self._end(served)
                 reset(request.transport)
                 return web.Response()
             said = self._answer(served, fault, body)
-            return await Sending(request, served, fault, said).send()
+            return await Sending(request, served, fault, said, lambda: self._end(served)).send()
+        except ConnectionError:  # the client has gone
+            raise
+        except Exception as error:
+            self._failure = self._failure or error
+            raise
         finally:
+            self._end(served)
+
+    def _end(self, served: ServedRequest) -> None:
+        if served.ended_s is None:
             self._in_progress -= 1
             served.ended_s = time.monotonic()
 
@@ -401,10 +417,11 @@ class ObjectServer:
 def _bound_socket(port: int) -> socket.socket:
     """Bind without listening: whoever connects is refused, and nobody else is given the port.
 
-    A second one can be bound beside it, thanks to SO_REUSEADDR, as long as the first does not listen.
+    A second one can be bound beside it as long as the first does not listen.
     """
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    option = socket.SO_REUSEPORT if sys.platform == "darwin" else socket.SO_REUSEADDR
+    bound.setsockopt(socket.SOL_SOCKET, option, 1)
     bound.bind((_HOST, port))
     return bound
 
