@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from headrace.testing._dialect import Answer, Span
+from headrace.testing._dialect import REGION, Answer, Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ class ServedRequest:
     access_key_id
         Who says to have signed it; None: nobody.
     headers
-        All that came. They have signatures in them, so they are not in the repr.
+        All that came, found by names in any case. Signatures are in them, so they are not in the repr.
     client_port
         The client's end of the connection: the same for requests on one connection.
     began_s
@@ -205,3 +205,13 @@ def reset(transport: asyncio.BaseTransport | None) -> None:
         with contextlib.suppress(OSError):  # closed by the client already
             socket_of(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
+
+
+def storage_options(url: str, access_key_id: str) -> dict[str, Any]:
+    """Return options with which s3fs reaches the server at `url`."""
+    return {
+        "key": access_key_id,
+        "secret": "test-secret",
+        "endpoint_url": url,
+        "client_kwargs": {"region_name": REGION},
+    }

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
 from aiohttp import web
+from multidict import CIMultiDict
 
-from headrace.testing._dialect import REGION, Answer, Ask, S3Error, access_key_id, answer
+from headrace.testing._dialect import Answer, Ask, S3Error, access_key_id, answer
 from headrace.testing._faults import Fault, Faults
 from headrace.testing._objects import Buckets, Stored
 from headrace.testing._serving import (
@@ -40,6 +41,7 @@ from headrace.testing._serving import (
     request_id,
     reset,
     socket_of,
+    storage_options,
     wait_for,
 )
 
@@ -179,12 +181,7 @@ class ObjectServer:
 
     def storage_options(self, access_key_id: str = "test-key") -> dict[str, Any]:
         """Return options with which s3fs reaches this server as `access_key_id`."""
-        return {
-            "key": access_key_id,
-            "secret": "test-secret",
-            "endpoint_url": self.url,
-            "client_kwargs": {"region_name": REGION},
-        }
+        return storage_options(self.url, access_key_id)
 
     # What it stores
 
@@ -372,7 +369,7 @@ class ObjectServer:
             query=ask.query,
             range=request.headers.get("Range"),
             access_key_id=access_key_id(ask),
-            headers=request.headers,
+            headers=CIMultiDict(request.headers),
             client_port=client_port(request.transport),
             began_s=time.monotonic(),
         )
@@ -393,7 +390,8 @@ class ObjectServer:
     def _answer(self, served: ServedRequest, fault: Fault, body: bytes) -> Answer:
         headers: Mapping[str, str] = served.headers
         if fault.kind == "whole_object":
-            headers = {name: value for name, value in headers.items() if name.lower() != "range"}
+            headers = CIMultiDict(headers)
+            headers.pop("Range", None)
         try:
             fault.raise_if_error()
             self._check_credentials(served.access_key_id)
