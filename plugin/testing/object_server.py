@@ -292,7 +292,8 @@ class ObjectServer:
             auto_decompress=False,
             tcp_keepalive=False,
         )
-        self._listener: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._opening: dict[socket.socket, asyncio.Task[Any]] = {}
         await self._listen()
         ready.set_result(None)
         await self._stop.wait()
@@ -306,28 +307,44 @@ class ObjectServer:
             raise RuntimeError("the server does not run here, or this is its own thread")
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
+    # Not asyncio's own server: closed while it takes a connection, it leaves the socket open and unserved.
+
     async def _listen(self) -> None:
-        if self._listener is None:
-            listening = _bound_socket(self._port)
-            self._listener = await self._loop.create_server(self._connect, sock=listening, backlog=_BACKLOG)
+        if self._listening is None:
+            self._listening = _bound_socket(self._port)
+            self._listening.settimeout(0)
+            self._listening.listen(_BACKLOG)
+            self._loop.add_reader(self._listening, self._accept, self._listening)
 
     async def _unlisten(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            self._loop.remove_reader(listening)
+            listening.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            accepted, _ = listening.accept()
+            self._connections_made += 1
+            opening = self._loop.create_task(self._open(accepted))
+            self._opening[accepted] = opening
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._http, accepted)
+        finally:
+            del self._opening[accepted]
 
     async def _drop(self) -> None:
+        await asyncio.gather(*self._opening.values())
         for connection in self._http.connections:
             reset(connection.transport)
         await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
 
-    def _connect(self) -> asyncio.Protocol:
-        self._connections_made += 1
-        return self._http()
-
     def _sockets(self) -> Iterable[Any]:
-        if self._listener is not None:
-            yield from self._listener.sockets
+        if self._listening is not None:
+            yield self._listening
+        yield from list(self._opening)
         yield from (socket_of(connection.transport) for connection in self._http.connections)
 
     # One request
@@ -345,8 +362,8 @@ class ObjectServer:
                 return web.Response()
             said = self._answer(served, fault, body)
             return await Sending(request, served, fault, said, lambda: self._end(served)).send()
-        except ConnectionError:  # the client has gone
-            raise
+        except ConnectionError:  # the client has gone, and aiohttp finds that out again without a word
+            return web.Response()
         except Exception as error:
             self._failure = self._failure or error
             raise

@@ -198,6 +198,27 @@ def test_a_server_goes_and_comes_back_on_its_port(server: ObjectServer):
         assert read(server) == (206, DATA)
 
 
+def test_no_connection_is_forgotten_when_the_server_goes(server: ObjectServer, wait_until: Callable):
+    is_over = threading.Event()
+
+    def keep_asking() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(ConnectionError):  # one that is forgotten times out instead
+                assert read(server, 0, 10) == (206, DATA[:10])
+
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(keep_asking) for _ in range(6)]
+        for wanted in range(50, 1_050, 50):
+            server.stop_listening()
+            server.drop_connections()
+            server.listen_again()
+            wait_until(lambda wanted=wanted: server.request_count > wanted)
+        is_over.set()
+        for client in clients:
+            client.result()
+    wait_until(lambda: server.open_connections == server.in_progress == 0)
+
+
 # When
 
 
