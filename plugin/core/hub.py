@@ -10,7 +10,7 @@ rule and a second acquisition for each op.
 `settle` is what the lock's holder does before it lets go:
 
 1. drain `dropped`, the queue that finalisers append to without a lock (I3);
-2. admit in every scheduler, while something was released (a release may concern them all, I1, I5);
+2. admit in every scheduler, while something was released or reserved (it may concern them all, I1, I5);
 3. wake the owners of what was granted or ended.
 
 `recover` restores every derived number from requests and grants: an exception may arrive at any line of

@@ -211,8 +211,9 @@ class Scheduler:
             return
         if request.is_speculative:
             self.hub.speculators[request.seq] = (self, request)
-        if request.group is not None:
-            self.hub.changed()  # siblings on other devices may pass now
+        if len(self.hub.schedulers) > 1:
+            # On others siblings may pass now, and what was started behind a head that fitted until now.
+            self.hub.changed()
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
 
     def _leave_queue(self, request: Request) -> None:

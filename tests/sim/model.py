@@ -7,6 +7,7 @@ flight, what is reserved, and which requests may be next. It predicts from the d
 * I2, I7: a reservation fits or a named exemption holds, after speculation was dropped.
 * I4: the base whose key ``base * 5 s + since`` is least; then some scan's first request by
   ``(position, sequence)``; and two scans that both wait are served alike, within two slices.
+  Past a head that waits for the budget goes the first of those that I2 lets pass.
 * Progress: after each section nothing that could be admitted is left.
 * I3, I5: what ended released all it held, and whoever was granted something was woken.
 
@@ -24,11 +25,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sim.fuse import Fuse, FusedWindow, Interrupt
 
 from headrace.core.hub import Hub
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
-from headrace.core.window import Window
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -37,36 +38,8 @@ if TYPE_CHECKING:
     from headrace.core.scheduler import Scheduler
 
 DEVICES = ("disk", "store")
+Level = tuple[str, bool, int]  # device, is speculative, base
 ENDED = (State.FAILED, State.CANCELLED, State.RETIRED)
-
-
-class Interrupt(BaseException):
-    """What a signal handler would raise in the middle of a section."""
-
-
-class Fuse:
-    """Raises `Interrupt` once, at the n-th tick after `arm`."""
-
-    def __init__(self) -> None:
-        self.left = 0
-
-    def tick(self) -> None:
-        if self.left:
-            self.left -= 1
-            if not self.left:
-                raise Interrupt
-
-
-class FusedWindow(Window):
-    """A window whose observation may be interrupted."""
-
-    def __init__(self, fuse: Fuse, **limits: int) -> None:
-        super().__init__(**limits)
-        self.fuse = fuse
-
-    def observe(self, **seen: Any) -> None:
-        self.fuse.tick()
-        super().observe(**seen)
 
 
 @dataclass(eq=False)
@@ -89,7 +62,7 @@ class Naive:
         return not self.is_over and self.next_op < len(self.lengths)
 
     @property
-    def level(self) -> tuple[str, bool, int]:
+    def level(self) -> Level:
         return self.device, self.request.is_speculative, self.request.priority.base
 
     @property
@@ -113,7 +86,8 @@ class World:
             "store": self.hub.scheduler("store", max_in_flight_ops=2, max_grant_ops=1),
         }
         self.known: list[Naive] = []
-        self.since: dict[tuple[str, bool, int], float] = {}
+        # Since when each level waits, once for every way in which the core may have come here.
+        self.histories: list[dict[Level, float]] = [{}]
         self.ahead: dict[frozenset[Any], dict[Any, int]] = {}
         self.largest = 0
         self.log: list[tuple[Any, ...]] = []
@@ -140,7 +114,8 @@ class World:
 
     def _resync(self) -> None:
         """Start again from the facts."""
-        self.since, self.ahead = {}, {}
+        since: dict[Level, float] = {}
+        self.histories, self.ahead = [since], {}
         for scheduler in self.schedulers.values():
             cut = [r.label for r in scheduler.requests.values() if r.label not in self.known]
             self.known.extend(naive for naive in cut if isinstance(naive, Naive))
@@ -153,7 +128,7 @@ class World:
             is_holding = self.hub.budget.is_holding(request.seq)
             naive.holds = request.result_bytes if is_holding else None
             if naive.is_waiting:
-                self.since[naive.level] = self.now
+                since[naive.level] = self.now
 
     # -- commands
 
@@ -289,7 +264,7 @@ class World:
     def _pushed(self, naive: Naive) -> None:
         others = [n for n in self.waiting() if n.level == naive.level and n is not naive]
         if not others:
-            self.since[naive.level] = self.now
+            self.histories = [{**since, naive.level: self.now} for since in self.histories]
 
     def _shed(self) -> None:
         """Take note of speculation that was dropped: nothing else ends unasked."""
@@ -307,18 +282,36 @@ class World:
     def _admitted(self, naive: Naive, lo: int, hi: int) -> None:
         assert lo == naive.next_op
         assert naive.is_waiting
-        heads = self.heads(naive.device)
-        is_in_turn = naive in heads and self.may_reserve(naive)
-        blocked = [head for head in heads if not self.may_reserve(head)]
-        assert is_in_turn or any(self.may_pass(naive, head) for head in blocked), "I4"
+        in_turn, passed = self._in_turn(naive), self._passed(naive)
+        assert in_turn or passed, "I4"
         assert hi - lo == self.room_ops(naive), "I1"
-        if blocked:
-            self.ahead = {}
+        self.histories = _distinct([*({**since, naive.level: self.now} for since in in_turn), *passed])
+        if passed:
+            self.ahead = {pair: served for pair, served in self.ahead.items() if naive.level not in pair}
         else:
             self._charge(naive, sum(naive.lengths[lo:hi]))
-            self.since[naive.level] = self.now
         if naive.holds is None:
             naive.holds = naive.request.result_bytes
+
+    def _in_turn(self, naive: Naive) -> list[dict[Level, float]]:
+        """Return the histories after which it was the head: its base's age begins anew (I4)."""
+        if not self.may_reserve(naive):
+            return []
+        return [since for since in self.histories if naive in self.heads(naive.device, since)]
+
+    def _passed(self, naive: Naive) -> list[dict[Level, float]]:
+        """Return the histories after which it may have passed a head: no turn, so no age changes (I2).
+
+        Where both may be, both are kept. I4 says of the scans of a base only that they take turns, so
+        the model leaves open whose turn it is (`_charge` bounds it): the one that went was the head, or
+        passed another scan's which waits for the budget. A head shows later which histories are wrong.
+        """
+        return [
+            since
+            for since in self.histories
+            for head in self.heads(naive.device, since)
+            if not self.may_reserve(head) and self.passing(head) is naive
+        ]
 
     def _charge(self, naive: Naive, nbytes: int) -> None:
         """Two scans that both wait are served alike, within two slices (Goyal et al., theorem 1)."""
@@ -354,14 +347,17 @@ class World:
             if not n.request.is_nested and device in (None, n.device)
         ]
 
-    def heads(self, device: str) -> list[Naive]:
-        """Requests which may be next: the first of each scan of the level that is due."""
+    def contending(self, device: str) -> list[Naive]:
+        """Demand that waits, or speculation where no demand does."""
         rows = self.waiting(device)
-        demand = [n for n in rows if not n.request.is_speculative]
-        rows = demand or rows
+        return [n for n in rows if not n.request.is_speculative] or rows
+
+    def heads(self, device: str, since: dict[Level, float]) -> list[Naive]:
+        """Requests which may be next: the first of each scan of the level that is due."""
+        rows = self.contending(device)
         if not rows:
             return []
-        due = min((n.level[2] * AGEING_S + self.since[n.level], n.level[2]) for n in rows)[1]
+        due = min((n.level[2] * AGEING_S + since[n.level], n.level[2]) for n in rows)[1]
         rows = [n for n in rows if n.level[2] == due]
         scans = {n.request.scan for n in rows}
         return [min((n for n in rows if n.request.scan == s), key=_in_scan) for s in scans]
@@ -400,12 +396,13 @@ class World:
         assert head is None or isinstance(head.label, Naive)
         return [] if head is None else [head.label]
 
-    def may_pass(self, naive: Naive, head: Naive) -> bool:
-        """Whether it may go on although `head` waits for the budget."""
-        request = naive.request
-        is_kin = request.is_speculative <= head.request.is_speculative
-        is_stuck = request.is_awaited and not self.flying() and not request.is_speculative
-        return is_kin and (naive.holds is not None or is_stuck)
+    def passing(self, head: Naive) -> Naive | None:
+        """Return the one that goes on although `head` waits for the budget."""
+        rows = self.contending(head.device)
+        found = [n for n in rows if n.holds is not None]
+        if not found and not self.flying():
+            found = [n for n in rows if n.request.is_awaited and not n.request.is_speculative]
+        return min(found, key=lambda n: n.order, default=None)
 
     def room_ops(self, naive: Naive) -> int:
         """I1: how many of its ops may start now."""
@@ -459,19 +456,18 @@ class World:
         """Nothing is left that could start (I1, I5)."""
         scheduler = self.schedulers[device]
         head = scheduler.queue.head() or scheduler.speculative.head()
-        heads = self.heads(device)
         if head is None:
-            assert not heads
+            assert not self.waiting(device)
             return
-        assert isinstance(head.label, Naive)
-        assert head.label in heads, "I4"
-        if self.may_reserve(head.label):
-            assert self.room_ops(head.label) <= 0, "progress"
+        naive = head.label
+        assert isinstance(naive, Naive)
+        self.histories = [since for since in self.histories if naive in self.heads(device, since)]
+        assert self.histories, "I4"
+        if self.may_reserve(naive):
+            assert self.room_ops(naive) <= 0, "progress"
             return
-        passing = [n for n in self.waiting(device) if self.may_pass(n, head.label)]
-        started = [n for n in passing if n.holds is not None]
-        for naive in sorted(started or passing, key=lambda n: n.order)[:1]:
-            assert self.room_ops(naive) <= 0, "progress past the head"
+        passing = self.passing(naive)
+        assert passing is None or self.room_ops(passing) <= 0, "progress past the head"
 
     def _check_wakes(self) -> None:
         for naive in self.known:
@@ -494,6 +490,10 @@ class World:
 
 def _in_scan(naive: Naive) -> tuple[int, int]:
     return naive.request.priority.position, naive.request.seq
+
+
+def _distinct(histories: list[dict[Level, float]]) -> list[dict[Level, float]]:
+    return [since for n, since in enumerate(histories) if since not in histories[:n]]
 
 
 def _charged(request: Request, lengths: list[int]) -> list[int]:

@@ -180,6 +180,59 @@ def test_the_core_agrees_with_the_model() -> None:
     )
 
 
+# -- what the machine found once
+
+
+def _fill_the_store(world: World) -> None:
+    """Two small reads in flight: all that the store takes, so that what is submitted next waits."""
+    for _ in range(2):
+        _submit(world, -1, "a", [1])
+
+
+def _submit(world: World, base: int, scan: str, lengths: list[int]) -> int:
+    request = {"result_bytes": sum(lengths), "priority": Priority(base), "scan": scan}
+    return world.submit("store", lengths, **request).request.seq
+
+
+def _next_admitted(world: World) -> int:
+    """Complete the oldest op in flight and return whose op starts in its place."""
+    seen = len(world.log)
+    world.complete(world.grants()[0], 1)
+    (admitted,) = [seq for event, seq, *_ in world.log[seen:] if event == "admitted"]
+    return admitted
+
+
+def test_a_turn_beside_a_scan_that_waits_for_the_budget_is_a_turn() -> None:
+    """The age of the base begins anew, so the next one goes, which has waited for a step's time."""
+    world = World(budget=40)
+    _fill_the_store(world)
+    small = _submit(world, 0, "b", [5])
+    _submit(world, 0, "a", [39])
+    aged = _submit(world, 1, "a", [5])
+    world.advance(6)
+    assert _next_admitted(world) == small
+    assert _next_admitted(world) == aged
+    world.drain()
+
+
+@pytest.mark.parametrize("has_turn", [True, False])
+def test_the_next_op_of_a_started_read_is_a_turn_or_passes_one(has_turn: bool) -> None:
+    """Its scan was served less than the one that waits for the budget, or more: only a turn has an age."""
+    world = World(budget=40)
+    _fill_the_store(world)
+    _submit(world, 0, "a" if has_turn else "c", [10])
+    started = _submit(world, 0, "b", [5, 5, 5])
+    _submit(world, 0, "a", [31])
+    aged = _submit(world, 2, "a", [5])
+    _next_admitted(world)
+    world.advance(6)
+    assert _next_admitted(world) == started
+    world.advance(5)
+    assert _next_admitted(world) == started
+    assert _next_admitted(world) == (aged if has_turn else started)
+    world.drain()
+
+
 # -- same seed, same trace
 
 

@@ -19,6 +19,7 @@ from headrace.core.budget import ByteBudget
 from headrace.core.hub import Hub
 from headrace.core.request import Request, State
 from headrace.core.scheduler import Scheduler
+from headrace.core.window import Window
 from headrace.types import Priority
 
 
@@ -202,6 +203,20 @@ def test_a_holder_on_another_device_lets_its_siblings_pass_at_once() -> None:
     hub.settle(0.0)
     assert is_admitted(small)
     assert is_admitted(large)
+
+
+def test_a_holder_on_another_device_that_leaves_too_little_lets_started_reads_go_on_at_once() -> None:
+    """The head has a right to the budget and waits for the window, until another device takes the budget."""
+    hub = Hub(buffer_bytes=300)
+    window = Window(initial=100, least=100, most=100)
+    disk = hub.scheduler("disk", window=window, max_in_flight_ops=20, max_grant_ops=20)
+    started = submit(hub, nbytes=200, ops=20, scan="a")
+    head = submit(hub, nbytes=85, scan="b")
+    disk.complete(started.inbox[0], 3, 30, 0.0)
+    hub.settle(0.0)
+    assert (started.next_op, head.next_op) == (10, 0)
+    submit(hub, "store", nbytes=50)
+    assert (started.next_op, head.next_op) == (11, 0)
 
 
 # -- speculation, I7
