@@ -63,9 +63,9 @@ class Defaults:
     max_op_bytes
         Longer reads are split into ops of this size.
     io_parallelism
-        Ops in flight to one device.
-    window_bytes
-        First guess of the short-queue window; 0 for none.
+        Ops in flight to one device, at the most.
+    window_bytes, window_ops
+        First guess of the short-queue window, in bytes for disks, in requests for object stores; 0 for none.
     """
 
     mode: Literal["lite", "standard"]
@@ -73,6 +73,7 @@ class Defaults:
     max_op_bytes: int
     io_parallelism: int
     window_bytes: int = 0
+    window_ops: int = 0
 
 
 class Backend(abc.ABC):

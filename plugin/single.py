@@ -244,8 +244,14 @@ class SingleReader(JobMaker):
 
     # -- sources of open files
 
-    def open_source(self, path: str, size: int | None, options: dict[str, Any]) -> tuple[Any, int | None]:
-        """Open a file for `HeadraceFile`; None where the store cannot tell its length."""
+    def open_source(
+        self, path: str, size: int | None, options: dict[str, Any], etag: str | None = None
+    ) -> tuple[Any, int | None]:
+        """Open a file for `HeadraceFile`; None where the store cannot tell its length.
+
+        On async stores the reads are of the version that ``info`` tells of, from a listing if there is one;
+        with neither that nor `etag`, of the version that the first of them meets.
+        """
         backend = self.channel.backend
         if not isinstance(backend, AsyncBackend):
             return backend.open(path, as_file=True, **options), size
@@ -253,8 +259,12 @@ class SingleReader(JobMaker):
             info = backend.target.info(path)
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
-            size = info.get("size")
-        return (None if size is None else backend.open(path)), size
+            size, etag = info.get("size"), info.get("ETag")
+        if size is None:
+            return None, None
+        source = backend.open(path)
+        source.etag = etag or None
+        return source, size
 
     @property
     def block_bytes(self) -> int:

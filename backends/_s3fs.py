@@ -1,0 +1,113 @@
+"""Ranged reads of S3 through s3fs's client: of one version, into the result, resumed where they broke.
+
+s3fs's own ``_cat_file`` takes no version to match, and starts again when a body ends early. So the GET is
+made here, through ``_call_s3``, which keeps s3fs's options (requester pays, encryption keys) and exceptions.
+
+* ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
+  well, for stores that ignore the header.
+* The body is received piece by piece into the op's place in the result. What arrived before it broke is noted
+  in ``ops.state``, and the next attempt asks for the rest, of the same version.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+from headrace.backends._faults import status_of
+from headrace.errors import ObjectChangedError
+from headrace.types import UNKNOWN_LENGTH
+
+if TYPE_CHECKING:
+    from headrace.backends.abc import PathSource
+    from headrace.types import Ops
+
+PIECE_BYTES = 1 << 20
+"""Received at once, at most; aiohttp holds less."""
+
+_PARTIAL_CONTENT = 206
+_PRECONDITION_FAILED = 412
+
+
+def is_s3fs(target: Any) -> bool:
+    """Whether `target` is s3fs's own filesystem."""
+    return type(target).__module__.partition(".")[0] == "s3fs"
+
+
+def reader_options(target: Any, connections: int) -> dict[str, Any]:
+    """Return the options of the instance that reads: no retries of the client's, enough connections.
+
+    Retries inside would hide a store's 503 from the scheduler. More ops in flight than connections would only
+    queue inside the client.
+    """
+    given = target.storage_options.get("config_kwargs") or {}
+    return {
+        "config_kwargs": {
+            **given,
+            "max_pool_connections": max(connections, given.get("max_pool_connections", 0)),
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+        }
+    }
+
+
+def can_read(source: PathSource, length: int) -> bool:
+    """Whether an op is a range, to be read here; other bounds are for ``_cat_file`` to understand."""
+    return length > 0 and length != UNKNOWN_LENGTH and source.options.keys() <= {"version_id"}
+
+
+async def read_range(fs: Any, ops: Ops, row: int) -> None:
+    """Read op `row`, or what is left of it."""
+    source = ops.sources[ops.file[row]]
+    if ops.state is None:
+        ops.state = {}
+    done = ops.state.get(row, 0)
+    start, length, dest = int(ops.start[row]), int(ops.length[row]), int(ops.dest[row])
+    answer = await _get(fs, source, start + done, start + length)
+    body = answer["Body"]
+    try:
+        _check_answer(source, answer, start + done)
+        place = memoryview(ops.buffer)[dest : dest + length]
+        while done < length and (piece := await body.read(min(PIECE_BYTES, length - done))):
+            place[done : done + len(piece)] = piece
+            done += len(piece)
+            ops.state[row] = done
+    finally:
+        body.close()
+    ops.got[row] = done
+
+
+async def _get(fs: Any, source: PathSource, first: int, end: int) -> dict[str, Any]:
+    bucket, key, version = fs.split_path(source.path)
+    version = source.options.get("version_id") or version
+    conditions = {} if version is None else {"VersionId": version}
+    if source.etag and not source.etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
+        conditions["IfMatch"] = source.etag
+    try:
+        answer: dict[str, Any] = await fs._call_s3(  # noqa: SLF001
+            "get_object", Bucket=bucket, Key=key, Range=f"bytes={first}-{end - 1}", **conditions
+        )
+    except OSError as error:
+        if source.etag and status_of(error) == _PRECONDITION_FAILED:
+            found = await _version_now(fs, bucket, key)
+            raise ObjectChangedError(source.path, source.etag, found) from error
+        raise
+    return answer
+
+
+async def _version_now(fs: Any, bucket: str, key: str) -> str:
+    try:
+        answer = await fs._call_s3("head_object", Bucket=bucket, Key=key)  # noqa: SLF001
+    except Exception as error:  # noqa: BLE001 - only for the message
+        return f"unknown ({type(error).__name__})"
+    return str(answer.get("ETag", "unknown"))
+
+
+def _check_answer(source: PathSource, answer: dict[str, Any], first: int) -> None:
+    """Check that the answer is of the version that is read, and of the range that was asked."""
+    found = answer.get("ETag")
+    if source.etag is None:
+        source.etag = found
+    elif found != source.etag:
+        raise ObjectChangedError(source.path, source.etag, str(found))
+    if first and answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL_CONTENT:
+        raise OSError(errno.EIO, "the store ignored the range and sent the whole object", source.path)
