@@ -162,7 +162,8 @@ def test_import_headrace_imports_nothing_of_tests() -> None:
     )
     assert "headrace.backends.memory" in loaded
     assert not loaded & {"pytest", "_pytest", "headrace.testing", "matplotlib"}
-    assert "pytest" in _modules_after("import headrace.testing")
+    assert not _modules_after("import headrace.testing") & {"pytest", "aiohttp"}
+    assert "pytest" in _modules_after("from headrace.testing import BackendTests")
 
 
 def test_a_backend_may_serve_what_others_serve_too(install: Install) -> None:

@@ -1,0 +1,430 @@
+"""A small object store for tests and demos, on the loopback device, that fails as it is told to.
+
+`ObjectServer` speaks S3's dialect of HTTP (`_dialect.py`) about objects put into it (`_objects.py`) and
+does to its requests what `Faults` or a script say (`_faults.py`). What it is for: exact, repeatable faults
+and a log of what was really asked. What it is not: a reference for S3 (moto is), secure, or fast (a few
+thousand requests a second, in competition with the client for the interpreter's lock).
+
+Threading: each server has one thread with an event loop of its own, which serves all connections; a request
+that waits holds up no other. All methods may be called from any thread, but those that say so not from a
+script, which runs on the server's thread. After a fork the child lets go of its copies of the sockets, so
+that the parent's server closes and resets connections as if it had not forked; the child's object is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from headrace.testing._dialect import REGION, Answer, Ask, S3Error, access_key_id, answer
+from headrace.testing._faults import Fault, Faults
+from headrace.testing._objects import Buckets, Stored
+from headrace.testing._serving import (
+    Sending,
+    ServedRequest,
+    client_port,
+    received,
+    request_id,
+    reset,
+    socket_of,
+    wait_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+_HOST = "127.0.0.1"
+_BACKLOG = 1024
+_START_S = 30.0
+
+
+class ObjectServer:
+    """A server of S3's dialect with faults, as a context manager.
+
+    Parameters
+    ----------
+    faults
+        What goes wrong at random; may be assigned to while the server runs.
+    seed
+        Of the generator that the faults are drawn from.
+    access_key_ids
+        Who may ask; None: everybody, unsigned requests too. Signatures are not verified.
+
+    Attributes
+    ----------
+    faults : Faults
+        In force for the requests that arrive from now on.
+    script : callable or None
+        Called with each `ServedRequest` on the server's thread before it is served. What it returns happens
+        to the request instead of what `faults` would do; None leaves it to them. It must not wait. If it
+        raises, the request is answered with 500 and `close` raises the error again.
+
+    Examples
+    --------
+    >>> with ObjectServer() as server:
+    ...     _ = server.put("bucket", "key", b"0123456789")
+    ...     fs = fsspec.filesystem("s3", **server.storage_options())
+    ...     server.faults = Faults(slow_down_share=0.1)
+    ...     fs.cat_file("bucket/key", start=2, end=4)
+    b'23'
+    """
+
+    def __init__(
+        self,
+        *,
+        faults: Faults | None = None,
+        seed: int = 0,
+        access_key_ids: Iterable[str] | None = None,
+    ) -> None:
+        self.faults = faults or Faults()
+        self.script: Callable[[ServedRequest], Fault | None] | None = None
+        self._generator = Random(seed)  # noqa: S311 - faults shall be repeatable
+        self._access_key_ids = None if access_key_ids is None else frozenset(access_key_ids)
+        self._expired: dict[str, int] = {}
+        self._buckets = Buckets()
+        self._log: list[ServedRequest] = []
+        self._in_progress = self._most_in_progress = self._connections_made = 0
+        self._failure: BaseException | None = None
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._reserved = _bound_socket(0)
+        self._port: int = self._reserved.getsockname()[1]
+
+    # Life
+
+    def __enter__(self) -> Self:
+        """Start the server, unless it runs."""
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Close it; the block's own error goes before a script's."""
+        with contextlib.ExitStack() as stack:
+            if error is not None:
+                stack.enter_context(contextlib.suppress(Exception))
+            self.close()
+
+    def start(self) -> Self:
+        """Listen, and return the server once it does."""
+        if self._is_closed:
+            raise RuntimeError("this server was closed")
+        if self._thread is None:
+            is_ready = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run, args=(is_ready,), name=f"headrace-objects-{self._port}", daemon=True
+            )
+            self._thread.start()
+            if not is_ready.wait(_START_S):
+                raise TimeoutError("the server's thread did not start")
+            _running.add(self)
+        return self
+
+    def close(self) -> None:
+        """Reset every connection, whatever is under way, and end the thread; may be called again.
+
+        Raises
+        ------
+        Exception
+            What a script raised.
+        """
+        if self._is_closed or os.getpid() != self._pid:
+            return
+        self._is_closed = True
+        _running.discard(self)
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        self._reserved.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on; those that are open stay. Not from a script."""
+        self._call(self._unlisten())
+
+    def listen_again(self) -> None:
+        """Take connections again, on the same port. Not from a script."""
+        self._call(self._listen())
+
+    def drop_connections(self) -> None:
+        """Reset every open connection, also those that wait for an answer. Not from a script."""
+        self._call(self._drop())
+
+    @property
+    def port(self) -> int:
+        """Where it listens; kept while it does not."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """The endpoint, such as ``http://127.0.0.1:39921``."""
+        return f"http://{_HOST}:{self._port}"
+
+    def storage_options(self, access_key_id: str = "test-key") -> dict[str, Any]:
+        """Return options with which s3fs reaches this server as `access_key_id`."""
+        return {
+            "key": access_key_id,
+            "secret": "test-secret",
+            "endpoint_url": self.url,
+            "client_kwargs": {"region_name": REGION},
+        }
+
+    # What it stores
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make an empty bucket, unless it is there."""
+        self._buckets.create(bucket)
+
+    def put(self, bucket: str, key: str, data: bytes) -> str:
+        """Store an object, make its bucket if need be, and return its ETag."""
+        return self._buckets.put(bucket, key, Stored.of_bytes(bytes(data))).etag
+
+    def replace(self, bucket: str, key: str, data: bytes) -> str:
+        """Store another version of an object that is there, and return its ETag.
+
+        Raises
+        ------
+        KeyError
+            There is no such object.
+        """
+        if key not in self._buckets.by_name.get(bucket, ()):
+            raise KeyError(f"{bucket}/{key}")
+        return self.put(bucket, key, data)
+
+    def put_folder(self, bucket: str, folder: str | Path) -> None:
+        """Serve the files of a folder, from disk, under their paths in it.
+
+        Their sizes and times are taken now, and the bytes when they are asked for.
+        """
+        root = Path(folder)
+        self._buckets.create(bucket)
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                self._buckets.put(bucket, path.relative_to(root).as_posix(), Stored.of_file(path))
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Remove an object; KeyError if there is none."""
+        del self._buckets.by_name[bucket][key]
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """Return what is stored; KeyError if nothing is."""
+        stored = self._buckets.by_name[bucket][key]
+        return stored.read(0, stored.size_bytes)
+
+    # Who may ask
+
+    def expire(self, access_key_id: str, status: int = 400) -> None:
+        """Answer requests signed by this key with ExpiredToken (S3 says 400, some stores 403)."""
+        self._expired[access_key_id] = status
+
+    def renew(self, access_key_id: str) -> None:
+        """Let an expired key ask again."""
+        self._expired.pop(access_key_id, None)
+
+    # What was asked
+
+    @property
+    def requests(self) -> list[ServedRequest]:
+        """All requests in order of arrival; those in progress too."""
+        return list(self._log)
+
+    @property
+    def request_count(self) -> int:
+        """Requests so far."""
+        return len(self._log)
+
+    @property
+    def in_progress(self) -> int:
+        """Requests that have arrived and are not fully answered; 0 again a moment after the client knows."""
+        return self._in_progress
+
+    @property
+    def most_in_progress(self) -> int:
+        """High-water mark of `in_progress`."""
+        return self._most_in_progress
+
+    @property
+    def open_connections(self) -> int:
+        """Connections open now."""
+        return len(self._http.connections) if self._thread is not None else 0
+
+    @property
+    def connections_made(self) -> int:
+        """Connections so far."""
+        return self._connections_made
+
+    def forget(self) -> None:
+        """Empty the log and start the high-water mark and the count of connections made anew."""
+        self._log = []
+        self._most_in_progress, self._connections_made = self._in_progress, 0
+
+    # The server's thread
+
+    def _run(self, is_ready: threading.Event) -> None:
+        with asyncio.Runner(debug=False, loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(self._serve_until_stopped(is_ready))
+
+    async def _serve_until_stopped(self, is_ready: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._http = web.Server(
+            self._serve,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            tcp_keepalive=False,
+        )
+        self._listener: asyncio.Server | None = None
+        await self._listen()
+        is_ready.set()
+        await self._stop.wait()
+        await self._unlisten()
+        await self._drop()
+
+    def _call(self, coroutine: Any) -> None:
+        if self._thread is None or self._is_closed or self._thread is threading.current_thread():
+            coroutine.close()
+            raise RuntimeError("the server does not run, or this is its own thread")
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _listen(self) -> None:
+        if self._listener is None:
+            listening = _bound_socket(self._port)
+            self._listener = await self._loop.create_server(self._connect, sock=listening, backlog=_BACKLOG)
+
+    async def _unlisten(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    async def _drop(self) -> None:
+        for connection in self._http.connections:
+            reset(connection.transport)
+        await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
+
+    def _connect(self) -> asyncio.Protocol:
+        self._connections_made += 1
+        return self._http()
+
+    def _sockets(self) -> Iterable[Any]:
+        if self._listener is not None:
+            yield from self._listener.sockets
+        yield from (socket_of(connection.transport) for connection in self._http.connections)
+
+    # One request
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        served = self._begin(request)
+        try:
+            fault = self._next_fault(served)
+            served.fault = fault.kind
+            body = await received(request)
+            await wait_for(fault)
+            if fault.kind == "reset":
+                reset(request.transport)
+                return web.Response()
+            said = self._answer(served, fault, body)
+            return await Sending(request, served, fault, said).send()
+        finally:
+            self._in_progress -= 1
+            served.ended_s = time.monotonic()
+
+    def _begin(self, request: web.BaseRequest) -> ServedRequest:
+        bucket, _, key = unquote(request.rel_url.raw_path).removeprefix("/").partition("/")
+        ask = Ask(request.method, bucket, key, dict(request.query), request.headers)
+        served = ServedRequest(
+            number=len(self._log),
+            method=ask.method,
+            bucket=bucket,
+            key=key,
+            query=ask.query,
+            range=request.headers.get("Range"),
+            access_key_id=access_key_id(ask),
+            headers=request.headers,
+            client_port=client_port(request.transport),
+            began_s=time.monotonic(),
+        )
+        self._log.append(served)
+        self._in_progress += 1
+        self._most_in_progress = max(self._most_in_progress, self._in_progress)
+        return served
+
+    def _next_fault(self, served: ServedRequest) -> Fault:
+        drawn = self.faults.draw(served.method, self._generator)
+        try:
+            said = self.script(served) if self.script is not None else None
+        except Exception as error:  # noqa: BLE001 - the test's own; `close` raises it
+            self._failure = self._failure or error
+            return Fault("internal_error")
+        return drawn if said is None else said
+
+    def _answer(self, served: ServedRequest, fault: Fault, body: bytes) -> Answer:
+        headers: Mapping[str, str] = served.headers
+        if fault.kind == "whole_object":
+            headers = {name: value for name, value in headers.items() if name.lower() != "range"}
+        try:
+            fault.raise_if_error()
+            self._check_credentials(served.access_key_id)
+            ask = Ask(served.method, served.bucket, served.key, served.query, headers, body)
+            return answer(self._buckets, ask)
+        except S3Error as error:
+            return error.answer(f"/{served.bucket}/{served.key}", request_id(served))
+
+    def _check_credentials(self, access_key_id: str | None) -> None:
+        if access_key_id in self._expired:
+            status = self._expired[access_key_id]
+            raise S3Error(status, "ExpiredToken", "The provided token has expired.")
+        if self._access_key_ids is None or access_key_id in self._access_key_ids:
+            return
+        if access_key_id is None:
+            raise S3Error(403, "AccessDenied", "Access Denied")
+        message = "The AWS Access Key Id you provided does not exist in our records."
+        raise S3Error(403, "InvalidAccessKeyId", message)
+
+
+def _bound_socket(port: int) -> socket.socket:
+    """Bind without listening: whoever connects is refused, and nobody else is given the port.
+
+    A second one can be bound beside it, thanks to SO_REUSEADDR, as long as the first does not listen.
+    """
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((_HOST, port))
+    return bound
+
+
+_running: weakref.WeakSet[ObjectServer] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """Give up a forked child's copies of the sockets, which would keep the parent's connections open.
+
+    Their numbers go to the null device, so that objects which still hold them close nothing else.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for server in list(_running):
+        for each in server._sockets():  # noqa: SLF001
+            if each is not None and each.fileno() >= 0:
+                os.dup2(null, each.fileno(), inheritable=False)
+    _running.clear()
+    os.close(null)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
