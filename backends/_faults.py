@@ -46,22 +46,21 @@ def verdict(error: BaseException) -> Verdict:
     """Judge an error by its chain of causes, the first that tells anything."""
     if isinstance(error, _FINAL):
         return FINAL
-    for link in _chain(error):
-        status, code, headers = _answer(link)
-        if code in _RETRYABLE_CODES or status in _RETRYABLE:
-            is_throttled = code in _THROTTLED_CODES or status in _THROTTLED
-            return Verdict(
-                is_retryable=True, is_throttled=is_throttled, retry_after_s=_retry_after_s(headers)
-            )
-        if status is not None:
-            return FINAL
-    for link in _chain(error):
-        names = {kind.__name__ for kind in type(link).__mro__}
-        if names & _LATE:
-            return _LATE_VERDICT
-        if names & _BROKEN:
-            return _BROKEN_VERDICT
-    return FINAL
+    return next((found for link in _chain(error) if (found := _verdict_of(link)) is not None), FINAL)
+
+
+def _verdict_of(link: BaseException) -> Verdict | None:
+    """Judge one error of a chain, or say that it tells nothing."""
+    names = {kind.__name__ for kind in type(link).__mro__}
+    if names & _LATE:
+        return _LATE_VERDICT
+    status, code, headers = _answer(link)
+    if code in _RETRYABLE_CODES or status in _RETRYABLE:
+        is_throttled = code in _THROTTLED_CODES or status in _THROTTLED
+        return Verdict(is_retryable=True, is_throttled=is_throttled, retry_after_s=_retry_after_s(headers))
+    if names & _BROKEN:
+        return _BROKEN_VERDICT
+    return None if status is None else FINAL
 
 
 def status_of(error: BaseException) -> int | None:

@@ -276,8 +276,19 @@ class Scheduler:
 
     # -- completion
 
-    def complete(self, grant: Grant, ops: int, nbytes: int, now: float, *, is_hit: bool = False) -> None:
+    def complete(
+        self,
+        grant: Grant,
+        ops: int,
+        nbytes: int,
+        now: float,
+        *,
+        is_hit: bool = False,
+        is_failed: bool = False,
+    ) -> None:
         """Note that `ops` ops of `grant`, of `nbytes` bytes together, were performed or failed.
+
+        What the page cache answered, and what a store failed to, tells the window nothing.
 
         Raises
         ------
@@ -287,7 +298,7 @@ class Scheduler:
         if not 0 <= ops <= grant.ops_left or not 0 <= nbytes <= grant.bytes_left:
             msg = f"{ops} ops completed of {grant!r}, which has {grant.ops_left} left"
             raise IllegalTransitionError(msg)
-        if self.window is not None and ops and not (is_hit or grant.request.is_nested):
+        if self.window is not None and ops and not (is_hit or is_failed or grant.request.is_nested):
             self.window.observe(
                 now=now,
                 units=ops if self.counts_ops else nbytes,

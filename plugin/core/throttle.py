@@ -1,18 +1,18 @@
 """What throttling answers (503 SlowDown, 429, time-outs) do to a window of requests.
 
-Answers are counted in *rounds*, one limit's worth of them, that is about a round trip. At the end of a round
-in which a share ``f`` was throttled
+Answers are counted in *rounds*: one limit's worth of them, that is about a round trip, and at least 16.
 
-1. the limit is cut by ``f**2 / 2``: to a half in a storm, hardly at all for a stray fault, which no smaller
-   limit would have prevented;
-2. it grows by what is left of ``1 - 8 f``: to the double below half of the *knee*, the limit that was
-   throttled last, and by a sixteenth above. A storm, more than half of a round, says nothing of the knee;
-3. once it is back at what it was *before*, which a throttled round lowers a little, the ordinary controller
-   goes on. So a store that has recovered is used in full again after some twenty round trips, and one
-   that has become slower is found out without many refusals.
+1. At the end of a round with a share ``f`` throttled the limit is cut by ``f**2 / 2``: to a half in a storm.
+2. Each success, in a round with less than a quarter throttled so far, raises the limit: by one, which
+   doubles it in a round trip, below half of the *knee*, the limit that was throttled last; by a sixteenth
+   above. A round of nothing but refusals says nothing of the knee.
+3. Once the limit is back at what it was *before*, which rounds lower a little if a part was throttled, the
+   ordinary controller goes on. So a store that has recovered is used in full again after some twenty round
+   trips, and one that has become slower is found out without many refusals.
 
-A round that begins while nothing is throttled and has less than a sixteenth of it is forgotten: the trials
-of the ordinary controller go on beside a few faults.
+A round with less than a quarter throttled does not begin this. What is refused is not throughput: when more
+in flight only brings more refusals, the ordinary controller's trials see it, and a few faults that no smaller
+limit would have prevented must not make the window small.
 
 Sources: Alizadeh et al., "Data Center TCP", SIGCOMM 2010 (a cut in proportion to the share marked); Cardwell
 et al., "BBR Congestion Control v2", IETF 104, 2019 (tolerating some loss); slow start as in RFC 5681.
@@ -22,10 +22,10 @@ Threading: as `core.window`, which owns it. No clock.
 
 from __future__ import annotations
 
-_STRAY_SHARE = 1 / 16
+_LEAST_ROUND = 16
+_STRAY_SHARE = 1 / 4
 _STORM_SHARE = 1 / 2
-_GROWTH_ENDS = 8.0  # one part in so many throttled, and the limit does not grow
-_SLOW_GROWTH = 1 / 16
+_SLOW_GROWTH = 1 / 16  # of a success
 _AGEING = 1 / 8  # of the share throttled: how fast what was before is given up
 
 
@@ -54,32 +54,37 @@ class Throttle:
         """Requests allowed in flight now."""
         return max(self._least, int(self._limit))
 
-    def count(self, limit: int, *, ok: int = 0, throttled: int = 0) -> bool:
-        """Count answers; returns whether `limit`, the window's own if this is not active, changes."""
+    def count(self, limit: int, *, ok: int = 0, throttled: int = 0) -> None:
+        """Count answers; `limit` is the window's own, where this is not active."""
         if not self.is_counting:
             self.is_counting = True
             self._limit = self._before = self._knee = float(limit)
         self._ok += ok
         self._throttled += throttled
-        if self._ok + self._throttled < self.limit:
-            return False
-        self._end_round(self._throttled / (self._ok + self._throttled))
-        self._ok = self._throttled = 0
-        return self.limit != limit or not self.is_active
+        if self.is_active and ok:
+            self._grow(ok)
+        answers = self._ok + self._throttled
+        if answers >= max(_LEAST_ROUND, self.limit):
+            self._end_round(self._throttled / answers)
+            self._ok = self._throttled = 0
+
+    def _grow(self, ok: int) -> None:
+        if self._throttled >= _STRAY_SHARE * (self._ok + self._throttled):
+            return
+        self._limit += ok if self._limit < self._knee / 2 else ok * _SLOW_GROWTH
+        if self._limit >= self._before:
+            self._limit = self._before
+            self._ok = self._throttled = 0
+            self.is_active = self.is_counting = False
 
     def _end_round(self, share: float) -> None:
-        if not self.is_active and share < _STRAY_SHARE:
-            self.is_counting = False
+        if share < _STRAY_SHARE:
+            self.is_counting = self.is_active
             return
         self.is_active = True
-        if 0 < share <= _STORM_SHARE:
-            self._knee = self._limit
+        if share < 1:
+            # Not all at once: the round in which a storm ends is a mixture, too.
+            self._knee = max(self._limit, self._knee / 2)
+        if share <= _STORM_SHARE:
             self._before *= 1 - _AGEING * share
-        growth = max(0.0, 1 - _GROWTH_ENDS * share)
-        if self._limit >= self._knee / 2:
-            growth *= _SLOW_GROWTH
-        self._limit *= (1 - share**2 / 2) * (1 + growth)
-        self._limit = max(self._least, self._limit)
-        if share < _STRAY_SHARE and self._limit >= self._before:
-            self._limit = max(self._least, self._before)
-            self.is_active = self.is_counting = False
+        self._limit = max(self._least, self._limit * (1 - share**2 / 2))

@@ -263,14 +263,11 @@ class Window:
     def _count(self, now: float, *, ok: int = 0, throttled: int = 0) -> None:
         """Count answers towards a round of throttling, and act on its end."""
         throttle = self._throttle
-        is_mine = self._state is not WindowState.THROTTLED
-        before = self._held if is_mine else self._limit
-        if not throttle.count(before, ok=ok, throttled=throttled):
-            return
+        throttle.count(self._held, ok=ok, throttled=throttled)
         if throttle.is_active:
             self._state = WindowState.THROTTLED
             self._limit = throttle.limit
-        elif not is_mine:
+        elif self._state is WindowState.THROTTLED:
             self._held = min(self._most, throttle.limit)
             self._shrink_step = _FINE_STEP
             self._state, self._rest = WindowState.STEADY, _REST_LEGS

@@ -138,18 +138,25 @@ class Job:
         self.complete_all([(grant, grant.ops_left, grant.bytes_left)], succeeded=grant.hi - grant.lo - failed)
 
     def complete_all(
-        self, performed: list[tuple[Grant, int, int]], *, is_hit: bool = False, succeeded: int = 0
+        self,
+        performed: list[tuple[Grant, int, int]],
+        *,
+        is_hit: bool = False,
+        succeeded: int | None = None,
     ) -> None:
-        """Tell it of several grants' ops and bytes in one section: what that admits is one grant."""
+        """Tell it of several grants' ops and bytes in one section: what that admits is one grant.
+
+        `succeeded` says how many of them a store that is asked again on failure has performed.
+        """
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
             if self.fails_fast and self.ops.errors and not self.request.is_over:
                 row = min(self.ops.errors)
                 scheduler.fail(self.request, self.ops.errors[row])
-            scheduler.retries.note_success(succeeded)
+            scheduler.retries.note_success(succeeded or 0)
             now = perf_counter()
             for grant, ops, nbytes in performed:
-                scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit)
+                scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
 
     def next_delay(self, attempt: int, verdict: Verdict) -> float | None:
         """Tell the core that an op's attempt failed; returns the seconds until the next, or None."""
