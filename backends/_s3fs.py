@@ -19,6 +19,8 @@ from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.backends.abc import PathSource
     from headrace.types import Ops
 
@@ -51,40 +53,77 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
 
 
 def can_read(source: PathSource, length: int) -> bool:
-    """Whether an op is a range, to be read here; other bounds are for ``_cat_file`` to understand."""
-    return length > 0 and length != UNKNOWN_LENGTH and source.options.keys() <= {"version_id"}
+    """Whether an op is read here: ``_cat_file`` has to understand odd bounds and options."""
+    if not source.options.keys() <= {"version_id"}:
+        return False
+    if length != UNKNOWN_LENGTH:
+        return length > 0
+    start, end = source.bounds
+    return (start or 0) >= 0 and (end is None or end > (start or 0))
 
 
-async def read_range(fs: Any, ops: Ops, row: int) -> None:
+async def read_op(fs: Any, ops: Ops, row: int) -> None:
     """Read op `row`, or what is left of it."""
     source = ops.sources[ops.file[row]]
     if ops.state is None:
         ops.state = {}
+    length = int(ops.length[row])
+    if length == UNKNOWN_LENGTH:
+        start, end = source.bounds
+        whole = ops.state.setdefault(row, bytearray())
+        await _receive(fs, source, (start or 0, end), len(whole), whole.extend)
+        ops.deliver(row, whole)
+        return
+    start, dest = int(ops.start[row]), int(ops.dest[row])
+    place = memoryview(ops.buffer)[dest : dest + length]  # type: ignore[arg-type]
     done = ops.state.get(row, 0)
-    start, length, dest = int(ops.start[row]), int(ops.length[row]), int(ops.dest[row])
-    answer = await _get(fs, source, start + done, start + length)
-    body = answer["Body"]
-    try:
-        _check_answer(source, answer, start + done)
-        place = memoryview(ops.buffer)[dest : dest + length]
-        while done < length and (piece := await body.read(min(PIECE_BYTES, length - done))):
-            place[done : done + len(piece)] = piece
-            done += len(piece)
-            ops.state[row] = done
-    finally:
-        body.close()
+
+    def put(piece: bytes) -> None:
+        nonlocal done
+        place[done : done + len(piece)] = piece
+        done += len(piece)
+        ops.state[row] = done
+
+    await _receive(fs, source, (start, start + length), done, put)
     ops.got[row] = done
 
 
-async def _get(fs: Any, source: PathSource, first: int, end: int) -> dict[str, Any]:
+async def _receive(
+    fs: Any,
+    source: PathSource,
+    bounds: tuple[int, int | None],
+    done: int,
+    put: Callable[[bytes], object],
+) -> None:
+    """Give `put` what is between the bounds, without the first `done` bytes."""
+    first, end = bounds[0] + done, bounds[1]
+    if first == end:
+        return
+    answer = await _get(fs, source, first, end)
+    body = answer["Body"]
+    try:
+        _check_answer(source, answer, first)
+        while end is None or first < end:
+            piece = await body.read(PIECE_BYTES if end is None else min(PIECE_BYTES, end - first))
+            if not piece:
+                return
+            first += len(piece)
+            put(piece)
+    finally:
+        body.close()
+
+
+async def _get(fs: Any, source: PathSource, first: int, end: int | None) -> dict[str, Any]:
     bucket, key, version = fs.split_path(source.path)
     version = source.options.get("version_id") or version
     conditions = {} if version is None else {"VersionId": version}
+    if first or end is not None:  # an empty object has no range
+        conditions["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
     if source.etag and not source.etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
         conditions["IfMatch"] = source.etag
     try:
         answer: dict[str, Any] = await fs._call_s3(  # noqa: SLF001
-            "get_object", Bucket=bucket, Key=key, Range=f"bytes={first}-{end - 1}", **conditions
+            "get_object", Bucket=bucket, Key=key, **conditions
         )
     except OSError as error:
         if source.etag and status_of(error) == _PRECONDITION_FAILED:

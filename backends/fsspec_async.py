@@ -117,7 +117,7 @@ class AsyncFsspecBackend(AsyncBackend):
 
     async def _read_version(self, ops: Ops, row: int) -> None:
         try:
-            await _s3fs.read_range(self._reader, ops, row)
+            await _s3fs.read_op(self._reader, ops, row)
         except ObjectChangedError as error:
             self.target.invalidate_cache(error.path)  # or a listing would name the old version again
             raise

@@ -6,6 +6,8 @@
 3. Each retry takes a token from a *budget*; successes put fractions of one back. With a few faults it never
    runs dry. In an outage it does, and then only as many requests go out as successes have paid for: what
    fails is not multiplied.
+4. A store is *silent* when an op has used up its attempts, and twice as many failed in a row: until
+   something succeeds, each op is tried once. A batch on a store that is gone fails as fast as one op.
 
 Every attempt of reads alone is safe to repeat; what may be repeated at all is the backend's `Verdict`.
 
@@ -41,6 +43,10 @@ RESERVE = 500.0
 """Tokens at the start, and at most: what a short outage may cost."""
 
 
+_SILENCE = 2
+"""Failures in a row for each attempt of an op that gives up, before the store counts as silent."""
+
+
 class Retries:
     """The retries of one store.
 
@@ -54,7 +60,10 @@ class Retries:
         The budget: tokens at the start and at most, and tokens for each success.
     """
 
-    __slots__ = ("base_s", "cap_s", "granted", "refill", "refused", "reserve", "retries", "tokens")
+    __slots__ = (
+        "_failures", "base_s", "cap_s", "granted", "is_silent", "refill", "refused", "reserve", "retries",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +82,8 @@ class Retries:
         self.tokens = reserve
         self.granted = 0
         self.refused = 0
+        self.is_silent = False
+        self._failures = 0  # in a row
 
     def next_delay(self, attempt: int, verdict: Verdict, chance: float) -> float | None:
         """Decide on an op whose attempt number `attempt` (the first is 1) failed.
@@ -89,8 +100,12 @@ class Retries:
         """
         if not verdict.is_retryable:
             return None
+        self._failures += 1
+        if attempt > self.retries:
+            self.is_silent = self.is_silent or self._failures > _SILENCE * attempt
         least_s = verdict.retry_after_s or 0.0
-        if attempt > self.retries or self.tokens < 1 or least_s > LONGEST_RETRY_AFTER_S:
+        is_spent = attempt > self.retries or self.tokens < 1 or self.is_silent
+        if is_spent or least_s > LONGEST_RETRY_AFTER_S:
             self.refused += 1
             return None
         self.tokens -= 1
@@ -100,6 +115,8 @@ class Retries:
 
     def note_success(self, ops: int) -> None:
         """Refill the budget for `ops` that succeeded."""
+        if ops:
+            self._failures, self.is_silent = 0, False
         self.tokens = min(self.reserve, self.tokens + self.refill * ops)
 
     @override

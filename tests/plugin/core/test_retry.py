@@ -66,6 +66,19 @@ def test_successes_refill_the_budget_up_to_the_reserve() -> None:
     assert retries.tokens == 2
 
 
+def test_a_silent_store_is_asked_once_for_each_op_until_something_succeeds() -> None:
+    retries = Retries(2)
+    ops = [1, 1, 2, 2, 3]
+    assert [retries.next_delay(attempt, AGAIN, 0.0) for attempt in ops] == [0, 0, 0, 0, None]
+    assert not retries.is_silent, "two ops that fail are not yet a store that is gone"
+    retries.next_delay(1, AGAIN, 0.0)
+    assert retries.next_delay(3, AGAIN, 0.0) is None
+    assert retries.is_silent
+    assert retries.next_delay(1, AGAIN, 0.0) is None
+    retries.note_success(1)
+    assert retries.next_delay(1, AGAIN, 0.0) == 0
+
+
 def _sent(ops: int, share: float, seed: int) -> tuple[int, int]:
     """Requests sent and ops failed, where each request fails with a chance of `share`."""
     rng, retries = random.Random(seed), Retries()
@@ -94,4 +107,4 @@ def test_a_tenth_of_faults_costs_less_than_a_fifth_of_requests(seed: int) -> Non
 def test_an_outage_is_no_storm() -> None:
     sent, failed = _sent(10_000, 1.0, 0)
     assert failed == 10_000
-    assert sent == 10_000 + 500, "one request each, and the reserve"
+    assert sent <= 10_000 + 30, "one request each, and the attempts of the first three"
