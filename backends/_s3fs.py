@@ -1,7 +1,8 @@
 """Ranged reads of S3 through s3fs's client: of one version, into the result, resumed where they broke.
 
-s3fs's own ``_cat_file`` takes no version to match, and starts again when a body ends early. So the GET is
-made here, through ``_call_s3``, which keeps s3fs's options (requester pays, encryption keys) and exceptions.
+s3fs's own ``_cat_file`` takes no version to match, starts again when a body ends early, and sleeps after each
+fault even where it does not try again. So the GET is made here, with s3fs's client, its options (requester
+pays, encryption keys) and its exceptions.
 
 * ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
   well, for stores that ignore the header.
@@ -122,20 +123,34 @@ async def _get(fs: Any, source: PathSource, first: int, end: int | None) -> dict
     if source.etag and not source.etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
         conditions["IfMatch"] = source.etag
     try:
-        answer: dict[str, Any] = await fs._call_s3(  # noqa: SLF001
-            "get_object", Bucket=bucket, Key=key, **conditions
-        )
+        return await _call(fs, "get_object", Bucket=bucket, Key=key, **conditions)
     except OSError as error:
         if source.etag and status_of(error) == _PRECONDITION_FAILED:
             found = await _version_now(fs, bucket, key)
             raise ObjectChangedError(source.path, source.etag, found) from error
         raise
+
+
+async def _call(fs: Any, name: str, **arguments: Any) -> dict[str, Any]:
+    """Call the client with s3fs's options and errors, and without its pause after each error."""
+    await fs.set_session()
+    client = await fs.get_s3(arguments["Bucket"])
+    arguments = fs._get_s3_method_kwargs(getattr(client, name), **arguments)  # noqa: SLF001
+    try:
+        answer: dict[str, Any] = await getattr(client, name)(**arguments)
+    except Exception as error:
+        from s3fs.errors import translate_boto_error  # noqa: PLC0415
+
+        translated = translate_boto_error(error)
+        if translated is error:
+            raise
+        raise translated from error
     return answer
 
 
 async def _version_now(fs: Any, bucket: str, key: str) -> str:
     try:
-        answer = await fs._call_s3("head_object", Bucket=bucket, Key=key)  # noqa: SLF001
+        answer = await _call(fs, "head_object", Bucket=bucket, Key=key)
     except Exception as error:  # noqa: BLE001 - only for the message
         return f"unknown ({type(error).__name__})"
     return str(answer.get("ETag", "unknown"))
