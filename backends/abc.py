@@ -13,7 +13,8 @@ and import nothing of headrace but this module, `headrace.types` and `headrace.e
 backend passes `headrace.testing.BackendTests`.
 
 Errors: an op that fails stores its exception with ``ops.fail(row, error)`` and lets the other rows go on.
-A read past the end of the file is short, not an error, unless the storage says otherwise.
+A read past the end of the file is short, not an error, unless the storage says otherwise. Backends do not try
+again by themselves: `Backend.verdict` says what an error means, and the driver decides.
 """
 
 from __future__ import annotations
@@ -25,12 +26,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops
+from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     import numpy.typing as npt
+
+
+__all__ = [
+    "AsyncBackend",
+    "Backend",
+    "Defaults",
+    "InlineBackend",
+    "PathSource",
+    "ThreadedBackend",
+    "Verdict",
+    "store_of",
+    "wrapped_filesystems",
+]
+
+FINAL = Verdict(is_retryable=False)
+"""Asking again would bring the same answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +63,9 @@ class Defaults:
     max_op_bytes
         Longer reads are split into ops of this size.
     io_parallelism
-        Ops in flight to one device.
-    window_bytes
-        First guess of the short-queue window; 0 for none.
+        Ops in flight to one device, at the most.
+    window_bytes, window_ops
+        First guess of the short-queue window, in bytes for disks, in requests for object stores; 0 for none.
     """
 
     mode: Literal["lite", "standard"]
@@ -56,6 +73,7 @@ class Defaults:
     max_op_bytes: int
     io_parallelism: int
     window_bytes: int = 0
+    window_ops: int = 0
 
 
 class Backend(abc.ABC):
@@ -110,6 +128,10 @@ class Backend(abc.ABC):
     def size(self, source: Any) -> int | None:  # noqa: ARG002
         """Bytes of an open source, or None where only the filesystem's ``info`` can tell."""
         return None
+
+    def verdict(self, error: BaseException) -> Verdict:  # noqa: ARG002
+        """Say whether the op that met `error` may be tried again, and what it tells of the store."""
+        return FINAL
 
     def guard(self) -> contextlib.AbstractContextManager[Any]:
         """Return what a call to `target` that is no read must hold: nothing, for most."""
@@ -202,18 +224,21 @@ class PathSource:
     """A file named by its path, for filesystems that read by ``cat_file``.
 
     `bounds` are the caller's own start and end, where they are not plain offsets (None, negative), `options`
-    what else ``cat_file`` shall be given.
+    what else ``cat_file`` shall be given. `etag` is the version seen at open, which every read must match, or
+    None where none is known.
     """
 
-    __slots__ = ("bounds", "options", "path")
+    __slots__ = ("bounds", "etag", "options", "path")
 
     def __init__(
         self,
         path: str,
         bounds: tuple[int | None, int | None] = (None, None),
         options: dict[str, Any] | None = None,
+        etag: str | None = None,
     ) -> None:
         self.path = path
+        self.etag = etag
         self.bounds = bounds
         self.options = options or {}
 

@@ -6,6 +6,11 @@ connection pool is not shared with anybody either: metadata and writes go throug
 
 A filesystem that wraps another (``dir``, ``reference``) cannot be made again for another loop, because
 the one inside it would stay behind. It keeps its loop, and is awaited there.
+
+What s3fs reads is of one version and resumed where it broke (`headrace.backends._s3fs`). The others read by
+``_cat_file``, which takes no version: an op of theirs that breaks starts again. Clients do not try again by
+themselves where that can be told them: errors are judged here (`headrace.backends._faults`) and the driver
+decides.
 """
 
 from __future__ import annotations
@@ -15,7 +20,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from headrace.backends.abc import AsyncBackend, Defaults, PathSource, store_of, wrapped_filesystems
+from headrace.backends import _faults, _s3fs
+from headrace.backends.abc import (
+    AsyncBackend,
+    Defaults,
+    PathSource,
+    Verdict,
+    store_of,
+    wrapped_filesystems,
+)
+from headrace.errors import ObjectChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -29,12 +43,22 @@ class AsyncFsspecBackend(AsyncBackend):
     name: ClassVar[str] = "fsspec-async"
     rank: ClassVar[int] = 10
     defaults: ClassVar[Defaults] = Defaults(
-        mode="standard", max_gap_bytes=64 << 10, max_op_bytes=8 << 20, io_parallelism=64
+        mode="standard", max_gap_bytes=64 << 10, max_op_bytes=8 << 20, io_parallelism=128, window_ops=64
     )
+
+    options: ClassVar[frozenset[str]] = frozenset({"io_parallelism"})
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._reader: Any = None
+        self._is_s3 = _s3fs.is_s3fs(target)
+        self._connections = self.defaults.io_parallelism
+
+    @override
+    def configure(self, *, io_parallelism: int | None = None, **options: Any) -> None:
+        """Take the ops in flight, for as many connections."""
+        super().configure(**options)
+        self._connections = io_parallelism or self.defaults.io_parallelism
 
     @classmethod
     @override
@@ -60,14 +84,12 @@ class AsyncFsspecBackend(AsyncBackend):
             self._reader = self.target
             return
         options = {**self.target.storage_options, "asynchronous": True, "loop": loop}
-        if type(self.target).__module__.partition(".")[0] == "s3fs":
-            options["config_kwargs"] = {
-                # More ops in flight than connections would only queue inside the client.
-                "max_pool_connections": self.defaults.io_parallelism,
-                **(options.get("config_kwargs") or {}),
-            }
+        if self._is_s3:
+            options |= _s3fs.reader_options(self.target, self._connections)
         kind = type(self.target)
         self._reader = kind(*self.target.storage_args, skip_instance_cache=True, **options)
+        if self._is_s3:
+            self._reader.retries = 1  # that is one attempt
 
     @override
     def device(self, path: str) -> Hashable:
@@ -82,12 +104,28 @@ class AsyncFsspecBackend(AsyncBackend):
 
     @override
     async def read(self, ops: Ops, row: int) -> None:
-        """Read one op with ``_cat_file``."""
+        """Read one op, a range of one version where the filesystem can."""
         source = ops.sources[ops.file[row]]
-        first, end = source.limits(int(ops.start[row]), int(ops.length[row]))
+        length = int(ops.length[row])
+        if self._is_s3 and _s3fs.can_read(source, length):
+            await self._read_version(ops, row)
+            return
+        first, end = source.limits(int(ops.start[row]), length)
         # By name: s3fs's second positional parameter is a version, and it would read the whole object.
         data = await self._reader._cat_file(source.path, start=first, end=end, **source.options)  # noqa: SLF001
         ops.deliver(row, data)
+
+    async def _read_version(self, ops: Ops, row: int) -> None:
+        try:
+            await _s3fs.read_op(self._reader, ops, row)
+        except ObjectChangedError as error:
+            self.target.invalidate_cache(error.path)  # or a listing would name the old version again
+            raise
+
+    @override
+    def verdict(self, error: BaseException) -> Verdict:
+        """Judge by what HTTP clients raise."""
+        return _faults.verdict(error)
 
     @override
     async def aclose(self) -> None:

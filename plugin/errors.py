@@ -6,6 +6,11 @@ The classes below are only for what headrace itself has to say.
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
+from typing_extensions import override
+
 
 class HeadraceError(Exception):
     """Base of all errors that headrace raises on its own account."""
@@ -33,3 +38,26 @@ class IllegalTransitionError(HeadraceError, RuntimeError):
 
 class ShortReadError(HeadraceError, OSError):
     """A backend delivered more or fewer bytes than its protocol allows."""
+
+
+class ObjectChangedError(HeadraceError, OSError):
+    """The object was replaced since it was opened: a read would have mixed two versions.
+
+    Parameters
+    ----------
+    path
+        Of the object.
+    expected
+        Its version (ETag) when it was opened.
+    found
+        What the store has now: another version, or what it said.
+    """
+
+    def __init__(self, path: str, expected: str, found: str) -> None:
+        why = f"the object was replaced since it was opened: it was {expected}, now {found}"
+        super().__init__(errno.ESTALE, why, path)
+        self.path, self.expected, self.found = path, expected, found
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.expected, self.found)

@@ -122,7 +122,7 @@ class HeadraceFile(io.BufferedIOBase):
     def _open_again(self) -> None:
         """Go on in a forked child, where the parent's scheduler, sessions and lock holders are not."""
         self._pid, self._lock = os.getpid(), threading.RLock()
-        self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader)
+        self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader, self._source)
 
     @override
     def tell(self) -> int:

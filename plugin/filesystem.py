@@ -475,10 +475,11 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             block_bytes=0 if cache_type == "none" else block_size or reader.block_bytes,
         )
 
-    def open_again(self, path: str, size: int | None, reader: Reader) -> tuple[Reader, Any]:
+    def open_again(self, path: str, size: int | None, reader: Reader, source: Any) -> tuple[Reader, Any]:
         """Return the reader and the source with which a file goes on in a forked child."""
         reader = Reader(runtime().channel(self.target, reader.channel.settings))
-        return reader, self._exclusively(reader.open_source, path, size, {})[0]
+        etag = getattr(source, "etag", None)
+        return reader, self._exclusively(reader.open_source, path, size, {}, etag)[0]
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""

@@ -26,6 +26,7 @@ from headrace.batch import RangeBatch
 from headrace.cached import read_cached
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.core.request import State
+from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from headrace.core.plan import Settled
     from headrace.ranges import Ranges
 
-FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+FINAL_ERRORS = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ObjectChangedError,
+)  # fmt: skip
 """Errors about the file: asking again for a part of it is useless."""
 
 
@@ -203,12 +206,14 @@ class Reader(SingleReader):
             hand_over(part.job, part.plan, int(settled.length.sum()))
             base += part.plan.buffer_bytes
         if again:
-            buffer = self._ask_again(ranges, sorted(again), (buffer, dest, length), errors)
+            sources = parts[0].job.ops.sources  # and the versions they stand for
+            buffer = self._ask_again(ranges, sources, sorted(again), (buffer, dest, length), errors)
         return RangeBatch(pa.py_buffer(buffer), dest, length, errors)
 
     def _ask_again(
         self,
         ranges: Ranges,
+        sources: list[Any],
         again: list[int],
         placed: tuple[UInt8Array, Int64Array, Int64Array],
         errors: dict[int, Exception],
@@ -219,7 +224,6 @@ class Reader(SingleReader):
         sizes = ranges.ends[rows] - ranges.starts[rows]
         more = result_buffer(int(sizes.sum()))
         at = np.concatenate(([0], np.cumsum(sizes)))
-        sources = [self.channel.backend.open(path) for path in ranges.paths]
         ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at[:-1]), more)
         job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(more), Urgency())
         self.run(job, self.channel.settings.timeout_s)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
 from headrace.backends.abc import AsyncBackend, Backend, InlineBackend, ThreadedBackend
+from headrace.core.retry import Retries
 from headrace.core.window import Window
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver, LiteAsyncDriver
 from headrace.drivers.engine import Engine
@@ -63,6 +64,11 @@ class Channel:
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
 
     @property
+    def io_parallelism(self) -> int:
+        """Ops in flight to one device, at the most."""
+        return self.settings.io_parallelism or self.backend.defaults.io_parallelism
+
+    @property
     def max_gap_bytes(self) -> int:
         """Ranges closer than this are read as one op."""
         chosen = self.settings.max_gap_bytes
@@ -80,19 +86,27 @@ class Channel:
         if found is not None:
             return found
         with self.engine.lock, self.engine as hub:
-            parallelism = self.settings.io_parallelism or self.backend.defaults.io_parallelism
             return hub.scheduler(
                 device,
                 window=self._window(),
-                max_in_flight_ops=parallelism,
+                max_in_flight_ops=self.io_parallelism,
                 max_grant_ops=1 << 30 if isinstance(self.backend, InlineBackend) else 1,
+                retries=self._retries(),
+                counts_ops=self.backend.defaults.window_ops > 0,
             )
 
+    def _retries(self) -> Retries:
+        chosen = self.settings.retries
+        return Retries() if chosen is None else Retries(chosen)
+
     def _window(self) -> Window | None:
-        first_guess = self.backend.defaults.window_bytes
-        if not first_guess:
-            return None
-        return Window(initial=first_guess, least=self.max_op_bytes, most=1 << 30)
+        defaults = self.backend.defaults
+        if defaults.window_ops:
+            most = self.io_parallelism
+            return Window(initial=min(defaults.window_ops, most), least=1, most=most)
+        if defaults.window_bytes:
+            return Window(initial=defaults.window_bytes, least=self.max_op_bytes, most=1 << 30)
+        return None
 
 
 class Runtime:
@@ -174,8 +188,8 @@ class Runtime:
             return ThreadedDriver(Workers(most, "headrace-read"))
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:
-                return LiteAsyncDriver(backend, LoopThread("headrace-keeper"))
-            return AsyncDriver(backend, self.loop_thread())
+                return LiteAsyncDriver(backend, LoopThread("headrace-keeper"), settings.try_timeout_s)
+            return AsyncDriver(backend, self.loop_thread(), settings.try_timeout_s)
         msg = f"backend {type(backend).__name__} is of none of the three kinds"
         raise BackendError(msg)
 

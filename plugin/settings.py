@@ -95,6 +95,8 @@ class Settings:
     """Attempts after the first one."""
     timeout_s: float | None = None
     """Seconds that a caller waits for a read; None: as long as it takes."""
+    try_timeout_s: float | None = None
+    """Seconds for one attempt of an op, on async stores."""
     log: str | None = None
     """Level of the logger "headrace"; None: left to the application."""
 
@@ -232,6 +234,7 @@ SPECS: Final[tuple[SettingSpec, ...]] = (
     SettingSpec("uring_direct", _flag, _FLAG),
     SettingSpec("retries", _count(0), "a whole number, at least 0"),
     SettingSpec("timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
+    SettingSpec("try_timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
     SettingSpec("log", _level, ", ".join(_LEVELS)),
 )
 

@@ -158,6 +158,9 @@ class SingleReader(JobMaker):
         source = self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
         if not isinstance(source, PathSource):
             return self._cat_source(source, path, bounds, urgency)
+        start, end = bounds
+        if isinstance(self.channel.backend, AsyncBackend) and self._is_one_op(start, end):
+            return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
         job = self._whole_job(source, urgency)
         try:
             self.run(job, self.channel.settings.timeout_s)
@@ -165,11 +168,14 @@ class SingleReader(JobMaker):
         finally:
             if job.request.state is not State.RETIRED:
                 job.cancel()
-        start, end = bounds
         if is_plain(start, end):
             # Some stores take an empty range for no range at all (I9: never longer than asked).
             data = data[: max(end - start, 0)]  # type: ignore[operator]
         return data
+
+    def _is_one_op(self, start: int | None, end: int | None) -> bool:
+        """Whether the bounds are offsets, and what lies between them one op: its length is known then."""
+        return is_plain(start, end) and 0 < end - start <= self.channel.max_op_bytes  # type: ignore[operator]
 
     def cat_few(
         self, paths: list[str], starts: Any, ends: Any, normalise: Callable[[str], str]
@@ -244,8 +250,14 @@ class SingleReader(JobMaker):
 
     # -- sources of open files
 
-    def open_source(self, path: str, size: int | None, options: dict[str, Any]) -> tuple[Any, int | None]:
-        """Open a file for `HeadraceFile`; None where the store cannot tell its length."""
+    def open_source(
+        self, path: str, size: int | None, options: dict[str, Any], etag: str | None = None
+    ) -> tuple[Any, int | None]:
+        """Open a file for `HeadraceFile`; None where the store cannot tell its length.
+
+        On async stores the reads are of the version that ``info`` tells of, from a listing if there is one;
+        with neither that nor `etag`, of the version that the first of them meets.
+        """
         backend = self.channel.backend
         if not isinstance(backend, AsyncBackend):
             return backend.open(path, as_file=True, **options), size
@@ -253,8 +265,12 @@ class SingleReader(JobMaker):
             info = backend.target.info(path)
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
-            size = info.get("size")
-        return (None if size is None else backend.open(path)), size
+            size, etag = info.get("size"), info.get("ETag")
+        if size is None:
+            return None, None
+        source = backend.open(path)
+        source.etag = etag or None
+        return source, size
 
     @property
     def block_bytes(self) -> int:

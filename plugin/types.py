@@ -1,4 +1,4 @@
-"""The small types that every layer shares: priorities, and the columns of ops a backend performs.
+"""The small types that every layer shares: priorities, verdicts, and the columns of ops a backend performs.
 
 `Ops` is the one contract between the scheduler's side and the backends: columns of equal length, one
 row an op, and a result buffer. A backend fills `got` (bytes read, -1 while unknown) and `errors`; it
@@ -30,6 +30,25 @@ class Priority(NamedTuple):
 
     base: int = 0
     position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an error of the storage means for the op that met it.
+
+    Attributes
+    ----------
+    is_retryable
+        The same request may succeed later, and asking again changes nothing in the store.
+    is_throttled
+        The store asks for less (429, 503 SlowDown), or does not keep up (time-outs).
+    retry_after_s
+        Seconds the store wants to be left alone, where its answer says so.
+    """
+
+    is_retryable: bool
+    is_throttled: bool = False
+    retry_after_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)

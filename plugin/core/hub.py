@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from headrace.core.budget import ByteBudget
 from headrace.core.request import State, stay_asleep
+from headrace.core.retry import Retries
 from headrace.core.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Hub:
         window: Window | None = None,
         max_in_flight_ops: int = 128,
         max_grant_ops: int = 1 << 30,
+        retries: Retries | None = None,
+        counts_ops: bool = False,
     ) -> Scheduler:
         """Return the scheduler of `device`, made with these limits the first time."""
         found = self.schedulers.get(device)
@@ -100,6 +103,8 @@ class Hub:
                 window=window,
                 max_in_flight_ops=max_in_flight_ops,
                 max_grant_ops=max_grant_ops,
+                retries=retries or Retries(),
+                counts_ops=counts_ops,
             )
         return found
 

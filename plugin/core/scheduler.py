@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from headrace.core.hub import Hub
+    from headrace.core.retry import Retries
     from headrace.core.window import Window
 
 
@@ -45,11 +46,15 @@ class Scheduler:
     device
         What it schedules, for statistics and traces.
     window
-        Bytes allowed in flight, or None for no such limit.
+        What is allowed in flight, or None for no such limit.
+    counts_ops
+        Whether the window is one of requests; of bytes otherwise.
     max_in_flight_ops
         Ops allowed in flight.
     max_grant_ops
         The largest slice: 1 where every op is performed by a thread or task of its own.
+    retries
+        Decides on ops that failed.
     """
 
     def __init__(
@@ -60,12 +65,16 @@ class Scheduler:
         window: Window | None,
         max_in_flight_ops: int,
         max_grant_ops: int,
+        retries: Retries,
+        counts_ops: bool = False,
     ) -> None:
         self.hub = hub
         self.device = device
         self.window = window
         self.max_in_flight_ops = max_in_flight_ops
         self.max_grant_ops = max_grant_ops
+        self.retries = retries
+        self.counts_ops = counts_ops
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
         self.speculative: PriorityQueue[Request] = PriorityQueue()
@@ -133,9 +142,13 @@ class Scheduler:
             not self.waiting
             and self.in_flight_ops < self.max_in_flight_ops
             and self.hub.room_ops() > 0
-            and (self.window is None or self.in_flight_bytes + nbytes <= self.window.limit)
+            and (self.window is None or self._would_fill(nbytes) <= self.window.limit)
             and self.hub.budget.fits(nbytes)
         )
+
+    def _would_fill(self, nbytes: int) -> int:
+        """Return what is in the window with one op more, of so many bytes."""
+        return self.in_flight_ops + 1 if self.counts_ops else self.in_flight_bytes + nbytes
 
     def start_now(self, request: Request, now: float) -> Grant:
         """Admit a request of one op past the queue; the caller asked `has_room` in this section."""
@@ -169,24 +182,26 @@ class Scheduler:
         return can_reserve(request, budget, self.hub.in_flight_ops)
 
     def _grantable_ops(self, request: Request) -> int:
-        room_ops = min(
-            self.max_in_flight_ops - self.in_flight_ops,
-            self.max_grant_ops,
-            self.hub.room_ops(),
-            request.n_ops - request.next_op,
-        )
+        room_ops = min(self.max_grant_ops, self.hub.room_ops(), request.n_ops - request.next_op)
+        free_ops = self.max_in_flight_ops - self.in_flight_ops
         self.is_held_back = False
+        if self.window is None or not self.counts_ops:
+            room_ops = min(room_ops, free_ops)
         if room_ops <= 0 or self.window is None:
             return room_ops
-        fitting = request.ops_within(self._share_bytes(request) - self.in_flight_bytes)
+        if self.counts_ops:
+            # Its window ends where the limit of ops does: either holds demand back.
+            fitting = min(self._share(request) - self.in_flight_ops, free_ops)
+        else:
+            fitting = request.ops_within(self._share(request) - self.in_flight_bytes)
         # Only what the window itself holds back tells its controller anything about the device.
         self.is_held_back = fitting < room_ops
         if fitting <= 0 and self.in_flight_ops == 0:
             return 1  # progress, I1
         return min(room_ops, fitting)
 
-    def _share_bytes(self, request: Request) -> int:
-        """How much of the window this request may use."""
+    def _share(self, request: Request) -> int:
+        """Return how much of the window this request may use."""
         assert self.window is not None  # noqa: S101 - the caller asked
         limit = self.window.limit
         if request.is_speculative:
@@ -262,8 +277,19 @@ class Scheduler:
 
     # -- completion
 
-    def complete(self, grant: Grant, ops: int, nbytes: int, now: float, *, is_hit: bool = False) -> None:
+    def complete(
+        self,
+        grant: Grant,
+        ops: int,
+        nbytes: int,
+        now: float,
+        *,
+        is_hit: bool = False,
+        is_failed: bool = False,
+    ) -> None:
         """Note that `ops` ops of `grant`, of `nbytes` bytes together, were performed or failed.
+
+        What the page cache answered, and what a store failed to, tells the window nothing.
 
         Raises
         ------
@@ -273,12 +299,12 @@ class Scheduler:
         if not 0 <= ops <= grant.ops_left or not 0 <= nbytes <= grant.bytes_left:
             msg = f"{ops} ops completed of {grant!r}, which has {grant.ops_left} left"
             raise IllegalTransitionError(msg)
-        if self.window is not None and ops and not (is_hit or grant.request.is_nested):
+        if self.window is not None and ops and not (is_hit or is_failed or grant.request.is_nested):
             self.window.observe(
                 now=now,
-                units=nbytes,
+                units=ops if self.counts_ops else nbytes,
                 latency_s=now - grant.admitted_s,
-                in_flight=self.in_flight_bytes,
+                in_flight=self.in_flight_ops if self.counts_ops else self.in_flight_bytes,
                 is_limited=self.is_held_back,
                 ops=ops,
             )
@@ -289,6 +315,11 @@ class Scheduler:
         if grant.ops_left == 0:
             self.hub.traced("completed", request, grant.lo, grant.hi, now)
         self._after(request)
+
+    def note_throttled(self, now: float) -> None:
+        """Note that the store asks for less: its window shrinks, once per round trip."""
+        if self.window is not None:
+            self.window.note_throttled(now)
 
     def forfeit(self, grant: Grant) -> None:
         """Take back a grant that its driver will not perform; only an ended request's.

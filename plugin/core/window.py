@@ -27,9 +27,10 @@ bandwidth-delay product as the target, probing by turns); Brakmo et al., "TCP Ve
 (latency that grows without throughput is queueing); Kleinrock, "Power and deterministic rules of
 thumb for probabilistic problems in computer communications", ICC 1979.
 
+Where a store answers that it wants less, `core.throttle` has the limit until it no longer does.
+
 Threading: no lock and no clock; all methods under the scheduler's lock. It admits nothing, counts
-nothing in flight, knows no priorities, shares nothing between processes, and does not react to
-errors or throttling answers (a store's 503 is for its caller to slow down on).
+nothing in flight, knows no priorities and shares nothing between processes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+
+from headrace.core.throttle import Throttle
 
 # What ordinary work may use of the limit; the scheduler keeps the rest for more urgent reads.
 ORDINARY_SHARE = 7 / 8
@@ -69,6 +72,7 @@ class WindowState(enum.Enum):
     SHRINK = "shrink"
     GROW = "grow"
     STEADY = "steady"
+    THROTTLED = "throttled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ class Window:
         "_in_flight", "_is_new", "_is_open", "_largest_op", "_largest_slice", "_last_s",
         "_least", "_least_latency_s", "_leg", "_limit", "_most", "_op_units", "_opened_s",
         "_other", "_rest", "_settling", "_shrink_step", "_since_s", "_slices", "_state",
-        "_steep", "_units", "_unlimited",
+        "_steep", "_throttle", "_units", "_unlimited",
     )  # fmt: skip
 
     def __init__(self, *, initial: int, least: int, most: int) -> None:
@@ -181,6 +185,7 @@ class Window:
         self._is_new = True  # until the first GROW
         self._rest = 0
         self._evidence = _Evidence()
+        self._throttle = Throttle(least)
         self._leg: _Leg | None = None  # the previous leg of the trial
         self._op_units = 0  # the largest op of the last leg
         self._best_rate = self._base_latency_s = 0.0
@@ -197,7 +202,7 @@ class Window:
         """Units allowed in flight now."""
         return self._limit
 
-    def observe(
+    def observe(  # noqa: C901 - in one body, as it runs for each slice
         self,
         *,
         now: float,
@@ -224,6 +229,10 @@ class Window:
         ops : int
             Ops of the slice, all submitted together.
         """
+        if self._throttle.is_counting:
+            self._count(now, ok=ops)
+            if self._state is WindowState.THROTTLED:
+                return
         idle_s = now - latency_s - self._last_s
         self._last_s = now
         if self._settling > 0 or now - latency_s < self._since_s:
@@ -246,6 +255,23 @@ class Window:
             self._unlimited += units
         if self._units >= self._goal:
             self._close(now)
+
+    def note_throttled(self, now: float) -> None:
+        """Take note of one answer that asks for less; only of windows in requests."""
+        self._count(now, throttled=1)
+
+    def _count(self, now: float, *, ok: int = 0, throttled: int = 0) -> None:
+        """Count answers towards a round of throttling, and act on its end."""
+        throttle = self._throttle
+        throttle.count(self._held, ok=ok, throttled=throttled)
+        if throttle.is_active:
+            self._state = WindowState.THROTTLED
+            self._limit = throttle.limit
+        elif self._state is WindowState.THROTTLED:
+            self._held = min(self._most, throttle.limit)
+            self._shrink_step = _FINE_STEP
+            self._state, self._rest = WindowState.STEADY, _REST_LEGS
+            self._abandon(now)
 
     def snapshot(self) -> WindowSnapshot:
         """Return the present state, for statistics."""

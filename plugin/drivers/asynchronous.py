@@ -11,6 +11,11 @@ Who runs that loop is the only difference between the modes:
   read and no time-out passes unseen.
 * A filesystem bound to a foreign loop is awaited there, and nobody needs to drive.
 
+An op whose attempt failed in a way that another may cure is tried again, when the core says so
+(`core.retry`). While it sleeps it keeps its reservation *and its place in the window*: in an outage nothing
+new is started, and no more ops are burnt than were in flight. The price, with a few faults, is a place that
+is idle for some milliseconds, and the window grows by it.
+
 The main thread defers SIGINT while it runs the loop: a KeyboardInterrupt raised inside a step of another's
 task would end that task (I5). It is raised when the loop has stopped, which is at once. Where a program
 handles other signals in Python, its main thread leaves the loop to the keeper: a handler that raises inside
@@ -39,6 +44,7 @@ from headrace.drivers.permit import permitted
 from headrace.drivers.threaded import check_delivery, permit_of
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
 from headrace.errors import ReadTimeoutError
+from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +60,9 @@ KEEPER_S = 0.05
 CLOSE_S = 1.0
 """The longest a session may take to close."""
 
+TRY_TIMEOUT_S = 30.0
+"""Seconds for one attempt of an op: a body that dribbles is resumed on another connection."""
+
 _log = logging.getLogger("headrace")
 
 
@@ -66,10 +75,13 @@ class AsyncDriver:
         Bound to the loop here.
     thread
         The loop's thread.
+    try_timeout_s
+        Seconds for one attempt of an op; None: `TRY_TIMEOUT_S`.
     """
 
-    def __init__(self, backend: AsyncBackend, thread: LoopThread) -> None:
+    def __init__(self, backend: AsyncBackend, thread: LoopThread, try_timeout_s: float | None = None) -> None:
         self.backend = backend
+        self.try_timeout_s = try_timeout_s or TRY_TIMEOUT_S
         self.thread = thread
         self.loop: asyncio.AbstractEventLoop = backend.foreign_loop or thread.loop
         self._called = 0
@@ -172,12 +184,37 @@ class AsyncDriver:
 
     async def _perform(self, job: Job, grant: Grant) -> None:
         for row in range(grant.lo, grant.hi):
-            try:
-                with permitted(permit_of(job, row)):
-                    await self.backend.read(job.ops, row)
-            except Exception as error:  # noqa: BLE001 - the op's own (I10)
-                job.ops.fail(row, error)
+            await self._perform_row(job, row)
             check_delivery(job, row)
+
+    async def _perform_row(self, job: Job, row: int) -> None:
+        """Try an op until it succeeds or is given up."""
+        attempt = 1
+        while True:
+            try:
+                await self._try(job, row)
+            except Exception as error:  # noqa: BLE001 - the op's own (I10)
+                delay_s = job.next_delay(attempt, self.backend.verdict(error))
+                if delay_s is None:
+                    job.ops.fail(row, error)
+                    return
+            else:
+                return
+            await asyncio.sleep(delay_s)
+            attempt += 1
+
+    async def _try(self, job: Job, row: int) -> None:
+        # A whole file of unknown length may take as long as it takes: its client sees to stalls.
+        limit_s = None if job.ops.length[row] == UNKNOWN_LENGTH else self.try_timeout_s
+        with permitted(permit_of(job, row)):
+            try:
+                async with asyncio.timeout(limit_s) as limit:
+                    await self.backend.read(job.ops, row)
+            except TimeoutError as error:
+                if limit.expired():
+                    msg = f"{job.request.label}: an attempt took longer than {limit_s} s"
+                    raise ReadTimeoutError(msg) from error
+                raise
 
     def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
         """Complete a grant, however its task ended."""
@@ -188,14 +225,14 @@ class AsyncDriver:
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
-        job.complete(grant, grant.ops_left, grant.bytes_left)
+        job.complete_tried(grant)
 
 
 class LiteAsyncDriver(AsyncDriver):
     """The waiter runs the loop itself; see the module's text."""
 
-    def __init__(self, backend: AsyncBackend, thread: LoopThread) -> None:
-        super().__init__(backend, thread)
+    def __init__(self, backend: AsyncBackend, thread: LoopThread, try_timeout_s: float | None = None) -> None:
+        super().__init__(backend, thread, try_timeout_s)
         self._baton = threading.RLock()
         self._parked: dict[int, Job] = {}
         self._driving: Job | None = None

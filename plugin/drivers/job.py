@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import random
 import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from headrace.core.request import Grant, Request
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.engine import Engine
-    from headrace.types import Int64Array, Ops
+    from headrace.types import Int64Array, Ops, Verdict
 
 
 class Waiter:
@@ -131,16 +132,39 @@ class Job:
         """Tell the core that ops of a grant were performed; fail the request if one says so."""
         self.complete_all([(grant, ops, nbytes)], is_hit=is_hit)
 
-    def complete_all(self, performed: list[tuple[Grant, int, int]], *, is_hit: bool = False) -> None:
-        """Tell it of several grants' ops and bytes in one section: what that admits is one grant."""
+    def complete_tried(self, grant: Grant) -> None:
+        """Tell it that all ops of a grant were performed by a store that is asked again on failure."""
+        failed = sum(row in self.ops.errors for row in range(grant.lo, grant.hi))
+        self.complete_all([(grant, grant.ops_left, grant.bytes_left)], succeeded=grant.hi - grant.lo - failed)
+
+    def complete_all(
+        self,
+        performed: list[tuple[Grant, int, int]],
+        *,
+        is_hit: bool = False,
+        succeeded: int | None = None,
+    ) -> None:
+        """Tell it of several grants' ops and bytes in one section: what that admits is one grant.
+
+        `succeeded` says how many of them a store that is asked again on failure has performed.
+        """
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
             if self.fails_fast and self.ops.errors and not self.request.is_over:
                 row = min(self.ops.errors)
                 scheduler.fail(self.request, self.ops.errors[row])
+            scheduler.retries.note_success(succeeded or 0)
             now = perf_counter()
             for grant, ops, nbytes in performed:
-                scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit)
+                scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
+
+    def next_delay(self, attempt: int, verdict: Verdict) -> float | None:
+        """Tell the core that an op's attempt failed; returns the seconds until the next, or None."""
+        with self.engine.lock, self.engine:
+            scheduler = self.scheduler
+            if verdict.is_throttled:
+                scheduler.note_throttled(perf_counter())
+            return scheduler.retries.next_delay(attempt, verdict, random.random())  # noqa: S311
 
     def cancel(self, error: BaseException | None = None) -> None:
         """End the request; does nothing when it is over and drained."""

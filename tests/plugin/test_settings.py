@@ -57,6 +57,7 @@ OTHER = {
     "uring_direct": ("yes", True),
     "retries": ("0", 0),
     "timeout_s": ("2.5", 2.5),
+    "try_timeout_s": ("7", 7.0),
     "log": ("debug", "DEBUG"),
 }
 
@@ -78,6 +79,7 @@ BAD = {
     "uring_direct": ["direct"],
     "retries": ["-1", "1.5", "many"],
     "timeout_s": ["0", "-1", "nan", "inf", "30s", True, [], 10**400],
+    "try_timeout_s": ["0", "-1", "inf", "soon"],
     "log": ["LOUD", "10", 10, "NOTSET"],
 }
 
@@ -131,6 +133,7 @@ def test_defaults():
         uring_direct=False,
         retries=None,
         timeout_s=None,
+        try_timeout_s=None,
         log=None,
     )
 

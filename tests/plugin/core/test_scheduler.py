@@ -57,6 +57,43 @@ def state_of(scheduler: Scheduler) -> tuple[int, ...]:
 # -- I1
 
 
+def a_store(window: int, most: int = 100) -> Scheduler:
+    shape = Window(initial=window, least=1, most=most)
+    return Hub().scheduler("store", window=shape, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True)
+
+
+def test_a_window_of_requests_counts_ops_and_not_bytes() -> None:
+    scheduler = a_store(8)
+    request = submit(scheduler, *[1 << 30] * 20)
+    assert scheduler.in_flight_ops == 7, "the last eighth is for what is more urgent"
+    assert scheduler.is_held_back
+    complete(scheduler, request.inbox.pop(0))
+    assert scheduler.in_flight_ops == 7
+    submit(scheduler, 1, base=-1)
+    assert scheduler.in_flight_ops == 8
+
+
+def test_a_window_of_requests_at_the_limit_of_ops_still_says_that_it_holds_back() -> None:
+    scheduler = a_store(4, most=4)
+    submit(scheduler, *[1] * 20)
+    assert (scheduler.in_flight_ops, scheduler.is_held_back) == (4, True)
+
+
+def test_throttling_shrinks_the_window_and_failures_tell_it_nothing() -> None:
+    scheduler = a_store(64)
+    request = submit(scheduler, *[1] * 200)
+    for _ in range(64):
+        scheduler.note_throttled(1.0)
+    assert scheduler.window is not None
+    assert scheduler.window.limit == 32
+    for _ in range(56):
+        grant = request.inbox.pop(0)
+        scheduler.complete(grant, 1, 1, 1.0, is_failed=True)
+    settle(scheduler)
+    assert scheduler.window.limit == 32
+    assert scheduler.in_flight_ops == 28
+
+
 def test_bytes_in_flight_stay_inside_the_window() -> None:
     _, scheduler = a_scheduler(window=80)
     request = submit(scheduler, *[15] * 20)

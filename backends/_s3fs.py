@@ -1,0 +1,167 @@
+"""Ranged reads of S3 through s3fs's client: of one version, into the result, resumed where they broke.
+
+s3fs's own ``_cat_file`` takes no version to match, starts again when a body ends early, and sleeps after each
+fault even where it does not try again. So the GET is made here, with s3fs's client, its options (requester
+pays, encryption keys) and its exceptions.
+
+* ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
+  well, for stores that ignore the header.
+* The body is received piece by piece into the op's place in the result. What arrived before it broke is noted
+  in ``ops.state``, and the next attempt asks for the rest, of the same version.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+from headrace.backends._faults import status_of
+from headrace.errors import ObjectChangedError
+from headrace.types import UNKNOWN_LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.backends.abc import PathSource
+    from headrace.types import Ops
+
+PIECE_BYTES = 1 << 20
+"""Received at once, at most; aiohttp holds less."""
+
+_PARTIAL_CONTENT = 206
+_PRECONDITION_FAILED = 412
+
+
+def is_s3fs(target: Any) -> bool:
+    """Whether `target` is s3fs's own filesystem."""
+    return type(target).__module__.partition(".")[0] == "s3fs"
+
+
+def reader_options(target: Any, connections: int) -> dict[str, Any]:
+    """Return the options of the instance that reads: no retries of the client's, enough connections.
+
+    Retries inside would hide a store's 503 from the scheduler. More ops in flight than connections would only
+    queue inside the client.
+    """
+    given = target.storage_options.get("config_kwargs") or {}
+    return {
+        "config_kwargs": {
+            **given,
+            "max_pool_connections": max(connections, given.get("max_pool_connections", 0)),
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+        }
+    }
+
+
+def can_read(source: PathSource, length: int) -> bool:
+    """Whether an op is read here: ``_cat_file`` has to understand odd bounds and options."""
+    if not source.options.keys() <= {"version_id"}:
+        return False
+    if length != UNKNOWN_LENGTH:
+        return length > 0
+    start, end = source.bounds
+    return (start or 0) >= 0 and (end is None or end > (start or 0))
+
+
+async def read_op(fs: Any, ops: Ops, row: int) -> None:
+    """Read op `row`, or what is left of it."""
+    source = ops.sources[ops.file[row]]
+    if ops.state is None:
+        ops.state = {}
+    length = int(ops.length[row])
+    if length == UNKNOWN_LENGTH:
+        start, end = source.bounds
+        whole = ops.state.setdefault(row, bytearray())
+        await _receive(fs, source, (start or 0, end), len(whole), whole.extend)
+        ops.deliver(row, whole)
+        return
+    start, dest = int(ops.start[row]), int(ops.dest[row])
+    place = memoryview(ops.buffer)[dest : dest + length]  # type: ignore[arg-type]
+    done = ops.state.get(row, 0)
+
+    def put(piece: bytes) -> None:
+        nonlocal done
+        place[done : done + len(piece)] = piece
+        done += len(piece)
+        ops.state[row] = done
+
+    await _receive(fs, source, (start, start + length), done, put)
+    ops.got[row] = done
+
+
+async def _receive(
+    fs: Any,
+    source: PathSource,
+    bounds: tuple[int, int | None],
+    done: int,
+    put: Callable[[bytes], object],
+) -> None:
+    """Give `put` what is between the bounds, without the first `done` bytes."""
+    first, end = bounds[0] + done, bounds[1]
+    if first == end:
+        return
+    answer = await _get(fs, source, first, end)
+    body = answer["Body"]
+    try:
+        _check_answer(source, answer, first)
+        while end is None or first < end:
+            piece = await body.read(PIECE_BYTES if end is None else min(PIECE_BYTES, end - first))
+            if not piece:
+                return
+            first += len(piece)
+            put(piece)
+    finally:
+        body.close()
+
+
+async def _get(fs: Any, source: PathSource, first: int, end: int | None) -> dict[str, Any]:
+    bucket, key, version = fs.split_path(source.path)
+    version = source.options.get("version_id") or version
+    conditions = {} if version is None else {"VersionId": version}
+    if first or end is not None:  # an empty object has no range
+        conditions["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
+    if source.etag and not source.etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
+        conditions["IfMatch"] = source.etag
+    try:
+        return await _call(fs, "get_object", Bucket=bucket, Key=key, **conditions)
+    except OSError as error:
+        if source.etag and status_of(error) == _PRECONDITION_FAILED:
+            found = await _version_now(fs, bucket, key)
+            raise ObjectChangedError(source.path, source.etag, found) from error
+        raise
+
+
+async def _call(fs: Any, name: str, **arguments: Any) -> dict[str, Any]:
+    """Call the client with s3fs's options and errors, and without its pause after each error."""
+    await fs.set_session()
+    client = await fs.get_s3(arguments["Bucket"])
+    arguments = fs._get_s3_method_kwargs(getattr(client, name), **arguments)  # noqa: SLF001
+    try:
+        answer: dict[str, Any] = await getattr(client, name)(**arguments)
+    except Exception as error:
+        from s3fs.errors import translate_boto_error  # noqa: PLC0415
+
+        translated = translate_boto_error(error)
+        if translated is error:
+            raise
+        raise translated from error
+    return answer
+
+
+async def _version_now(fs: Any, bucket: str, key: str) -> str:
+    try:
+        answer = await _call(fs, "head_object", Bucket=bucket, Key=key)
+    except Exception as error:  # noqa: BLE001 - only for the message
+        return f"unknown ({type(error).__name__})"
+    return str(answer.get("ETag", "unknown"))
+
+
+def _check_answer(source: PathSource, answer: dict[str, Any], first: int) -> None:
+    """Check that the answer is of the version that is read, and of the range that was asked."""
+    found = answer.get("ETag")
+    if source.etag is None:
+        source.etag = found
+    elif found != source.etag:
+        raise ObjectChangedError(source.path, source.etag, str(found))
+    if first and answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL_CONTENT:
+        raise OSError(errno.EIO, "the store ignored the range and sent the whole object", source.path)

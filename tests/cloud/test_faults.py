@@ -1,0 +1,214 @@
+"""Reads of a store that fails: every byte is right, or the error is clear, and no storm of requests.
+
+``HEADRACE_TEST_CLOUD`` is the number of ranges for each fault: 400 in the gate, 10,000 in the full run.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import headrace
+from headrace.errors import ReadTimeoutError
+from headrace.testing import Fault, Faults, ObjectServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.testing import ServedRequest
+
+RANGES = int(os.environ.get("HEADRACE_TEST_CLOUD", "400"))
+BLOCK = 256
+DATA = np.random.default_rng(4).bytes(2 * BLOCK * RANGES)
+STARTS = np.random.default_rng(5).permutation(np.arange(RANGES) * 2 * BLOCK)
+GETS = frozenset({"GET"})
+KINDS = (
+    "slow_down_share",
+    "too_many_requests_share",
+    "internal_error_share",
+    "reset_share",
+    "break_body_share",
+    "truncate_share",
+)
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        server.put("bucket", "key", DATA)
+        yield server
+
+
+def filesystem(server: ObjectServer, mode: str = "standard", **options: Any) -> headrace.HeadraceFileSystem:
+    target = server.storage_options()
+    target |= options.pop("target", {})
+    return headrace.HeadraceFileSystem(
+        target_protocol="s3", target_options=target, scheduler=mode, max_gap_bytes=0, **options
+    )
+
+
+def at_rest(fs: headrace.HeadraceFileSystem) -> bool:
+    stats = fs.stats()
+    return bool(stats.in_flight_ops == 0 and stats.reserved_bytes == 0)
+
+
+def read_all(fs: headrace.HeadraceFileSystem) -> headrace.RangeBatch:
+    return fs.read_ranges("bucket/key", STARTS, STARTS + BLOCK)
+
+
+def check(batch: headrace.RangeBatch) -> None:
+    for row, start in enumerate(STARTS.tolist()):
+        assert bytes(batch[row]) == DATA[start : start + BLOCK]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tenth_of_faults_is_not_seen_and_costs_little(
+    server: ObjectServer, kind: str, scheduled_mode: str
+) -> None:
+    fs = filesystem(server, scheduled_mode)
+    server.faults = Faults(methods=GETS, **{kind: 0.1})
+    check(read_all(fs))
+    assert RANGES < server.request_count <= 1.2 * RANGES
+    assert at_rest(fs)
+
+
+def test_all_faults_together_in_a_long_read(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = filesystem(server, scheduled_mode, max_op_bytes=4096)
+    server.faults = Faults(methods=GETS, **dict.fromkeys(KINDS, 0.05))
+    with fs.open("bucket/key") as file:
+        assert file.read() == DATA
+    assert at_rest(fs)
+
+
+def _one_fault(server: ObjectServer, fault: Fault) -> list[ServedRequest]:
+    """Have the next GET meet `fault`; returns the GETs, as they come."""
+    gets: list[ServedRequest] = []
+
+    def script(request: ServedRequest) -> Fault | None:
+        if request.method != "GET":
+            return None
+        gets.append(request)
+        return fault if len(gets) == 1 else None
+
+    server.script = script
+    return gets
+
+
+@pytest.mark.parametrize("kind", ["break_body", "truncate"])
+def test_a_body_that_breaks_is_resumed_where_it_broke(server: ObjectServer, kind: Any) -> None:
+    fs = filesystem(server)
+    gets = _one_fault(server, Fault(kind, body_bytes=100_000))
+    assert bytes(fs.read_ranges("bucket/key", [1000], [201_000])[0]) == DATA[1000:201_000]
+    first, second = gets
+    assert first.range == "bytes=1000-200999"
+    resumed = int(second.range.removeprefix("bytes=").partition("-")[0])
+    if kind == "truncate":  # a reset may take with it what the kernel has not delivered yet
+        assert resumed == 101_000
+    assert 1000 <= resumed <= 101_000
+    assert second.range.endswith("-200999")
+    assert second.headers["If-Match"] == server_etag(server)
+
+
+def server_etag(server: ObjectServer) -> str:
+    etag: str = server._buckets.by_name["bucket"]["key"].etag
+    return etag
+
+
+def test_an_attempt_that_takes_too_long_goes_on_elsewhere(server: ObjectServer) -> None:
+    fs = filesystem(server, try_timeout_s=0.3)
+    gets = _one_fault(server, Fault("dribble", bytes_per_s=20_000))
+    assert bytes(fs.read_ranges("bucket/key", [0], [100_000])[0]) == DATA[:100_000]
+    assert len(gets) == 2
+    assert gets[1].range != gets[0].range, "what had arrived is kept"
+
+
+def test_after_the_attempts_the_error_is_that_of_s3fs(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = filesystem(server, scheduled_mode, retries=2)
+    server.faults = Faults(methods=GETS, slow_down_share=1.0)
+    with pytest.raises(OSError, match="reduce your request rate"):
+        fs.cat_file("bucket/key", start=0, end=10)
+    assert server.request_count == 3
+    assert at_rest(fs)
+
+
+def test_no_retries_is_one_request(server: ObjectServer) -> None:
+    fs = filesystem(server, retries=0)
+    server.faults = Faults(methods=GETS, internal_error_share=1.0)
+    with pytest.raises(OSError, match="internal error"):
+        fs.cat_file("bucket/key", start=0, end=10)
+    assert server.request_count == 1
+
+
+def test_an_attempt_that_never_answers_is_a_time_out(server: ObjectServer) -> None:
+    fs = filesystem(server, retries=1, try_timeout_s=0.5)
+    fs.cat_file("bucket/key", start=0, end=1)  # the session is made
+    server.script = lambda _request: Fault(until=Future())
+    with pytest.raises(ReadTimeoutError, match="bucket/key"):
+        fs.cat_file("bucket/key", start=0, end=10)
+    assert [request.range for request in server.requests].count("bytes=0-9") == 2
+
+
+def test_what_is_not_there_is_asked_once(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = filesystem(server, scheduled_mode)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_file("bucket/other", start=0, end=10)
+    assert server.request_count == 1
+
+
+def test_retry_after_is_kept_to(server: ObjectServer) -> None:
+    fs = filesystem(server)
+    gets = _one_fault(server, Fault("slow_down", retry_after_s=1))
+    assert fs.cat_file("bucket/key", start=0, end=10) == DATA[:10]
+    assert gets[1].began_s - gets[0].began_s >= 1
+
+
+def test_an_outage_is_no_storm_and_ends_in_errors(server: ObjectServer) -> None:
+    fs = filesystem(server, retries=5)
+    server.faults = Faults(is_storm=True)
+    batch = read_all(fs)
+    assert len(batch.errors) == RANGES
+    assert server.request_count <= RANGES + 500
+    assert at_rest(fs)
+
+
+def test_a_store_that_was_away_is_read_on(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = filesystem(server, scheduled_mode, retries=1000)
+    fs.cat_file("bucket/key", start=0, end=1)
+    server.stop_listening()
+    server.drop_connections()
+    retries = next(iter(fs._reader.channel.engine.hub.schedulers.values())).retries
+    read = fs.submit_ranges("bucket/key", STARTS, STARTS + BLOCK)
+    while not retries.granted:
+        threading.Event().wait(0.001)
+    server.listen_again()
+    check(read.result(60))
+    assert at_rest(fs)
+
+
+def test_credentials_that_expire_in_the_middle_are_an_error_that_says_so(
+    server: ObjectServer, scheduled_mode: str
+) -> None:
+    fs = filesystem(server, scheduled_mode)
+    half = RANGES // 2
+
+    def script(request: ServedRequest) -> None:
+        if request.number == half:
+            server.expire("test-key")
+
+    server.script = script
+    batch = read_all(fs)
+    assert 0 < len(batch.errors) < RANGES
+    assert {type(error) for error in batch.errors.values()} == {PermissionError}
+    assert "expired" in str(next(iter(batch.errors.values())))
+    # Those that were in flight, once each; ranges that shared nothing are not asked again.
+    assert server.request_count <= RANGES
+    server.script = None
+    server.renew("test-key")
+    check(read_all(fs))
+    assert at_rest(fs)

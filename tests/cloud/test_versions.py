@@ -1,0 +1,142 @@
+"""The ranges of one open file are of one version; a replaced object is an error, never a mixture."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import headrace
+from headrace.errors import ObjectChangedError
+from headrace.testing import Fault, ObjectServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.testing import ServedRequest
+
+OLD, NEW = b"a" * 400_000, b"b" * 400_000
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        server.put("bucket", "folder/key", OLD)
+        yield server
+
+
+def filesystem(server: ObjectServer, mode: str = "standard", **options: Any) -> headrace.HeadraceFileSystem:
+    return headrace.HeadraceFileSystem(
+        target_protocol="s3", target_options=server.storage_options(), scheduler=mode, **options
+    )
+
+
+def methods(server: ObjectServer) -> list[str]:
+    return [request.method for request in server.requests]
+
+
+def test_a_replaced_object_is_an_error_that_names_both_versions(
+    server: ObjectServer, scheduled_mode: str
+) -> None:
+    fs = filesystem(server, scheduled_mode)
+    file = fs.open("bucket/folder/key", cache_type="none")
+    assert file.read(10) == OLD[:10]
+    old = server.requests[-1].headers["If-Match"]
+    new = server.replace("bucket", "folder/key", NEW)
+    with pytest.raises(ObjectChangedError) as caught:
+        file.read(10)
+    assert (caught.value.path, caught.value.expected, caught.value.found) == ("bucket/folder/key", old, new)
+    assert fs.stats().in_flight_ops == 0
+
+
+def test_the_version_is_the_one_at_open_also_for_the_first_read(server: ObjectServer) -> None:
+    fs = filesystem(server)
+    file = fs.open("bucket/folder/key")
+    server.replace("bucket", "folder/key", NEW)
+    with pytest.raises(ObjectChangedError):
+        file.read()
+
+
+def test_the_version_comes_from_a_listing_without_another_request(server: ObjectServer) -> None:
+    fs = filesystem(server)
+    fs.find("bucket/folder", detail=True)
+    server.forget()
+    file = fs.open("bucket/folder/key")
+    assert file.read(5) == OLD[:5]
+    assert methods(server) == ["GET"]
+    assert "If-Match" in server.requests[0].headers
+
+
+def test_opened_again_it_is_the_new_one(server: ObjectServer) -> None:
+    """The listing that told of the old version is forgotten with the error."""
+    fs = filesystem(server)
+    fs.find("bucket/folder", detail=True)
+    server.replace("bucket", "folder/key", NEW)
+    with pytest.raises(ObjectChangedError):
+        fs.open("bucket/folder/key").read()
+    assert fs.open("bucket/folder/key").read() == NEW
+
+
+def test_a_pickled_file_is_opened_anew(server: ObjectServer) -> None:
+    file = pickle.dumps(filesystem(server).open("bucket/folder/key"))
+    server.replace("bucket", "folder/key", NEW)
+    assert pickle.loads(file).read() == NEW
+
+
+def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_mode: str) -> None:
+    """Without an open file the first answer says which."""
+    fs = filesystem(server, scheduled_mode, max_gap_bytes=0, io_parallelism=1)
+
+    def script(request: ServedRequest) -> None:
+        if request.number == 5:
+            server.replace("bucket", "folder/key", NEW)
+
+    server.script = script
+    starts = list(range(0, 400_000, 40_000))
+    batch = fs.read_ranges("bucket/folder/key", starts, [start + 10 for start in starts])
+    assert [bytes(batch[row]) for row in range(5)] == [OLD[:10]] * 5
+    assert {type(batch.errors[row]) for row in range(5, 10)} == {ObjectChangedError}
+    assert fs.cat_file("bucket/folder/key", start=0, end=10) == NEW[:10], "the next call reads what is there"
+
+
+@pytest.mark.parametrize("kind", ["break_body", "truncate"])
+def test_a_body_is_not_resumed_with_another_version(server: ObjectServer, kind: Any) -> None:
+    fs = filesystem(server)
+
+    def script(request: ServedRequest) -> Fault | None:
+        if request.number == 0:
+            return Fault(kind, body_bytes=100_000)
+        if request.number == 1:
+            server.replace("bucket", "folder/key", NEW)
+        return None
+
+    server.script = script
+    with pytest.raises(ObjectChangedError):
+        fs.cat_file("bucket/folder/key", start=0, end=400_000)
+    assert fs.cat_file("bucket/folder/key", start=0, end=400_000) == NEW
+
+
+def test_a_store_that_ignores_the_condition_is_found_out(server: ObjectServer) -> None:
+    """The version of each answer is compared, too: one that names no version at open, then another."""
+    fs = filesystem(server)
+    file = fs.open("bucket/folder/key", cache_type="none", size=len(OLD))
+    assert file.read(10) == OLD[:10]
+    file._source.etag = 'W/"weak"'  # never sent as a condition
+    with pytest.raises(ObjectChangedError, match="weak"):
+        file.read(10)
+
+
+def test_a_range_that_the_store_ignores_is_an_error(server: ObjectServer) -> None:
+    fs = filesystem(server)
+    server.script = lambda request: Fault("whole_object") if request.method == "GET" else None
+    with pytest.raises(OSError, match="ignored the range"):
+        fs.cat_file("bucket/folder/key", start=10, end=20)
+
+
+def test_whole_files_are_resumed_too(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = filesystem(server, scheduled_mode)
+    server.script = lambda request: Fault("truncate", body_bytes=100_000) if request.number == 0 else None
+    assert fs.cat_file("bucket/folder/key") == OLD
+    assert [request.range for request in server.requests] == [None, "bytes=100000-"]
+    assert fs.cat_file("bucket/folder/key", start=-5) == OLD[-5:]
