@@ -432,7 +432,7 @@ def _draw_latencies(panel: Any, rows: list[Result]) -> None:
     halves, worst = ([row.percentile_s(p) * 1e3 for row in rows] for p in (50, 99))
     panel.hlines(names, halves, worst, colors=[_colour(row) for row in rows], linewidth=5)
     panel.plot(halves, names, "|", color="#333")
-    panel.set_xscale("log")
+    panel.set_xlim(left=0)
     panel.set_title(f"{rows[0].section}: {rows[0].case} (ms, p50 to p99)", fontsize=8)
 
 
