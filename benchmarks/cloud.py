@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 BUCKET = "bench"
 LATENCY_S = 0.02
 BUSY = (0, 1, 2)
-SLOW_SHARES = (1 / 2, 1 / 4, 1 / 8)
+SLOW_SHARES = (1 / 2, 1 / 8, 1 / 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Sizes:
     scale: float
 
 
-FULL = Sizes(GIB, 1000, 160, 25, 0.5)
+FULL = Sizes(GIB, 1000, 96, 15, 0.2)
 QUICK = Sizes(256 * MIB, 64, 16, 5, 0.05)
 
 
@@ -287,7 +287,7 @@ def run(given: Any, sizes: Sizes) -> tuple[list[Result], dict[str, str]]:
 def main() -> None:
     """Run what is asked for and report."""
     options = parser(__doc__ or "")
-    options.add_argument("--scale", type=float, help="TPC-H scale factor of the scans (default 0.5)")
+    options.add_argument("--scale", type=float, help="TPC-H scale factor of the scans (default 0.2)")
     given = parse_sections(options, ("rate", "single", "scan"))
     prepare()
     sizes = QUICK if given.quick else FULL
