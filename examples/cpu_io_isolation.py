@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import multiprocessing
 import statistics
 import tempfile
 import threading
@@ -38,11 +37,10 @@ from matplotlib.figure import Figure
 
 import headrace
 from headrace.errors import HeadraceError
-from headrace.testing import Faults, ObjectServer
+from headrace.testing import Faults, ObjectServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
-    from multiprocessing.connection import Connection
 
 LATENCY_S = 0.05
 SLICE_S = 0.05
@@ -88,7 +86,7 @@ class Done:
 class Store:
     """The object store, as the variants reach it; `prefix` is where a variant's uploads go."""
 
-    options: dict[str, Any]
+    server: ObjectServerProcess
     prefix: str = ""
 
     def key(self, request: Request) -> str:
@@ -97,7 +95,7 @@ class Store:
 
     def url(self, request: Request) -> str:
         """Return its address."""
-        return f"{self.options['endpoint_url']}/{BUCKET}/{self.key(request)}"
+        return f"{self.server.url}/{BUCKET}/{self.key(request)}"
 
 
 class Clock:
@@ -117,33 +115,6 @@ class Clock:
     def done(self, request: Request) -> Done:
         """Note that a request was answered."""
         return Done(request, self.now_s() - request.due_s)
-
-
-# -- the store, in another process: its GIL is no part of the experiment
-
-
-def serve(pipe: Connection) -> None:
-    """Serve until the other end of `pipe` is closed."""
-    with ObjectServer(faults=Faults(latency_s=LATENCY_S)) as server:
-        server.put(BUCKET, "table", TABLE)
-        pipe.send(server.storage_options())
-        with contextlib.suppress(EOFError):
-            pipe.recv()
-
-
-@contextlib.contextmanager
-def store() -> Iterator[Store]:
-    """Start the store."""
-    spawning = multiprocessing.get_context("spawn")
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=serve, args=(theirs,))
-    process.start()
-    theirs.close()
-    try:
-        yield Store(ours.recv())
-    finally:
-        ours.close()
-        process.join()
 
 
 # -- what computes
@@ -287,7 +258,7 @@ def isolated(engine: str) -> Callable[[Store, Sequence[Request]], list[Done]]:
 
     def run(where: Store, requests: Sequence[Request]) -> list[Done]:
         fs = headrace.HeadraceFileSystem(
-            target_protocol="s3", target_options=where.options, cloud_engine=engine
+            target_protocol="s3", target_options=where.server.storage_options(), cloud_engine=engine
         )
         for kind in ("read", "upload"):  # sessions are made, which takes s3fs a moment
             send_through(fs, where, Request(kind, len(requests), 0.0))
@@ -392,8 +363,11 @@ def main() -> None:
     default = Path(tempfile.gettempdir()) / "cpu_io_isolation.png"
     parser.add_argument("--out", type=Path, default=default, help="the timeline (default %(default)s)")
     given = parser.parse_args()
-    with store() as where:
-        found = run_variants(where, make_requests(given.reads, given.uploads))
+    requests = make_requests(given.reads, given.uploads)
+    # A process of its own: the server's GIL is no part of the experiment.
+    with ObjectServerProcess(faults=Faults(latency_s=LATENCY_S)) as server:
+        server.put(BUCKET, "table", TABLE)
+        found = run_variants(Store(server), requests)
     show_summary(found)
     draw(found, given.out)
     print(f"\nwritten: {given.out}")
