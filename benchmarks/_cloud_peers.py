@@ -10,12 +10,15 @@ was fastest for it here:
   bulk `get_ranges`; 12 threads with bulk calls, 10 ranges in each; and 64 coroutines.
 
 headrace reads single ranges with `max_gap_bytes=0`, so that it sends a request for each as the others do;
-datasets it reads as it comes.
+datasets it reads as it comes. By path it takes each range from whatever version the object then has, as the
+peers do; an open file's ranges are checked to be of one version, so what that costs stands beside ("open
+files").
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -43,6 +46,7 @@ ARROW_THREADS = 128
 BULK_THREADS = 12
 BULK_RANGES = 10
 COROUTINES = 64
+OPEN_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,11 @@ class Clients:
     arrow: dict[str, tuple[pyarrow.fs.S3FileSystem, int]] = field(default_factory=dict)
     store: Any = None
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> dict[str, HeadraceFileSystem]:
+        """The filesystems of headrace that also read through open files, which have one version."""
+        return {f"{name}, open files": fs for name, fs in self.headrace.items() if "," not in name}
 
 
 def make_clients(endpoint: str, bucket: str, name: str) -> Clients:
@@ -142,6 +151,8 @@ def rate_contenders(clients: Clients, name: str, nbytes: int, slow_share: float)
     path = f"{clients.bucket}/{name}"
     for label, fs in {**clients.headrace, **clients.fsspec}.items():
         yield limited(label, _cat_ranges(fs, path, nbytes), slow_share if is_slow(label) else 1.0)
+    for label, fs in clients.checked.items():
+        yield _open_files(label, fs, path, nbytes, slow_share)
     for label, (fs, threads) in clients.arrow.items():
         yield _arrow_threads(label, fs.open_input_file(path), nbytes, threads)
     yield limited("obstore get_ranges", _get_ranges(clients.store, name, nbytes), slow_share)
@@ -154,9 +165,14 @@ def is_slow(label: str) -> bool:
     return label.startswith(("s3fs", "headrace fsspec"))
 
 
-def limited(label: str, run: Callable[[list[int]], Any], share: float) -> Contender:
+def limited(
+    label: str,
+    run: Callable[[list[int]], Any],
+    share: float,
+    close: Callable[[], object] = lambda: None,
+) -> Contender:
     """Return a contender that does a part of the input, the first of it."""
-    return Contender(label, lambda starts: run(starts[: round(len(starts) * share)]), share=share)
+    return Contender(label, lambda starts: run(starts[: round(len(starts) * share)]), close, share)
 
 
 def _cat_ranges(fs: Any, path: str, nbytes: int) -> Callable[[list[int]], list[bytes]]:
@@ -202,12 +218,40 @@ def _obstore_coroutines(store: Any, name: str, nbytes: int) -> Contender:
     )
 
 
+def _open_files(label: str, fs: HeadraceFileSystem, path: str, nbytes: int, share: float) -> Contender:
+    """Read from 64 threads, each with a file of its own."""
+    mine = threading.local()
+
+    def read(start: int) -> bytes:
+        if not hasattr(mine, "file"):
+            mine.file = fs.open(path, cache_type="none")
+        found: bytes = _seek_and_read(mine.file, nbytes)(start)
+        return found
+
+    contender = _threads(label, read, OPEN_FILES, lambda: None)
+    return limited(label, contender.run, share, contender.close)
+
+
+def _seek_and_read(file: Any, nbytes: int) -> Callable[[int], Any]:
+    def read(start: int) -> Any:
+        file.seek(start)
+        return file.read(nbytes)
+
+    return read
+
+
 def _arrow_threads(label: str, file: Any, nbytes: int, threads: int) -> Contender:
+    return _threads(label, lambda start: file.read_at(nbytes, start), threads, file.close)
+
+
+def _threads(
+    label: str, read_one: Callable[[int], Any], threads: int, then: Callable[[], object]
+) -> Contender:
     pool = ThreadPoolExecutor(threads)
 
-    def read(start: int) -> tuple[bytes, float]:
+    def read(start: int) -> tuple[Any, float]:
         began = perf_counter()
-        return file.read_at(nbytes, start), perf_counter() - began
+        return read_one(start), perf_counter() - began
 
     def run(starts: list[int]) -> Took:
         began = perf_counter()
@@ -217,7 +261,7 @@ def _arrow_threads(label: str, file: Any, nbytes: int, threads: int) -> Contende
 
     def close() -> None:
         pool.shutdown()
-        file.close()
+        then()
 
     return Contender(label, run, close)
 
@@ -228,6 +272,9 @@ def _arrow_threads(label: str, file: Any, nbytes: int, threads: int) -> Contende
 def single_contenders(clients: Clients, name: str, nbytes: int) -> Iterator[Contender]:
     """Read one range after another, each measured."""
     path = f"{clients.bucket}/{name}"
+    for label, fs in clients.checked.items():
+        file = fs.open(path, cache_type="none")
+        yield Contender(label, _each(_seek_and_read(file, nbytes)), file.close)
     filesystems = {**clients.headrace, **clients.fsspec}
     del filesystems[f"s3fs, {S3FS_POOLS[1]} connections"]  # one connection is enough here
     for label, fs in filesystems.items():

@@ -220,6 +220,9 @@ def promises(rates: Rates) -> Iterator[Promise]:
     crowded = rates.one("rate", two, ours)
     yield from _ratio("native engine, 2 busy threads / idle", 0.7, crowded, alone)
     yield from _ratio("native engine / s3fs, 2 busy threads", 25, crowded, rates.best("rate", two, "s3fs"))
+    text = "native engine, versions checked / s3fs, 2 busy threads"
+    checked = rates.one("rate", two, f"{ours}, open files")
+    yield from _ratio(text, 10, checked, rates.best("rate", two, "s3fs"))
     yield from _ratio("native engine / s3fs, idle", 4, alone, rates.best("rate", idle, "s3fs"))
     text = "native engine / pyarrow S3 as it comes, idle"
     yield from _ratio(text, 2, alone, rates.one("rate", idle, "pyarrow S3"))
