@@ -41,6 +41,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -49,8 +50,9 @@ GIB = 1 << 30
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PACKAGES = ("headrace", "fsspec", "pyarrow", "obstore", "numpy")
 FILES = 4
+PERCENTILES = (50, 90, 99, 100)
 
-console = Console(width=118)
+console = Console(width=130)
 
 
 @dataclass(slots=True)
@@ -77,9 +79,21 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """The answer of a contender that reads, and measures, in a process of its own."""
+    """The answer of a contender that measures by itself.
+
+    Attributes
+    ----------
+    seconds
+        What the run took: for one that reads in a process of its own.
+    each_s
+        Seconds of each read, where there is more than one to measure.
+    answer
+        What it read, or None where that was not here.
+    """
 
     seconds: float
+    each_s: Sequence[float] = ()
+    answer: Any = None
 
 
 @dataclass(slots=True)
@@ -98,6 +112,8 @@ class Case:
         To be made hot or cold.
     truth
         What every contender must answer, or None where nothing is compared.
+    around
+        What goes on beside all of it, such as busy threads.
     """
 
     section: str
@@ -109,11 +125,12 @@ class Case:
     unit: str
     files: Sequence[Path]
     truth: Callable[[Any], Any] | None = None
+    around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 @dataclass(slots=True)
 class Result:
-    """What one contender of a case needed."""
+    """What one contender of a case needed, by run; `each_s` by read, where that was measured."""
 
     section: str
     case: str
@@ -122,6 +139,7 @@ class Result:
     unit: str
     amount: float
     seconds: list[float] = field(default_factory=list)
+    each_s: list[float] = field(default_factory=list)
 
     @property
     def median_s(self) -> float:
@@ -132,6 +150,10 @@ class Result:
     def rate(self) -> float:
         """Units a second, in the median run."""
         return self.amount / self.median_s
+
+    def percentile_s(self, percent: float) -> float:
+        """Seconds that so many percent of the single reads took at most, over all rounds."""
+        return float(np.percentile(self.each_s, percent))
 
 
 # -- the page cache
@@ -169,25 +191,28 @@ def run_case(case: Case, rounds: int, seed: int) -> list[Result]:
     ]
     if case.state == "hot":
         make_hot(case.files)
-    _check(case, np.random.default_rng([seed, 0]))
-    for number in range(1, rounds + 1):
-        given = case.make_input(np.random.default_rng([seed, number]))
-        for turn in range(len(results)):
-            k = (turn + number) % len(results)
-            results[k].seconds.append(_timed(case, case.contenders[k], given))
+    with case.around():
+        _check(case, np.random.default_rng([seed, 0]))
+        for number in range(1, rounds + 1):
+            given = case.make_input(np.random.default_rng([seed, number]))
+            for turn in range(len(results)):
+                k = (turn + number) % len(results)
+                took = _timed(case, case.contenders[k], given)
+                results[k].seconds.append(took.seconds)
+                results[k].each_s += took.each_s
     for one in case.contenders:
         one.close()
     return results
 
 
-def _timed(case: Case, contender: Contender, given: Any) -> float:
+def _timed(case: Case, contender: Contender, given: Any) -> Took:
     if case.state == "cold":
         make_cold(case.files)
     gc.collect()
     began = perf_counter()
     answer = contender.run(given)
     took = perf_counter() - began
-    return answer.seconds if isinstance(answer, Took) else took
+    return answer if isinstance(answer, Took) else Took(took)
 
 
 def _check(case: Case, rng: np.random.Generator) -> None:
@@ -196,9 +221,18 @@ def _check(case: Case, rng: np.random.Generator) -> None:
     expected = case.truth(given) if case.truth is not None else None
     for contender in case.contenders:
         answer = contender.run(given)
-        if expected is not None and not isinstance(answer, Took) and not same(answer, expected):
+        if isinstance(answer, Took):
+            answer = answer.answer
+        if answer is None or expected is None:
+            continue
+        if not same(answer, _part(expected, contender.share)):
             msg = f"{case.section} / {case.name}: {contender.name} read other bytes"
             raise AssertionError(msg)
+
+
+def _part(expected: Any, share: float) -> Any:
+    """Return what a contender with a share answers: the first of the list."""
+    return expected[: round(len(expected) * share)] if isinstance(expected, list) else expected
 
 
 def same(answer: Any, expected: Any) -> bool:
@@ -296,6 +330,9 @@ def describe_machine() -> dict[str, Any]:
 def show_results(results: Sequence[Result], title: str) -> None:
     """Print a table; the ratio is of the rate to that of the case's best contender."""
     table = Table("case", "", "contender", "median", "min .. max", "rate", "of best", title=title)
+    table.columns[2].no_wrap = True
+    if any(row.each_s for row in results):
+        table.add_column("p50, p99 of a read")
     for rows in by_case(results):
         best = max(row.rate for row in rows)
         for row in rows:
@@ -307,6 +344,7 @@ def show_results(results: Sequence[Result], title: str) -> None:
                 f"{seconds_text(min(row.seconds))} .. {seconds_text(max(row.seconds))}",
                 rate_text(row.rate, row.unit),
                 f"{row.rate / best:.0%}",
+                *latency_text(row),
             )
         table.add_section()
     console.print(table)
@@ -328,6 +366,11 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def latency_text(row: Result) -> list[str]:
+    """Return the cell with the percentiles of the single reads, if they were measured."""
+    return [f"{row.percentile_s(50) * 1e3:.1f}, {row.percentile_s(99) * 1e3:.1f} ms"] if row.each_s else []
+
+
 def rate_text(rate: float, unit: str) -> str:
     """Return a rate, bytes in MB."""
     return f"{rate / 1e6:,.0f} MB/s" if unit == "bytes" else f"{rate:,.0f} {unit}/s"
@@ -345,8 +388,16 @@ def save(out: Path | None, name: str, facts: dict[str, Any], figure: Any) -> Non
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return plain types."""
-    return [{**asdict(one), "median_s": one.median_s, "rate": one.rate} for one in results]
+    """Return plain types: every run, and of the single reads the percentiles."""
+    return [
+        {
+            **asdict(one),
+            "median_s": one.median_s,
+            "rate": one.rate,
+            "each_s": {str(p): one.percentile_s(p) for p in PERCENTILES} if one.each_s else None,
+        }
+        for one in results
+    ]
 
 
 def draw_rates(results: Sequence[Result], title: str) -> Any:
@@ -368,15 +419,35 @@ def draw_rates(results: Sequence[Result], title: str) -> Any:
 
 
 def _draw_panel(panel: Any, rows: list[Result]) -> None:
+    if all(row.each_s for row in rows):
+        _draw_latencies(panel, rows)
+    else:
+        _draw_bars(panel, rows)
+    panel.invert_yaxis()
+    panel.tick_params(labelsize=7)
+
+
+def _draw_latencies(panel: Any, rows: list[Result]) -> None:
+    names = [row.contender for row in rows]
+    halves, worst = ([row.percentile_s(p) * 1e3 for row in rows] for p in (50, 99))
+    panel.hlines(names, halves, worst, colors=[_colour(row) for row in rows], linewidth=5)
+    panel.plot(halves, names, "|", color="#333")
+    panel.set_xlim(left=0)
+    panel.set_title(f"{rows[0].section}: {rows[0].case} (ms, p50 to p99)", fontsize=8)
+
+
+def _colour(row: Result) -> str:
+    return "#d1495b" if row.contender.startswith("headrace") else "#8d99ae"
+
+
+def _draw_bars(panel: Any, rows: list[Result]) -> None:
     rates = np.array([row.rate for row in rows])
     fastest = np.array([row.amount / min(row.seconds) for row in rows]) - rates
     slowest = rates - np.array([row.amount / max(row.seconds) for row in rows])
     scale = 1e6 if rows[0].unit == "bytes" else 1
-    colours = ["#d1495b" if row.contender.startswith("headrace") else "#8d99ae" for row in rows]
+    colours = [_colour(row) for row in rows]
     whiskers = np.array([slowest, fastest]) / scale
     panel.barh([row.contender for row in rows], rates / scale, color=colours, xerr=whiskers, ecolor="#333")
-    panel.invert_yaxis()
-    panel.tick_params(labelsize=7)
     unit = "MB" if rows[0].unit == "bytes" else rows[0].unit
     panel.set_title(f"{rows[0].section}: {rows[0].case}, {rows[0].state} ({unit}/s)", fontsize=8)
 
