@@ -245,11 +245,14 @@ def same(answer: Any, expected: Any) -> bool:
 
 
 def run_all(cases: Sequence[Case], rounds: int) -> list[Result]:
-    """Run the cases one after another, with a progress bar."""
+    """Run the cases one after another, with a progress bar; Ctrl-C keeps what is measured by then."""
     results: list[Result] = []
     shown = track(cases, "running", console=console, transient=True)
-    for seed, case in enumerate(shown):
-        results += run_case(case, rounds, seed)
+    try:
+        for seed, case in enumerate(shown):
+            results += run_case(case, rounds, seed)
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted: only the cases that were finished are shown[/]")
     return results
 
 
