@@ -75,6 +75,9 @@ def test_a_tenth_of_faults_is_not_seen_and_costs_little(
     server.faults = Faults(methods=GETS, **{kind: 0.1})
     check(read_all(fs))
     assert RANGES < server.request_count <= 1.2 * RANGES
+    store = fs.stats().devices[-1]
+    assert store.window_ops
+    assert 0 < store.retries <= server.request_count - RANGES, "aiohttp repeats some resets by itself"
     assert at_rest(fs)
 
 
