@@ -24,7 +24,7 @@ async def hedged(backend: AsyncBackend, job: Job, row: int, delay_s: float) -> N
     """Read op `row`, by two requests where one takes longer than `delay_s`."""
     ops = job.ops
     first = asyncio.ensure_future(backend.read(ops, row))
-    reads = [first]
+    reads: list[asyncio.Future[None]] = [first]
     try:
         await asyncio.wait(reads, timeout=delay_s)
         if first.done() or not job.may_hedge():
