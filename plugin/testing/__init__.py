@@ -4,6 +4,7 @@
 * `current_permit`: which admitted op the calling code performs, for recording filesystems.
 * `ObjectServer`: an object store on the loopback device that fails as it is told to (`Faults`, `Fault`) and
   logs what it was asked (`ServedRequest`). Needs aiohttp, which s3fs brings.
+* `ObjectServerProcess`: the same in a process of its own, for measurements beside busy threads.
 
 Names are imported when they are first used, so that none needs what only another one does.
 """
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from headrace.testing._serving import ServedRequest
     from headrace.testing.backend_tests import BackendTests
     from headrace.testing.object_server import ObjectServer
+    from headrace.testing.server_process import ObjectServerProcess
 
 __all__ = [
     "BackendTests",
     "Fault",
     "Faults",
     "ObjectServer",
+    "ObjectServerProcess",
     "Permit",
     "ServedRequest",
     "current_permit",
@@ -35,6 +38,7 @@ _HOMES = {
     "Fault": "headrace.testing._faults",
     "Faults": "headrace.testing._faults",
     "ObjectServer": "headrace.testing.object_server",
+    "ObjectServerProcess": "headrace.testing.server_process",
     "Permit": "headrace.drivers.permit",
     "ServedRequest": "headrace.testing._serving",
     "current_permit": "headrace.drivers.permit",

@@ -10,7 +10,6 @@ Threading: runs on the server's thread. See Amazon's API reference for the forms
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass, field
 from email.utils import format_datetime
@@ -357,7 +356,7 @@ def _token(position: str) -> str:
 def _position(token: str) -> str:
     try:
         return base64.urlsafe_b64decode(token).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except ValueError as error:  # what base64 and UTF-8 raise are kinds of it
         raise S3Error(400, "InvalidArgument", "The continuation token provided is incorrect") from error
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -18,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from headrace.testing._dialect import Answer, Span
+from headrace.testing._dialect import REGION, Answer, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.testing._faults import Fault, FaultKind
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _DRIBBLE_STEP_S = 0.02
+_ONE_WRITE_BYTES = 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +46,7 @@ class ServedRequest:
     access_key_id
         Who says to have signed it; None: nobody.
     headers
-        All that came. They have signatures in them, so they are not in the repr.
+        All that came, found by names in any case. Signatures are in them, so they are not in the repr.
     client_port
         The client's end of the connection: the same for requests on one connection.
     began_s
@@ -54,9 +56,9 @@ class ServedRequest:
     status
         Of the answer; None while there is none, and for good if the connection was reset before.
     sent_bytes
-        Of the body, handed to the kernel or waiting for it.
+        Of the body, handed to the kernel or about to be.
     ended_s
-        When all of it was sent, or the client or the server gave up; None while it is in progress.
+        Just before its last byte was sent, or when the client or the server gave up; None while in progress.
     """
 
     number: int
@@ -77,27 +79,47 @@ class ServedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """An answer on its way, and what happens to it there."""
+    """An answer on its way, and what happens to it there.
+
+    `end` is called before the last byte is sent, so that whoever has seen the end of an answer finds it ended
+    in the log, and the requests in progress are never more than the client has under way.
+    """
 
     request: web.BaseRequest
     served: ServedRequest
     fault: Fault
     said: Answer
+    end: Callable[[], None]
 
     async def send(self) -> web.StreamResponse:
         self.served.status = self.said.status
         if self.request.method == "HEAD":
             return await self._send_all(b"")
-        body = await _body(self.said)
+        body = await self._body()
         if body and self.fault.kind in ("break_body", "truncate"):
             return await self._send_part(body)
         if body and self.fault.kind == "dribble":
             return await self._send_slowly(body)
         return await self._send_all(body)
 
+    async def _body(self) -> bytes:
+        promised = self.said.body
+        if not isinstance(promised, Span):
+            return promised
+        stored, start, end = promised.stored, promised.start, promised.end
+        if isinstance(stored.data, bytes):
+            return stored.read(start, end)
+        found = await asyncio.to_thread(stored.read, start, end)  # the disk may take its time
+        if len(found) < len(promised):
+            raise EOFError(f"{stored.data} has shrunk since it was put into the server")
+        return found
+
     async def _send_all(self, body: bytes) -> web.StreamResponse:
+        if len(body) > _ONE_WRITE_BYTES:
+            return await self._send_pieces([memoryview(body)[:-1], body[-1:]])
         response = web.Response(status=self.said.status, headers=self._headers(), body=body)
         self.served.sent_bytes = len(body)
+        self.end()
         await response.prepare(self.request)
         await response.write_eof()
         return response
@@ -107,6 +129,7 @@ class Sending:
         part = body[: len(body) // 2 if asked is None else min(asked, len(body) - 1)]
         response = await self._send_head()
         await self._send_piece(response, part)
+        self.end()
         transport = self.request.transport
         if self.fault.kind == "break_body":
             reset(transport)
@@ -115,11 +138,18 @@ class Sending:
         return response
 
     async def _send_slowly(self, body: bytes) -> web.StreamResponse:
-        response = await self._send_head()
         step_bytes = max(1, int(self.fault.bytes_per_s * _DRIBBLE_STEP_S))
-        for start in range(0, len(body), step_bytes):
-            piece = body[start : start + step_bytes]
-            await asyncio.sleep(len(piece) / self.fault.bytes_per_s)
+        pieces = [body[start : start + step_bytes] for start in range(0, len(body), step_bytes)]
+        return await self._send_pieces(pieces, self.fault.bytes_per_s)
+
+    async def _send_pieces(
+        self, pieces: Sequence[bytes | memoryview], bytes_per_s: float = math.inf
+    ) -> web.StreamResponse:
+        response = await self._send_head()
+        for index, piece in enumerate(pieces):
+            await asyncio.sleep(len(piece) / bytes_per_s)
+            if index == len(pieces) - 1:
+                self.end()
             await self._send_piece(response, piece)
         await response.write_eof()
         return response
@@ -129,7 +159,7 @@ class Sending:
         await response.prepare(self.request)
         return response
 
-    async def _send_piece(self, response: web.StreamResponse, piece: bytes) -> None:
+    async def _send_piece(self, response: web.StreamResponse, piece: bytes | memoryview) -> None:
         self.served.sent_bytes += len(piece)
         await response.write(piece)
 
@@ -156,15 +186,6 @@ async def wait_for(fault: Fault) -> None:
         await asyncio.sleep(fault.delay_s)
 
 
-async def _body(said: Answer) -> bytes:
-    if not isinstance(said.body, Span):
-        return said.body
-    stored, start, end = said.body.stored, said.body.start, said.body.end
-    if isinstance(stored.data, bytes):
-        return stored.read(start, end)
-    return await asyncio.to_thread(stored.read, start, end)  # the disk may take its time
-
-
 def request_id(served: ServedRequest) -> str:
     return f"{served.number:016X}"
 
@@ -184,3 +205,13 @@ def reset(transport: asyncio.BaseTransport | None) -> None:
         with contextlib.suppress(OSError):  # closed by the client already
             socket_of(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
+
+
+def storage_options(url: str, access_key_id: str) -> dict[str, Any]:
+    """Return options with which s3fs reaches the server at `url`."""
+    return {
+        "key": access_key_id,
+        "secret": "test-secret",
+        "endpoint_url": url,
+        "client_kwargs": {"region_name": REGION},
+    }

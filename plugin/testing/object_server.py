@@ -17,17 +17,20 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
+from concurrent.futures import Future
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
 from aiohttp import web
+from multidict import CIMultiDict
 
-from headrace.testing._dialect import REGION, Answer, Ask, S3Error, access_key_id, answer
+from headrace.testing._dialect import Answer, Ask, S3Error, access_key_id, answer
 from headrace.testing._faults import Fault, Faults
 from headrace.testing._objects import Buckets, Stored
 from headrace.testing._serving import (
@@ -38,6 +41,7 @@ from headrace.testing._serving import (
     request_id,
     reset,
     socket_of,
+    storage_options,
     wait_for,
 )
 
@@ -47,7 +51,6 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _BACKLOG = 1024
-_START_S = 30.0
 
 
 class ObjectServer:
@@ -126,13 +129,12 @@ class ObjectServer:
         if self._is_closed:
             raise RuntimeError("this server was closed")
         if self._thread is None:
-            is_ready = threading.Event()
+            ready: Future[None] = Future()
             self._thread = threading.Thread(
-                target=self._run, args=(is_ready,), name=f"headrace-objects-{self._port}", daemon=True
+                target=self._run, args=(ready,), name=f"headrace-objects-{self._port}", daemon=True
             )
             self._thread.start()
-            if not is_ready.wait(_START_S):
-                raise TimeoutError("the server's thread did not start")
+            ready.result()
             _running.add(self)
         return self
 
@@ -142,7 +144,7 @@ class ObjectServer:
         Raises
         ------
         Exception
-            What a script raised.
+            What a script raised, or what the server itself failed with.
         """
         if self._is_closed or os.getpid() != self._pid:
             return
@@ -179,12 +181,7 @@ class ObjectServer:
 
     def storage_options(self, access_key_id: str = "test-key") -> dict[str, Any]:
         """Return options with which s3fs reaches this server as `access_key_id`."""
-        return {
-            "key": access_key_id,
-            "secret": "test-secret",
-            "endpoint_url": self.url,
-            "client_kwargs": {"region_name": REGION},
-        }
+        return storage_options(self.url, access_key_id)
 
     # What it stores
 
@@ -252,7 +249,7 @@ class ObjectServer:
 
     @property
     def in_progress(self) -> int:
-        """Requests that have arrived and are not fully answered; 0 again a moment after the client knows."""
+        """Requests that have arrived and whose answers are not fully sent; never more than clients have."""
         return self._in_progress
 
     @property
@@ -277,11 +274,16 @@ class ObjectServer:
 
     # The server's thread
 
-    def _run(self, is_ready: threading.Event) -> None:
-        with asyncio.Runner(debug=False, loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(self._serve_until_stopped(is_ready))
+    def _run(self, ready: Future[None]) -> None:
+        try:
+            with asyncio.Runner(debug=False, loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve_until_stopped(ready))
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
-    async def _serve_until_stopped(self, is_ready: threading.Event) -> None:
+    async def _serve_until_stopped(self, ready: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._http = web.Server(
             self._serve,
@@ -290,41 +292,59 @@ class ObjectServer:
             auto_decompress=False,
             tcp_keepalive=False,
         )
-        self._listener: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._opening: dict[socket.socket, asyncio.Task[Any]] = {}
         await self._listen()
-        is_ready.set()
+        ready.set_result(None)
         await self._stop.wait()
         await self._unlisten()
         await self._drop()
 
     def _call(self, coroutine: Any) -> None:
-        if self._thread is None or self._is_closed or self._thread is threading.current_thread():
+        is_running = self._thread is not None and not self._is_closed and os.getpid() == self._pid
+        if not is_running or self._thread is threading.current_thread():
             coroutine.close()
-            raise RuntimeError("the server does not run, or this is its own thread")
+            raise RuntimeError("the server does not run here, or this is its own thread")
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
+    # Not asyncio's own server: closed while it takes a connection, it leaves the socket open and unserved.
+
     async def _listen(self) -> None:
-        if self._listener is None:
-            listening = _bound_socket(self._port)
-            self._listener = await self._loop.create_server(self._connect, sock=listening, backlog=_BACKLOG)
+        if self._listening is None:
+            self._listening = _bound_socket(self._port)
+            self._listening.settimeout(0)
+            self._listening.listen(_BACKLOG)
+            self._loop.add_reader(self._listening, self._accept, self._listening)
 
     async def _unlisten(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            self._loop.remove_reader(listening)
+            listening.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            accepted, _ = listening.accept()
+            self._connections_made += 1
+            opening = self._loop.create_task(self._open(accepted))
+            self._opening[accepted] = opening
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._http, accepted)
+        finally:
+            del self._opening[accepted]
 
     async def _drop(self) -> None:
+        await asyncio.gather(*self._opening.values())
         for connection in self._http.connections:
             reset(connection.transport)
         await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
 
-    def _connect(self) -> asyncio.Protocol:
-        self._connections_made += 1
-        return self._http()
-
     def _sockets(self) -> Iterable[Any]:
-        if self._listener is not None:
-            yield from self._listener.sockets
+        if self._listening is not None:
+            yield self._listening
+        yield from list(self._opening)
         yield from (socket_of(connection.transport) for connection in self._http.connections)
 
     # One request
@@ -337,11 +357,21 @@ class ObjectServer:
             body = await received(request)
             await wait_for(fault)
             if fault.kind == "reset":
+                self._end(served)
                 reset(request.transport)
                 return web.Response()
             said = self._answer(served, fault, body)
-            return await Sending(request, served, fault, said).send()
+            return await Sending(request, served, fault, said, lambda: self._end(served)).send()
+        except ConnectionError:  # the client has gone, and aiohttp finds that out again without a word
+            return web.Response()
+        except Exception as error:
+            self._failure = self._failure or error
+            raise
         finally:
+            self._end(served)
+
+    def _end(self, served: ServedRequest) -> None:
+        if served.ended_s is None:
             self._in_progress -= 1
             served.ended_s = time.monotonic()
 
@@ -356,7 +386,7 @@ class ObjectServer:
             query=ask.query,
             range=request.headers.get("Range"),
             access_key_id=access_key_id(ask),
-            headers=request.headers,
+            headers=CIMultiDict(request.headers),
             client_port=client_port(request.transport),
             began_s=time.monotonic(),
         )
@@ -377,7 +407,8 @@ class ObjectServer:
     def _answer(self, served: ServedRequest, fault: Fault, body: bytes) -> Answer:
         headers: Mapping[str, str] = served.headers
         if fault.kind == "whole_object":
-            headers = {name: value for name, value in headers.items() if name.lower() != "range"}
+            headers = CIMultiDict(headers)
+            headers.pop("Range", None)
         try:
             fault.raise_if_error()
             self._check_credentials(served.access_key_id)
@@ -401,10 +432,11 @@ class ObjectServer:
 def _bound_socket(port: int) -> socket.socket:
     """Bind without listening: whoever connects is refused, and nobody else is given the port.
 
-    A second one can be bound beside it, thanks to SO_REUSEADDR, as long as the first does not listen.
+    A second one can be bound beside it as long as the first does not listen.
     """
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    option = socket.SO_REUSEPORT if sys.platform == "darwin" else socket.SO_REUSEADDR
+    bound.setsockopt(socket.SOL_SOCKET, option, 1)
     bound.bind((_HOST, port))
     return bound
 
