@@ -39,8 +39,10 @@ class DeviceStats:
         Admitted and not complete.
     queued_requests
         Requests with ops still to be admitted.
-    window_bytes
-        The short-queue window now; None where there is none.
+    window_bytes, window_ops
+        The short-queue window now, in bytes (disks) or requests (stores); None where there is none.
+    retries, retries_refused
+        Attempts after the first one, and those that were not made: attempts or budget were spent.
     """
 
     device: str
@@ -48,6 +50,9 @@ class DeviceStats:
     in_flight_bytes: int
     queued_requests: int
     window_bytes: int | None
+    window_ops: int | None = None
+    retries: int = 0
+    retries_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,10 @@ def _device(scheduler: Scheduler) -> DeviceStats:
         in_flight_ops=scheduler.in_flight_ops,
         in_flight_bytes=scheduler.in_flight_bytes,
         queued_requests=scheduler.waiting,
-        window_bytes=None if window is None else window.limit,
+        window_bytes=None if window is None or scheduler.counts_ops else window.limit,
+        window_ops=window.limit if window is not None and scheduler.counts_ops else None,
+        retries=scheduler.retries.granted,
+        retries_refused=scheduler.retries.refused,
     )
 
 

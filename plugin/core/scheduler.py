@@ -31,6 +31,7 @@ from headrace.types import Priority
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from headrace.core.hedge import Hedge
     from headrace.core.hub import Hub
     from headrace.core.retry import Retries
     from headrace.core.window import Window
@@ -75,6 +76,7 @@ class Scheduler:
         self.max_grant_ops = max_grant_ops
         self.retries = retries
         self.counts_ops = counts_ops
+        self.hedge: Hedge | None = None
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
         self.speculative: PriorityQueue[Request] = PriorityQueue()

@@ -1,0 +1,115 @@
+"""Lite mode on a store: what nobody polls goes on all the same, and without the keeper it does not.
+
+Reads run on a thread of their own: the main thread, where pytest handles an alarm, leaves the loop to the
+keeper in any case.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import headrace
+from headrace.drivers.asynchronous import LiteAsyncDriver
+from headrace.errors import ReadTimeoutError
+from headrace.testing import Fault, ObjectServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from headrace.testing import ServedRequest
+
+BIG = bytes(range(256)) * (1 << 15)
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        server.put("bucket", "big", BIG)
+        server.put("bucket", "small", b"small")
+        yield server
+
+
+@pytest.fixture(params=[True, False], ids=["kept", "keeper disabled"])
+def is_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if not request.param:
+        monkeypatch.setattr(LiteAsyncDriver, "keep", lambda _self, _after_s: None)
+    return bool(request.param)
+
+
+def elsewhere(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it on another thread."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function, *args, **kwargs).result(WAIT_S)
+
+
+def small(fs: headrace.HeadraceFileSystem) -> bytes:
+    data: bytes = elsewhere(fs.cat_file, "bucket/small", start=0, end=5)
+    return data
+
+
+def filesystem(server: ObjectServer, **options: Any) -> headrace.HeadraceFileSystem:
+    fs = headrace.HeadraceFileSystem(
+        target_protocol="s3", target_options=server.storage_options(), scheduler="lite", **options
+    )
+    assert small(fs) == b"small"  # the session is made
+    server.forget()
+    return fs
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.001)
+
+
+def test_a_request_that_nobody_polls_is_sent(server: ObjectServer, is_kept: bool) -> None:
+    fs = filesystem(server)
+    read = fs.submit_ranges("bucket/small", [0], [5])
+    if is_kept:
+        wait_until(read.done)
+    else:
+        driver = fs.channel.driver
+        assert isinstance(driver, LiteAsyncDriver)
+        assert driver.has_work()
+        assert not driver.loop.is_running()
+        assert server.request_count == 0
+    assert bytes(elsewhere(read.result, WAIT_S)[0]) == b"small", "a waiter drives it in any case"
+
+
+def test_a_response_that_is_half_read_does_not_time_out(server: ObjectServer, is_kept: bool) -> None:
+    fs = filesystem(server, retries=0, try_timeout_s=1.0, max_op_bytes=len(BIG))
+    gate: Future[None] = Future()
+
+    def script(request: ServedRequest) -> Fault | None:
+        return Fault(until=gate) if request.key == "big" else None
+
+    server.script = script
+    read = fs.submit_ranges("bucket/big", [0], [len(BIG)])
+    # This one drives the loop, sends the other's request too, and leaves when it has its own answer.
+    assert small(fs) == b"small"
+    wait_until(lambda: any(request.key == "big" for request in server.requests))
+    gate.set_result(None)
+    big = next(request for request in server.requests if request.key == "big")
+    wait_until(lambda: big.sent_bytes > 0)
+    threading.Event().wait(1.1)  # longer than an attempt may take: what a busy consumer does
+    if is_kept:
+        assert bytes(elsewhere(read.result, WAIT_S)[0]) == BIG
+    else:
+        with pytest.raises(ReadTimeoutError, match="an attempt took longer"):
+            bytes(elsewhere(read.result, WAIT_S)[0])
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_used_again(
+    server: ObjectServer, is_kept: bool
+) -> None:
+    fs = filesystem(server)
+    server.drop_connections()
+    assert small(fs) == b"small"
+    assert fs.stats().in_flight_ops == 0

@@ -1,0 +1,91 @@
+"""Forks, and loses its loop thread, with requests to a store in flight; run by ``test_cloud.py``.
+
+Argument: what to do.  The mode comes from the environment.  Ends with status 0 if all is right.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import headrace
+from headrace.testing import Fault, ObjectServer
+
+CONTENT = bytes(range(256)) * 2000
+STARTS = list(range(0, 300_000, 10_000))
+ENDS = [start + 100 for start in STARTS]
+WAIT_S = 60.0
+
+
+def check(fs: Any, file: Any) -> None:
+    batch = fs.read_ranges("bucket/key", STARTS, ENDS)
+    assert batch.to_pylist() == [CONTENT[start : start + 100] for start in STARTS]
+    file.seek(1000)
+    assert file.read(70_000) == CONTENT[1000:71_000]
+
+
+def in_flight(fs: Any, server: ObjectServer) -> tuple[Any, Future[None]]:
+    """Submit a read whose requests the server holds back; returns it and what lets them go."""
+    gate: Future[None] = Future()
+    server.script = lambda _request: Fault(until=gate)
+    read = fs.submit_ranges("bucket/key", STARTS, ENDS)
+    deadline_s = time.monotonic() + WAIT_S
+    while not server.in_progress:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    server.script = None
+    return read, gate
+
+
+def fork(fs: Any, file: Any, server: ObjectServer) -> None:
+    """The child reads by the parent's objects, while the parent's requests are in flight."""
+    read, gate = in_flight(fs, server)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            check(fs, file)
+            assert fs.stats().in_flight_ops == 0
+            status = 0
+        except BaseException:  # noqa: BLE001
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    gate.set_result(None)
+    assert bytes(read.result(WAIT_S)[0]) == CONTENT[:100]
+
+
+def die() -> None:
+    raise SystemExit
+
+
+def loop_death(fs: Any, file: Any, server: ObjectServer) -> None:
+    """The thread that runs the loop dies; what was in flight goes on with the next one."""
+    for _ in range(3):
+        read, gate = in_flight(fs, server)
+        thread = fs.channel.driver.thread
+        running = thread._thread
+        if running is not None:  # lite: the keeper drives, and dies with its loop's run
+            thread.call(die)
+            running.join(WAIT_S)
+            assert not running.is_alive()
+        gate.set_result(None)
+        assert bytes(read.result(WAIT_S)[0]) == CONTENT[:100]
+        check(fs, file)
+
+
+if __name__ == "__main__":
+    with ObjectServer() as the_server:
+        the_server.put("bucket", "key", CONTENT)
+        the_fs = headrace.HeadraceFileSystem(
+            target_protocol="s3", target_options=the_server.storage_options(), max_gap_bytes=0
+        )
+        the_file = the_fs.open("bucket/key")
+        check(the_fs, the_file)
+        globals()[sys.argv[1]](the_fs, the_file, the_server)
+        check(the_fs, the_file)
+        assert the_fs.stats().in_flight_ops == 0
