@@ -49,6 +49,9 @@ class Scheduler:
         What is allowed in flight, or None for no such limit.
     counts_ops
         Whether the window is one of requests; of bytes otherwise.
+    has_whole_grants
+        Whether a slice shorter than it could be waits for room while anything is in flight: slices are
+        performed by a call each, and once short they would stay so.
     max_in_flight_ops
         Ops allowed in flight.
     max_grant_ops
@@ -67,6 +70,7 @@ class Scheduler:
         max_grant_ops: int,
         retries: Retries,
         counts_ops: bool = False,
+        has_whole_grants: bool = False,
     ) -> None:
         self.hub = hub
         self.device = device
@@ -75,6 +79,7 @@ class Scheduler:
         self.max_grant_ops = max_grant_ops
         self.retries = retries
         self.counts_ops = counts_ops
+        self.has_whole_grants = has_whole_grants
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
         self.speculative: PriorityQueue[Request] = PriorityQueue()
@@ -198,6 +203,8 @@ class Scheduler:
         self.is_held_back = fitting < room_ops
         if fitting <= 0 and self.in_flight_ops == 0:
             return 1  # progress, I1
+        if fitting < room_ops and self.has_whole_grants and self.in_flight_ops:
+            return 0
         return min(room_ops, fitting)
 
     def _share(self, request: Request) -> int:

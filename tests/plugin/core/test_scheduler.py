@@ -62,6 +62,39 @@ def a_store(window: int, most: int = 100) -> Scheduler:
     return Hub().scheduler("store", window=shape, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True)
 
 
+def test_whole_grants_wait_for_room() -> None:
+    """A slice is a call of its own: one cut short would stay short, call after call."""
+    shape = Window(initial=40, least=1, most=40)
+    scheduler = Hub().scheduler(
+        "store", window=shape, max_in_flight_ops=40, max_grant_ops=10, counts_ops=True, has_whole_grants=True
+    )
+    request = submit(scheduler, *[1] * 100)
+    grants = [request.inbox.pop(0) for _ in range(3)]
+    assert [grant.hi - grant.lo for grant in grants] == [10, 10, 10], "35 would fit"
+    scheduler.complete(grants[0], 5, 5, 0.0)
+    settle(scheduler)
+    assert [grant.hi - grant.lo for grant in request.inbox] == [10], "now there is room for ten"
+    scheduler.complete(grants[1], 4, 4, 0.0)
+    settle(scheduler)
+    assert len(request.inbox) == 1, "room for nine"
+    complete(scheduler, grants[1])
+    assert len(request.inbox) == 2
+
+
+def test_whole_grants_are_cut_when_nothing_else_is_in_flight() -> None:
+    shape = Window(initial=4, least=1, most=4)
+    scheduler = Hub().scheduler(
+        "store", window=shape, max_in_flight_ops=4, max_grant_ops=10, counts_ops=True, has_whole_grants=True
+    )
+    request = submit(scheduler, *[1] * 12)
+    sizes = []
+    while request.inbox:
+        sizes.append(request.inbox[0].hi - request.inbox[0].lo)
+        complete(scheduler, request.inbox.pop(0))
+    assert sum(sizes) == 12
+    assert request.state is State.COMPLETE
+
+
 def test_a_window_of_requests_counts_ops_and_not_bytes() -> None:
     scheduler = a_store(8)
     request = submit(scheduler, *[1 << 30] * 20)
