@@ -21,7 +21,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -95,8 +96,8 @@ class StoreOptions:
 
     bucket: str
     config: dict[str, Any]
-    client: dict[str, Any]
-    headers: dict[str, str]
+    client: dict[str, Any] = field(repr=False)  # a proxy's password
+    headers: dict[str, str] = field(repr=False)  # encryption keys
     is_signed: bool
 
 
@@ -131,6 +132,7 @@ class Client:
             raise InexactError(f"botocore makes no client of the options ({type(error).__name__})") from error
         asker._kwargs_helper = ParamKwargsHelper(self._client)  # noqa: SLF001 - as s3fs does it
         self._asker = asker
+        self._sampling = threading.Lock()  # one sample at a time: its handler keeps it from being sent
         self._verify = arguments.get("verify")
         self.store_options(BUCKET)  # refuses now what it would refuse for every bucket
 
@@ -143,7 +145,8 @@ class Client:
             Reads of this bucket have no exact translation.
         """
         _check_environment()
-        request = self._sample_request(bucket)
+        with self._sampling:
+            request = self._sample_request(bucket)
         headers = {name.lower(): _text(value) for name, value in request.headers.items()}
         authorization = headers.get("authorization")
         config = _neutral_config() | _address(request.url, bucket)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from headrace.core.window import Window
 
 
+WHOLE_SHARE = 8
+"""Whole grants wait for room only while so many of them fit the window."""
+
+
 class Scheduler:
     """Admission to one device.
 
@@ -203,8 +207,10 @@ class Scheduler:
         self.is_held_back = fitting < room_ops
         if fitting <= 0 and self.in_flight_ops == 0:
             return 1  # progress, I1
-        if fitting < room_ops and self.has_whole_grants and self.in_flight_ops:
-            return 0
+        if self.has_whole_grants and self.in_flight_ops:
+            # In a small window that would leave much of it unused.
+            least = min(room_ops, max(self._share(request) // WHOLE_SHARE, 1))
+            return 0 if fitting < least else min(room_ops, fitting)
         return min(room_ops, fitting)
 
     def _share(self, request: Request) -> int:

@@ -62,30 +62,44 @@ def a_store(window: int, most: int = 100) -> Scheduler:
     return Hub().scheduler("store", window=shape, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True)
 
 
+def a_store_of_calls(window: int) -> Scheduler:
+    shape = Window(initial=window, least=1, most=window)
+    return Hub().scheduler(
+        "store",
+        window=shape,
+        max_in_flight_ops=window,
+        max_grant_ops=10,
+        counts_ops=True,
+        has_whole_grants=True,
+    )
+
+
+def sizes_of(grants: list[Grant]) -> list[int]:
+    return [grant.hi - grant.lo for grant in grants]
+
+
 def test_whole_grants_wait_for_room() -> None:
     """A slice is a call of its own: one cut short would stay short, call after call."""
-    shape = Window(initial=40, least=1, most=40)
-    scheduler = Hub().scheduler(
-        "store", window=shape, max_in_flight_ops=40, max_grant_ops=10, counts_ops=True, has_whole_grants=True
-    )
+    scheduler = a_store_of_calls(100)
+    request = submit(scheduler, *[1] * 300)
+    grants = [request.inbox.pop(0) for _ in range(len(request.inbox))]
+    assert sizes_of(grants) == [10] * 8, "eight more would fit"
+    scheduler.complete(grants[0], 1, 1, 0.0)
+    settle(scheduler)
+    assert request.inbox == [], "room for nine"
+    scheduler.complete(grants[0], 1, 1, 0.0)
+    settle(scheduler)
+    assert sizes_of(request.inbox) == [10]
+
+
+def test_a_small_window_is_used_by_shorter_grants() -> None:
+    scheduler = a_store_of_calls(40)
     request = submit(scheduler, *[1] * 100)
-    grants = [request.inbox.pop(0) for _ in range(3)]
-    assert [grant.hi - grant.lo for grant in grants] == [10, 10, 10], "35 would fit"
-    scheduler.complete(grants[0], 5, 5, 0.0)
-    settle(scheduler)
-    assert [grant.hi - grant.lo for grant in request.inbox] == [10], "now there is room for ten"
-    scheduler.complete(grants[1], 4, 4, 0.0)
-    settle(scheduler)
-    assert len(request.inbox) == 1, "room for nine"
-    complete(scheduler, grants[1])
-    assert len(request.inbox) == 2
+    assert sizes_of(request.inbox) == [10, 10, 10, 5]
 
 
 def test_whole_grants_are_cut_when_nothing_else_is_in_flight() -> None:
-    shape = Window(initial=4, least=1, most=4)
-    scheduler = Hub().scheduler(
-        "store", window=shape, max_in_flight_ops=4, max_grant_ops=10, counts_ops=True, has_whole_grants=True
-    )
+    scheduler = a_store_of_calls(4)
     request = submit(scheduler, *[1] * 12)
     sizes = []
     while request.inbox:
