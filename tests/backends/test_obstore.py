@@ -338,7 +338,7 @@ def test_nothing_stays_behind(server: ObjectServer, scheduled_mode: str, wait_un
     fs = native(server, scheduled_mode)
     reads = [fs.submit_ranges(PATH, *scattered(50, seed=k)) for k in range(5)]
     reads[0].cancel()
-    del reads[1:3]
-    for read in reads[1:]:
+    del reads[:3]  # a cancelled one too: it may have been done
+    for read in reads:
         read.result(WAIT_S)
     wait_until(lambda: fs.stats().in_flight_ops == 0 and fs.stats().reserved_bytes == 0)
