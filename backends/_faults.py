@@ -15,6 +15,7 @@ import email.utils
 import time
 from typing import TYPE_CHECKING, Any
 
+from headrace.backends.abc import FINAL
 from headrace.types import Verdict
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _BROKEN = frozenset(
 )
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
-FINAL = Verdict(is_retryable=False)
 _LATE_VERDICT = Verdict(is_retryable=True, is_throttled=True)
 _BROKEN_VERDICT = Verdict(is_retryable=True)
 

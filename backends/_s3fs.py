@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 20
 """Received at once, at most; aiohttp holds less."""
 
+_SPARE_CONNECTIONS = 16
 _PARTIAL_CONTENT = 206
 _PRECONDITION_FAILED = 412
 
@@ -41,13 +42,15 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
     """Return the options of the instance that reads: no retries of the client's, enough connections.
 
     Retries inside would hide a store's 503 from the scheduler. More ops in flight than connections would only
-    queue inside the client.
+    queue inside the client; some more are for second requests.
     """
     given = target.storage_options.get("config_kwargs") or {}
     return {
         "config_kwargs": {
             **given,
-            "max_pool_connections": max(connections, given.get("max_pool_connections", 0)),
+            "max_pool_connections": max(
+                connections + _SPARE_CONNECTIONS, given.get("max_pool_connections", 0)
+            ),
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         }
     }

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
 from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBackend, ThreadedBackend
+from headrace.core.hedge import Hedge
 from headrace.core.retry import Retries
 from headrace.core.window import Window
 from headrace.drivers import bulk
@@ -88,7 +89,7 @@ class Channel:
         if found is not None:
             return found
         with self.engine.lock, self.engine as hub:
-            return hub.scheduler(
+            scheduler = hub.scheduler(
                 device,
                 window=self._window(),
                 max_in_flight_ops=self.io_parallelism,
@@ -97,6 +98,9 @@ class Channel:
                 counts_ops=self.backend.defaults.window_ops > 0,
                 has_whole_grants=isinstance(self.backend, BulkBackend),
             )
+            if self.settings.hedge and scheduler.hedge is None:
+                scheduler.hedge = Hedge(self.settings.hedge)
+            return scheduler
 
     def _retries(self) -> Retries:
         chosen = self.settings.retries

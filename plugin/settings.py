@@ -36,6 +36,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, cast, get_args
 
+from headrace.core.hedge import SHARE
 from headrace.errors import HeadraceError
 
 SchedulerMode = Literal["auto", "lite", "standard", "off"]
@@ -49,6 +50,7 @@ _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TRUTH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
     ("0", "false", "no", "off"), False
 )
+_MOST_HEDGED: Final = 0.5
 _MAX_INT64: Final = 2**63 - 1
 # IORING_MAX_ENTRIES of io_uring/io_uring.c; io_uring_setup(2) answers EINVAL above it.
 _MAX_RING_ENTRIES: Final = 32_768
@@ -97,6 +99,8 @@ class Settings:
     """Seconds that a caller waits for a read; None: as long as it takes."""
     try_timeout_s: float | None = None
     """Seconds for one attempt of an op, on async stores."""
+    hedge: float = 0.0
+    """Second requests for late ops, for each op of a store; 0: none."""
     log: str | None = None
     """Level of the logger "headrace"; None: left to the application."""
 
@@ -204,6 +208,17 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _share(value: object) -> float:
+    """Return a share; 1 and its like are the usual one."""
+    text = str(value).strip().lower()
+    if text in _TRUTH:
+        return SHARE if _TRUTH[text] else 0.0
+    share = float(text)
+    if not 0 <= share <= _MOST_HEDGED:
+        raise ValueError(value)
+    return share
+
+
 def _level(value: object) -> str:
     name = str(value).strip().upper()
     if name not in _LEVELS:
@@ -235,6 +250,7 @@ SPECS: Final[tuple[SettingSpec, ...]] = (
     SettingSpec("retries", _count(0), "a whole number, at least 0"),
     SettingSpec("timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
     SettingSpec("try_timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
+    SettingSpec("hedge", _share, "0, 1, or the share of second requests, up to 0.5"),
     SettingSpec("log", _level, ", ".join(_LEVELS)),
 )
 

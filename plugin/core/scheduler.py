@@ -31,6 +31,7 @@ from headrace.types import Priority
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from headrace.core.hedge import Hedge
     from headrace.core.hub import Hub
     from headrace.core.retry import Retries
     from headrace.core.window import Window
@@ -84,6 +85,7 @@ class Scheduler:
         self.retries = retries
         self.counts_ops = counts_ops
         self.has_whole_grants = has_whole_grants
+        self.hedge: Hedge | None = None
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
         self.speculative: PriorityQueue[Request] = PriorityQueue()

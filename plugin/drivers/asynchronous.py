@@ -38,6 +38,7 @@ from typing_extensions import override
 
 from headrace.core.request import State
 from headrace.drivers import interrupts
+from headrace.drivers.hedged import hedged
 from headrace.drivers.inline import forfeit
 from headrace.drivers.job import Waiter
 from headrace.drivers.permit import permitted
@@ -206,15 +207,26 @@ class AsyncDriver:
     async def _try(self, job: Job, row: int) -> None:
         # A whole file of unknown length may take as long as it takes: its client sees to stalls.
         limit_s = None if job.ops.length[row] == UNKNOWN_LENGTH else self.try_timeout_s
+        limit = asyncio.timeout(limit_s)
         with permitted(permit_of(job, row)):
             try:
-                async with asyncio.timeout(limit_s) as limit:
-                    await self.backend.read(job.ops, row)
+                async with limit:
+                    await self._read(job, row)
             except TimeoutError as error:
                 if limit.expired():
                     msg = f"{job.request.label}: an attempt took longer than {limit_s} s"
                     raise ReadTimeoutError(msg) from error
                 raise
+
+    async def _read(self, job: Job, row: int) -> None:
+        length = int(job.ops.length[row])
+        delay_s = job.hedge_delay_s(length)
+        began_s = perf_counter()
+        if delay_s is None:
+            await self.backend.read(job.ops, row)
+        else:
+            await hedged(self.backend, job, row, delay_s)
+        job.note_latency(length, perf_counter() - began_s)
 
     def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
         """Complete a grant, however its task ended."""

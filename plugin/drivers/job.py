@@ -15,6 +15,8 @@ import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from headrace.types import UNKNOWN_LENGTH
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -165,6 +167,27 @@ class Job:
             if verdict.is_throttled:
                 scheduler.note_throttled(perf_counter())
             return scheduler.retries.next_delay(attempt, verdict, random.random())  # noqa: S311
+
+    def hedge_delay_s(self, length: int) -> float | None:
+        """Return after how long an op is late; None: it is not to be asked for twice."""
+        hedge = self.scheduler.hedge
+        if hedge is None or length == UNKNOWN_LENGTH:
+            return None
+        with self.engine.lock:
+            return hedge.delay_s(length)
+
+    def may_hedge(self) -> bool:
+        """Say whether the store's budget allows a second request now."""
+        hedge = self.scheduler.hedge
+        with self.engine.lock:
+            return hedge is not None and hedge.may_send()
+
+    def note_latency(self, length: int, latency_s: float) -> None:
+        """Tell the core how long an op took."""
+        hedge = self.scheduler.hedge
+        if hedge is not None:
+            with self.engine.lock:
+                hedge.note(length, latency_s)
 
     def cancel(self, error: BaseException | None = None) -> None:
         """End the request; does nothing when it is over and drained."""

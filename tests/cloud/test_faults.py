@@ -216,3 +216,25 @@ def test_credentials_that_expire_in_the_middle_are_an_error_that_says_so(
     server.renew("test-key")
     check(read_all(fs))
     assert at_rest(fs)
+
+
+def test_stragglers_are_overtaken_by_second_requests(server: ObjectServer, scheduled_mode: str) -> None:
+    """Those that never answer would take as long as an attempt may: longer than this test."""
+    fs = filesystem(server, scheduled_mode, hedge=0.1, try_timeout_s=1000)
+    asked: set[str | None] = set()
+
+    def script(request: ServedRequest) -> Fault | None:
+        is_second, is_late = request.range in asked, request.number > 200 and request.number % 50 == 0
+        asked.add(request.range)
+        return Fault(until=Future()) if is_late and not is_second else None
+
+    server.script = script
+    check(read_all(fs))
+    assert RANGES < server.request_count <= 1.1 * RANGES
+    assert at_rest(fs)
+
+
+def test_nothing_is_asked_twice_by_default(server: ObjectServer) -> None:
+    fs = filesystem(server)
+    check(read_all(fs))
+    assert server.request_count == RANGES

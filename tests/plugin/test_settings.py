@@ -58,6 +58,7 @@ OTHER = {
     "retries": ("0", 0),
     "timeout_s": ("2.5", 2.5),
     "try_timeout_s": ("7", 7.0),
+    "hedge": ("0.05", 0.05),
     "log": ("debug", "DEBUG"),
 }
 
@@ -80,6 +81,7 @@ BAD = {
     "retries": ["-1", "1.5", "many"],
     "timeout_s": ["0", "-1", "nan", "inf", "30s", True, [], 10**400],
     "try_timeout_s": ["0", "-1", "inf", "soon"],
+    "hedge": ["0.6", "-0.1", "nan", "some", []],
     "log": ["LOUD", "10", 10, "NOTSET"],
 }
 
@@ -134,6 +136,7 @@ def test_defaults():
         retries=None,
         timeout_s=None,
         try_timeout_s=None,
+        hedge=0.0,
         log=None,
     )
 
