@@ -1,12 +1,13 @@
 """The backends' protocol: how ops, once admitted, are performed.
 
-A backend knows storage and nothing else: no queue, no priority, no budget. It belongs to one of three
+A backend knows storage and nothing else: no queue, no priority, no budget. It belongs to one of four
 kinds, by how an op of it waits:
 
 * `InlineBackend` performs a slice on the calling thread, in two steps: `start` does what cannot block and
   sets the rest going, `finish` waits for it. Local files, memory, a ring.
 * `ThreadedBackend` blocks in `read`, one op at a time, on daemon threads. Sync filesystems.
 * `AsyncBackend` awaits one op at a time on an event loop. Async filesystems.
+* `BulkBackend` performs a slice in one blocking call of a native engine, several threads at once.
 
 Backends are found through the entry-point group ``headrace.backends`` (see `headrace.backends.registry`)
 and import nothing of headrace but this module, `headrace.types` and `headrace.errors`. A third party's
@@ -38,6 +39,7 @@ __all__ = [
     "FINAL",
     "AsyncBackend",
     "Backend",
+    "BulkBackend",
     "Defaults",
     "InlineBackend",
     "PathSource",
@@ -78,7 +80,7 @@ class Defaults:
 
 
 class Backend(abc.ABC):
-    """What all three kinds have in common.
+    """What all four kinds have in common.
 
     Parameters
     ----------
@@ -108,6 +110,19 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def serves(cls, target: Any) -> bool:
         """Whether this backend reads what `target` reads, byte for byte."""
+
+    @classmethod
+    def concerns(cls, target: Any) -> bool:  # noqa: ARG003
+        """Whether `target` is of the storage this backend is for, whatever its options; for reports."""
+        return False
+
+    @classmethod
+    def refuses(cls, target: Any) -> str | None:  # noqa: ARG003
+        """Say why this backend does not serve `target` though it reads such storage, or None.
+
+        For reports: it is asked where `serves` was False.
+        """
+        return None
 
     @abc.abstractmethod
     def device(self, path: str) -> Hashable:
@@ -219,6 +234,23 @@ class AsyncBackend(Backend):
 
     async def aclose(self) -> None:
         """Close sessions; on the loop it was bound to."""
+
+
+class BulkBackend(Backend):
+    """Performs a slice of ops in one blocking call, which takes the GIL once and not once an op.
+
+    Such a call cannot be interrupted: drivers make it on threads that nobody needs to interrupt. Several
+    calls run at once.
+    """
+
+    max_grant_ops: ClassVar[int] = 10
+    """Ops of one call."""
+    max_call_bytes: ClassVar[int] = 1 << 20
+    """A call of several ops reads no more than this: long ops are better each on a thread of its own."""
+
+    @abc.abstractmethod
+    def perform(self, ops: Ops, rows: Int64Array) -> None:
+        """Perform `rows` to their end: each has its `got` or its error afterwards."""
 
 
 class PathSource:

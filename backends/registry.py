@@ -85,3 +85,19 @@ def backend_for(target: Any, excluded: frozenset[str] = frozenset()) -> Backend:
             return backend(target)
     msg = f"no installed backend serves {type(target).__name__}; there are {sorted(entry_points())}"
     raise BackendError(msg)
+
+
+def refusal(name: str, target: Any) -> str | None:
+    """Say why the backend `name` does not serve `target`, though it reads such storage; None otherwise."""
+    try:
+        return load(name).refuses(target)
+    except BackendError as error:
+        return str(error)
+
+
+def concerns(name: str, target: Any) -> bool:
+    """Whether `target` is of the storage that the backend `name` is for."""
+    try:
+        return load(name).concerns(target)
+    except BackendError:
+        return False

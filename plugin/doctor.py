@@ -371,7 +371,7 @@ def _settings() -> tuple[tuple[SettingRow, ...], list[Check]]:
     except SettingsError as error:
         cure = "correct or unset it; until then headrace refuses to read"
         return (), [Check("settings", "fail", str(error), cure), *checks]
-    return rows, [Check("settings", "ok", "all valid"), *_reserved(rows), *checks]
+    return rows, [Check("settings", "ok", "all valid"), *_unserved(rows), *checks]
 
 
 def _strangers() -> Iterator[tuple[str, str]]:
@@ -382,12 +382,12 @@ def _strangers() -> Iterator[tuple[str, str]]:
             yield name, f"{name} is fsspec's, and travels to workers; use HEADRACE_* instead"
 
 
-def _reserved(rows: tuple[SettingRow, ...]) -> Iterator[Check]:
+def _unserved(rows: tuple[SettingRow, ...]) -> Iterator[Check]:
     """Find choices that are valid and that nothing installed can serve."""
     for row in rows:
-        if (row.name, row.value) == ("cloud_engine", "obstore"):
-            detail = f"{row.value} ({row.source}) is not part of this version: reads will fail"
-            yield Check(row.name, "fail", detail, f"set {row.name} to auto")
+        if (row.name, row.value) == ("cloud_engine", "obstore") and _version("obstore") is None:
+            detail = f"{row.value} ({row.source}) is not installed: reads of object stores will fail"
+            yield Check(row.name, "fail", detail, "pip install 'headrace[obstore]', or choose auto")
 
 
 # --- the target ----------------------------------------------------------------------------------
@@ -405,7 +405,8 @@ def describe_target(url: str) -> dict[str, Any]:
     -------
     dict
         ``url`` (redacted), ``path``, ``filesystem`` (class of the wrapped one), ``backend``,
-        ``mode``, ``type`` ("file" or "directory") and ``size_bytes``.
+        ``mode``, ``engine_reason`` (why this cloud engine; empty for other storage), ``type`` ("file" or
+        "directory") and ``size_bytes``.
 
     Raises
     ------
@@ -423,6 +424,7 @@ def describe_target(url: str) -> dict[str, Any]:
         "filesystem": f"{wrapped.__module__}.{wrapped.__qualname__}",
         "backend": getattr(fs, "backend_name", None) or "none",
         "mode": getattr(fs, "mode", None) or "unknown",
+        "engine_reason": fs.stats().engine_reason,
         "type": info.get("type"),
         "size_bytes": info.get("size"),
     }
@@ -444,6 +446,8 @@ def _target(url: str) -> tuple[dict[str, Any], Check]:
         cure = "check the spelling, the credentials and the network"
         return {"url": shown, "error": text}, Check("target", "fail", f"{shown}: {text}", cure)
     detail = f"{found['filesystem']}, backend {found['backend']}, mode {found['mode']}"
+    if found["engine_reason"]:
+        detail += f" ({found['engine_reason']})"
     return found, Check("target", "ok", f"{shown}: {detail}")
 
 

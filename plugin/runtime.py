@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
-from headrace.backends.abc import AsyncBackend, Backend, InlineBackend, ThreadedBackend
+from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBackend, ThreadedBackend
 from headrace.core.hedge import Hedge
 from headrace.core.retry import Retries
 from headrace.core.window import Window
+from headrace.drivers import bulk
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver, LiteAsyncDriver
+from headrace.drivers.bulk import BulkDriver
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.loop import Dispatcher, LoopThread
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler import Scheduler
     from headrace.settings import Settings
 
-Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver
+Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver | BulkDriver
 
 QUICK_BYTES = 64 << 10
 """Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""
@@ -45,8 +47,8 @@ QUICK_BYTES = 64 << 10
 DISK_WORKERS = 8
 """Threads that wait for the disk on behalf of the loop thread."""
 
-_WITHOUT_RING = frozenset({"uring"})
-_NONE: frozenset[str] = frozenset()
+NATIVE = "obstore"
+"""Name of the native cloud engine's backend."""
 
 _log = logging.getLogger("headrace")
 
@@ -91,9 +93,10 @@ class Channel:
                 device,
                 window=self._window(),
                 max_in_flight_ops=self.io_parallelism,
-                max_grant_ops=1 << 30 if isinstance(self.backend, InlineBackend) else 1,
+                max_grant_ops=_max_grant_ops(self.backend),
                 retries=self._retries(),
                 counts_ops=self.backend.defaults.window_ops > 0,
+                has_whole_grants=isinstance(self.backend, BulkBackend),
             )
             if self.settings.hedge and scheduler.hedge is None:
                 scheduler.hedge = Hedge(self.settings.hedge)
@@ -111,6 +114,12 @@ class Channel:
         if defaults.window_bytes:
             return Window(initial=defaults.window_bytes, least=self.max_op_bytes, most=1 << 30)
         return None
+
+
+def _max_grant_ops(backend: Backend) -> int:
+    if isinstance(backend, BulkBackend):
+        return backend.max_grant_ops
+    return 1 << 30 if isinstance(backend, InlineBackend) else 1
 
 
 class Runtime:
@@ -172,10 +181,10 @@ class Runtime:
             return found
 
     def _make(self, target: Any, settings: Settings) -> Channel:
-        _check_available(settings)
         if settings.log is not None:
             _log.setLevel(settings.log)
-        backend = registry.backend_for(target, _WITHOUT_RING if settings.local_backend == "pread" else _NONE)
+        backend = registry.backend_for(target, _excluded(settings))
+        _check_engine(backend, target, settings)
         backend.configure(**{name: getattr(settings, name) for name in backend.options})
         mode = backend.defaults.mode if settings.scheduler == "auto" else settings.scheduler
         driver = self._driver(backend, mode, settings)
@@ -190,11 +199,14 @@ class Runtime:
         if isinstance(backend, ThreadedBackend):
             most = settings.io_parallelism or backend.defaults.io_parallelism
             return ThreadedDriver(Workers(most, "headrace-read"))
+        if isinstance(backend, BulkBackend):
+            most = settings.io_parallelism or backend.defaults.io_parallelism
+            return BulkDriver(Workers(most, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:
                 return LiteAsyncDriver(backend, LoopThread("headrace-keeper"), settings.try_timeout_s)
             return AsyncDriver(backend, self.loop_thread(), settings.try_timeout_s)
-        msg = f"backend {type(backend).__name__} is of none of the three kinds"
+        msg = f"backend {type(backend).__name__} is of none of the four kinds"
         raise BackendError(msg)
 
     def loop_thread(self) -> LoopThread:
@@ -223,10 +235,33 @@ class Runtime:
             raise SchedulerClosedError(str(self.closed_with)) from None
 
 
-def _check_available(settings: Settings) -> None:
-    if settings.cloud_engine == "obstore":
-        msg = "cloud_engine='obstore': no obstore engine is installed; use 'auto' or 'fsspec'"
+def _excluded(settings: Settings) -> frozenset[str]:
+    """Name the backends that the settings do without."""
+    found = {"uring"} if settings.local_backend == "pread" else set()
+    if settings.cloud_engine == "fsspec":
+        found.add(NATIVE)
+    return frozenset(found)
+
+
+def _check_engine(backend: Backend, target: Any, settings: Settings) -> None:
+    """Raise where the native engine was asked for and cannot be had: nothing else shall read then."""
+    if settings.cloud_engine != NATIVE or backend.name == NATIVE:
+        return
+    why = registry.refusal(NATIVE, target)
+    if why is not None:
+        msg = f"cloud_engine={NATIVE!r} cannot read this filesystem: {why}; use 'auto' or 'fsspec'"
         raise BackendError(msg)
+
+
+def engine_reason(channel: Channel) -> str:
+    """Say why a cloud engine reads and not the other; nothing for what is no object store."""
+    backend, chosen = channel.backend, channel.settings.cloud_engine
+    if backend.name == NATIVE:
+        return "the filesystem's options translate exactly"
+    if chosen == "fsspec" and registry.concerns(NATIVE, backend.target):
+        return "cloud_engine is 'fsspec'"
+    why = registry.refusal(NATIVE, backend.target)
+    return "" if why is None else f"not {NATIVE}: {why}"
 
 
 def _dispose(driver: Driver, timeout_s: float = 0.0) -> None:

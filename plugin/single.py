@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from headrace.backends.abc import AsyncBackend, InlineBackend, PathSource
+from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
 from headrace.core.request import Request, State
 from headrace.drivers.inline import LoopDriver, abandon
 from headrace.drivers.job import Job
@@ -259,7 +259,7 @@ class SingleReader(JobMaker):
         with neither that nor `etag`, of the version that the first of them meets.
         """
         backend = self.channel.backend
-        if not isinstance(backend, AsyncBackend):
+        if not isinstance(backend, AsyncBackend | BulkBackend):
             return backend.open(path, as_file=True, **options), size
         if size is None:
             info = backend.target.info(path)

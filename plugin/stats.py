@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headrace.runtime import runtime
+from headrace.runtime import engine_reason, runtime
 
 if TYPE_CHECKING:
     from headrace.core.hub import Counters
@@ -61,8 +61,9 @@ class Stats:
 
     Attributes
     ----------
-    mode, backend
-        Of the filesystem that was asked; empty for the whole process.
+    mode, backend, engine_reason
+        Of the filesystem that was asked; empty for the whole process. The reason is why this engine reads an
+        object store and not the other; empty for other storage.
     reserved_bytes, peak_reserved_bytes, buffer_bytes
         Held for results now, at most so far, and the budget (0: no limit).
     ops_hit
@@ -73,6 +74,7 @@ class Stats:
 
     mode: str = ""
     backend: str = ""
+    engine_reason: str = ""
     requests_submitted: int = 0
     requests_consumed: int = 0
     requests_nested: int = 0
@@ -145,12 +147,13 @@ def _all_counters(counters: Counters) -> dict[str, int]:
     return found
 
 
-def _of_engine(engine: Engine, mode: str, backend: str) -> Stats:
+def _of_engine(engine: Engine, mode: str = "", backend: str = "", reason: str = "") -> Stats:
     with engine.lock, engine as hub:
         counters = _all_counters(hub.counters)
         return Stats(
             mode=mode,
             backend=backend,
+            engine_reason=reason,
             in_flight_ops=hub.in_flight_ops,
             reserved_bytes=hub.budget.reserved_bytes,
             peak_reserved_bytes=hub.budget.peak_bytes,
@@ -165,17 +168,17 @@ def snapshot(channel: Channel | None) -> Stats:
     """Return the stats of a channel's engine; of nothing under ``off``."""
     if channel is None:
         return Stats(mode="off")
-    return _of_engine(channel.engine, channel.mode, channel.backend.name)
+    return _of_engine(channel.engine, channel.mode, channel.backend.name, engine_reason(channel))
 
 
 def stats() -> Stats:
     """Return the stats of the whole process: the sum over its engines, which ordinarily are one."""
-    found = [_of_engine(engine, "", "") for engine in runtime().engines]
+    found = [_of_engine(engine) for engine in runtime().engines]
     if not found:
         return Stats()
     summed = {
         field.name: sum(getattr(one, field.name) for one in found)
         for field in dataclasses.fields(Stats)
-        if field.name not in ("mode", "backend", "devices")
+        if field.name not in ("mode", "backend", "engine_reason", "devices")
     }
     return Stats(devices=tuple(device for one in found for device in one.devices), **summed)

@@ -71,6 +71,18 @@ def environment_mode(mode: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     headrace.reload()
 
 
+@pytest.fixture(params=["obstore", "fsspec"])
+def cloud_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Have one of the engines read object stores, by the environment."""
+    import headrace
+
+    with monkeypatch.context() as patch:
+        patch.setenv("HEADRACE_CLOUD_ENGINE", request.param)
+        headrace.reload()
+        yield request.param
+    headrace.reload()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _isolated_environment() -> Iterator[None]:
     """Hide the developer's settings, ours and those of AWS and fsspec, from the tests.

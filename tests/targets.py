@@ -1,9 +1,10 @@
 """One content behind each kind of wrapped filesystem, for tests that compare headrace with them.
 
 `make_targets` puts `CONTENT` and `OTHER` behind file, memory, zip, a synchronous and an
-asynchronous recording filesystem, and S3.  I8 is the yardstick of the tests that use them: what
-the wrapped filesystem answers to a read, bytes or type of exception, is what headrace answers in
-every mode; `outcome` makes the two comparable.
+asynchronous recording filesystem, and S3, which both engines read (`s3`: the native one, where it is
+installed).  I8 is the yardstick of the tests that use them: what the wrapped filesystem answers to a
+read, bytes or type of exception, is what headrace answers in every mode; `outcome` makes the two
+comparable.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PROTOCOLS = ("file", "memory", "zip", "recording", "arecording", "s3")
+PROTOCOLS = ("file", "memory", "zip", "recording", "arecording", "s3", "s3-s3fs")
 LOG = "targets"
 SIZE = 300_001
 CONTENT = np.random.default_rng(7).bytes(SIZE)
@@ -36,6 +37,7 @@ class Target:
     protocol: str
     root: str
     options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def plain(self) -> Any:
@@ -43,7 +45,7 @@ class Target:
 
     def headrace(self, **options: Any) -> headrace.HeadraceFileSystem:
         return headrace.HeadraceFileSystem(
-            target_protocol=self.protocol, target_options=self.options, **options
+            target_protocol=self.protocol, target_options=self.options, **{**self.settings, **options}
         )
 
     @property
@@ -69,6 +71,7 @@ def make_targets(root: Path, s3_options: dict[str, object]) -> dict[str, Target]
         "recording": Target("recording", disk, {"log": LOG}),
         "arecording": Target("arecording", disk, {"log": LOG}),
         "s3": _fill(Target("s3", f"{BUCKET}/targets", s3_options)),
+        "s3-s3fs": Target("s3", f"{BUCKET}/targets", s3_options, {"cloud_engine": "fsspec"}),
     }
 
 

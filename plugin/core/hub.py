@@ -93,6 +93,7 @@ class Hub:
         max_grant_ops: int = 1 << 30,
         retries: Retries | None = None,
         counts_ops: bool = False,
+        has_whole_grants: bool = False,
     ) -> Scheduler:
         """Return the scheduler of `device`, made with these limits the first time."""
         found = self.schedulers.get(device)
@@ -105,6 +106,7 @@ class Hub:
                 max_grant_ops=max_grant_ops,
                 retries=retries or Retries(),
                 counts_ops=counts_ops,
+                has_whole_grants=has_whole_grants,
             )
         return found
 

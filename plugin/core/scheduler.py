@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from headrace.core.window import Window
 
 
+WHOLE_SHARE = 8
+"""Whole grants wait for room only while so many of them fit the window."""
+
+
 class Scheduler:
     """Admission to one device.
 
@@ -50,6 +54,9 @@ class Scheduler:
         What is allowed in flight, or None for no such limit.
     counts_ops
         Whether the window is one of requests; of bytes otherwise.
+    has_whole_grants
+        Whether a slice shorter than it could be waits for room while anything is in flight: slices are
+        performed by a call each, and once short they would stay so.
     max_in_flight_ops
         Ops allowed in flight.
     max_grant_ops
@@ -68,6 +75,7 @@ class Scheduler:
         max_grant_ops: int,
         retries: Retries,
         counts_ops: bool = False,
+        has_whole_grants: bool = False,
     ) -> None:
         self.hub = hub
         self.device = device
@@ -76,6 +84,7 @@ class Scheduler:
         self.max_grant_ops = max_grant_ops
         self.retries = retries
         self.counts_ops = counts_ops
+        self.has_whole_grants = has_whole_grants
         self.hedge: Hedge | None = None
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
@@ -200,6 +209,10 @@ class Scheduler:
         self.is_held_back = fitting < room_ops
         if fitting <= 0 and self.in_flight_ops == 0:
             return 1  # progress, I1
+        if self.has_whole_grants and self.in_flight_ops:
+            # In a small window that would leave much of it unused.
+            least = min(room_ops, max(self._share(request) // WHOLE_SHARE, 1))
+            return 0 if fitting < least else min(room_ops, fitting)
         return min(room_ops, fitting)
 
     def _share(self, request: Request) -> int:

@@ -30,20 +30,39 @@ class Workers:
         Threads at a time.
     name
         Prefix of the threads' names.
+    idle_s
+        Seconds a thread waits for more work before it ends.
     """
 
-    def __init__(self, most: int, name: str) -> None:
+    def __init__(self, most: int, name: str, idle_s: float = IDLE_S) -> None:
         self._most = most
         self._name = name
+        self._idle_s = idle_s
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a signal handler may read, too
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._started = 0
 
-    def put(self, work: Callable[[], None]) -> None:
-        """Have `work` called on one of the threads; never blocks."""
+    def put(self, work: Callable[[], None], *, starts: bool = True) -> None:
+        """Have `work` called on one of the threads; never blocks.
+
+        Without `starts` no thread is started for it: the caller does that soon, with `start_needed`.
+        """
         self._work.put(work)
+        if starts:
+            self._start_one()
+
+    def start_needed(self) -> None:
+        """Start a thread for each work that no idle one will take.
+
+        A start waits until the thread runs, and beside busy Python threads that takes milliseconds: not to be
+        done while others wait for a lock.
+        """
+        for _ in range(self._work.qsize() - self._idle):
+            self._start_one()
+
+    def _start_one(self) -> None:
         with self._lock:
             if self._idle >= self._work.qsize():
                 return
@@ -65,7 +84,7 @@ class Workers:
         with self._lock:
             self._idle += 1
         try:
-            work = self._work.get(timeout=IDLE_S)
+            work = self._work.get(timeout=self._idle_s)
         except queue.Empty:
             return not self._leave()
         with self._lock:

@@ -12,6 +12,8 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from modes import BUCKET
+from s3fs import S3FileSystem
 
 from headrace.backends import _linux as linux
 from headrace.backends import _rings
@@ -21,6 +23,7 @@ from headrace.backends.fsspec_async import AsyncFsspecBackend
 from headrace.backends.fsspec_sync import SyncBackend
 from headrace.backends.local import LocalBackend
 from headrace.backends.memory import MemoryBackend
+from headrace.backends.obstore import ObstoreBackend
 from headrace.backends.uring import UringBackend
 from headrace.testing import BackendTests
 
@@ -176,9 +179,38 @@ class TestAsyncOnAForeignLoop(TestAsync):
         return name
 
 
+class TestObstore(BackendTests):
+    """Against moto's server, which says what S3 would."""
+
+    backend_class = ObstoreBackend
+    many_ops = 300
+    storage: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    def _server(self, s3_server: dict[str, object]) -> None:
+        self.storage.update(s3_server)
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return S3FileSystem(**self.storage, skip_instance_cache=True)
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        path = f"{BUCKET}{tmp_path}/{name}"
+        target.pipe_file(path, data)
+        return path
+
+
+class TestAsyncS3(TestObstore):
+    """The other engine, on the same server."""
+
+    backend_class = AsyncFsspecBackend
+
+
+_SHIPPED = (TestLocal, TestUring, TestMemory, TestSync, TestAsync, TestObstore)
+
+
 def test_the_suite_is_of_every_backend_that_is_registered() -> None:
     from headrace.backends import registry
 
-    tested = {kind.backend_class for kind in (TestLocal, TestUring, TestMemory, TestSync, TestAsync)}
+    tested = {kind.backend_class for kind in _SHIPPED}
     shipped = [name for name, point in registry.entry_points().items() if point.value.startswith("headrace.")]
     assert {registry.load(name) for name in shipped} == tested

@@ -47,6 +47,7 @@ def server() -> Iterator[ObjectServer]:
 def filesystem(server: ObjectServer, mode: str = "standard", **options: Any) -> headrace.HeadraceFileSystem:
     target = server.storage_options()
     target |= options.pop("target", {})
+    options.setdefault("cloud_engine", "fsspec")  # the other one is in tests/backends/test_obstore.py
     return headrace.HeadraceFileSystem(
         target_protocol="s3", target_options=target, scheduler=mode, max_gap_bytes=0, **options
     )

@@ -54,6 +54,7 @@ def small(fs: headrace.HeadraceFileSystem) -> bytes:
 
 
 def filesystem(server: ObjectServer, **options: Any) -> headrace.HeadraceFileSystem:
+    options.setdefault("cloud_engine", "fsspec")  # the other one has no loop
     fs = headrace.HeadraceFileSystem(
         target_protocol="s3", target_options=server.storage_options(), scheduler="lite", **options
     )

@@ -27,6 +27,7 @@ def server() -> Iterator[ObjectServer]:
 
 
 def filesystem(server: ObjectServer, mode: str = "standard", **options: Any) -> headrace.HeadraceFileSystem:
+    options.setdefault("cloud_engine", "fsspec")  # the other one is in tests/backends/test_obstore.py
     return headrace.HeadraceFileSystem(
         target_protocol="s3", target_options=server.storage_options(), scheduler=mode, **options
     )

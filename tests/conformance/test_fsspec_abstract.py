@@ -85,7 +85,7 @@ class S3Fixtures(abstract.AbstractFixtures):
     """Headrace over s3fs and moto's server."""
 
     @pytest.fixture
-    def fs(self, mode: str, s3_server: dict[str, object]) -> Any:
+    def fs(self, mode: str, cloud_engine: str, s3_server: dict[str, object]) -> Any:
         plain = fsspec.filesystem("s3", **s3_server)
         plain.invalidate_cache()
         if not plain.exists(BUCKET):

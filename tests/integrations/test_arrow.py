@@ -184,7 +184,10 @@ def test_disk(
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_bucket(
-    operation: Callable[[Any, data.Lineitem], Any], bucket: Store, options: dict[str, object]
+    operation: Callable[[Any, data.Lineitem], Any],
+    bucket: Store,
+    options: dict[str, object],
+    cloud_engine: str,
 ) -> None:
     got = operation(bucket.headrace(options), bucket.layout)
     assert _is_same(got, bucket.expected(operation))

@@ -78,7 +78,9 @@ def test_read_parquet_with_a_filter(lineitem: data.Lineitem, mode: str) -> None:
     assert_frame_equal(_frame(got), _frame(plain))
 
 
-def test_read_parquet_on_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str) -> None:
+def test_read_parquet_on_s3(
+    s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str, cloud_engine: str
+) -> None:
     fs = _over_s3(mode, s3_server)
     got = dd.read_parquet(s3_lineitem.parquet, columns=COLUMNS, filesystem=fs)
     plain = dd.read_parquet(f"s3://{s3_lineitem.parquet}", storage_options=s3_server)[COLUMNS]

@@ -122,12 +122,14 @@ def test_unknown_names_are_findings_and_no_warnings(monkeypatch):
     assert "workers" in named(report, "FSSPEC_HEADRACE_SCHEDULER").detail
 
 
-@pytest.mark.parametrize(("name", "value"), [("cloud_engine", "obstore")])
-def test_a_reserved_choice_fails(monkeypatch, name, value):
-    monkeypatch.setenv(f"HEADRACE_{name.upper()}", value)
-    check = named(diagnose(), name)
+def test_an_engine_that_is_not_installed_fails(monkeypatch):
+    monkeypatch.setenv("HEADRACE_CLOUD_ENGINE", "obstore")
+    assert "cloud_engine" not in {check.name for check in diagnose().checks}
+    monkeypatch.setattr("headrace.doctor._version", lambda name: None if name == "obstore" else "1.0")
+    check = named(diagnose(), "cloud_engine")
     assert check.status == "fail"
-    assert f"environment HEADRACE_{name.upper()}" in check.detail
+    assert "environment HEADRACE_CLOUD_ENGINE" in check.detail
+    assert "headrace[obstore]" in check.cure
 
 
 # --- limits --------------------------------------------------------------------------------------

@@ -82,7 +82,10 @@ if __name__ == "__main__":
     with ObjectServer() as the_server:
         the_server.put("bucket", "key", CONTENT)
         the_fs = headrace.HeadraceFileSystem(
-            target_protocol="s3", target_options=the_server.storage_options(), max_gap_bytes=0
+            target_protocol="s3",
+            target_options=the_server.storage_options(),
+            max_gap_bytes=0,
+            cloud_engine="fsspec",  # the other one: native.py
         )
         the_file = the_fs.open("bucket/key")
         check(the_fs, the_file)

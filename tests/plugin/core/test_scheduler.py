@@ -62,6 +62,53 @@ def a_store(window: int, most: int = 100) -> Scheduler:
     return Hub().scheduler("store", window=shape, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True)
 
 
+def a_store_of_calls(window: int) -> Scheduler:
+    shape = Window(initial=window, least=1, most=window)
+    return Hub().scheduler(
+        "store",
+        window=shape,
+        max_in_flight_ops=window,
+        max_grant_ops=10,
+        counts_ops=True,
+        has_whole_grants=True,
+    )
+
+
+def sizes_of(grants: list[Grant]) -> list[int]:
+    return [grant.hi - grant.lo for grant in grants]
+
+
+def test_whole_grants_wait_for_room() -> None:
+    """A slice is a call of its own: one cut short would stay short, call after call."""
+    scheduler = a_store_of_calls(100)
+    request = submit(scheduler, *[1] * 300)
+    grants = [request.inbox.pop(0) for _ in range(len(request.inbox))]
+    assert sizes_of(grants) == [10] * 8, "eight more would fit"
+    scheduler.complete(grants[0], 1, 1, 0.0)
+    settle(scheduler)
+    assert request.inbox == [], "room for nine"
+    scheduler.complete(grants[0], 1, 1, 0.0)
+    settle(scheduler)
+    assert sizes_of(request.inbox) == [10]
+
+
+def test_a_small_window_is_used_by_shorter_grants() -> None:
+    scheduler = a_store_of_calls(40)
+    request = submit(scheduler, *[1] * 100)
+    assert sizes_of(request.inbox) == [10, 10, 10, 5]
+
+
+def test_whole_grants_are_cut_when_nothing_else_is_in_flight() -> None:
+    scheduler = a_store_of_calls(4)
+    request = submit(scheduler, *[1] * 12)
+    sizes = []
+    while request.inbox:
+        sizes.append(request.inbox[0].hi - request.inbox[0].lo)
+        complete(scheduler, request.inbox.pop(0))
+    assert sum(sizes) == 12
+    assert request.state is State.COMPLETE
+
+
 def test_a_window_of_requests_counts_ops_and_not_bytes() -> None:
     scheduler = a_store(8)
     request = submit(scheduler, *[1 << 30] * 20)

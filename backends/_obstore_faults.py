@@ -1,0 +1,95 @@
+"""What the exceptions of obstore mean: which an attempt may cure, which the filesystem shall word itself.
+
+obstore tells little by type. The status of an HTTP answer and the kind of a broken connection are in the
+text, which is stable in so far as it is object_store's own. Retry-After is not in it: that header is lost.
+The text also holds a dump of the whole error; only what a user can use of it is kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from headrace.types import Verdict
+
+_STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
+_KIND = re.compile(r"kind: (\w+)")
+_CODE = re.compile(r"<Code>([\w.-]{1,64})</Code>")
+
+_THROTTLED = frozenset({408, 429, 503, 504, 509})
+_RETRYABLE = _THROTTLED | {500, 502}
+_PRECONDITION_FAILED = 412
+_CONNECTION = frozenset({"Connect", "Request", "Interrupted", "Body", "Decode"})
+_CODES = {"SlowDown": 503, "RequestTimeout": 504, "InternalError": 500, "ServiceUnavailable": 503}
+
+_CREDENTIALS = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "TokenRefreshRequired"}
+)
+
+
+class StoreError(OSError):
+    """The store, or the way to it, failed; another attempt may succeed."""
+
+    verdict: Verdict = Verdict(is_retryable=True)
+
+
+class StoreTimeoutError(StoreError, TimeoutError):
+    """The store did not answer in time."""
+
+
+class StoreConnectionError(StoreError, ConnectionError):
+    """The connection was refused, reset, or ended before the answer did."""
+
+
+def fault_of(error: BaseException, path: str) -> StoreError | None:
+    """Return what to raise for an error that another attempt may cure, or None."""
+    text = str(error)
+    status = status_of(error)
+    if status is not None:
+        return _of_status(status, code_of(error), path) if status in _RETRYABLE else None
+    if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
+        late = StoreTimeoutError(errno.ETIMEDOUT, "the store did not answer in time", path)
+        late.verdict = Verdict(is_retryable=True, is_throttled=True)
+        return late
+    kind = _KIND.search(text)
+    if kind is not None and kind[1] in _CONNECTION:
+        return StoreConnectionError(errno.ECONNRESET, f"the connection broke ({_first_line(text)})", path)
+    return None
+
+
+def _of_status(status: int, code: str, path: str) -> StoreError:
+    is_throttled = status in _THROTTLED
+    number = errno.EBUSY if is_throttled else errno.EIO
+    fault = StoreError(number, f"the store answered {status} {code}".rstrip(), path)
+    fault.verdict = Verdict(is_retryable=True, is_throttled=is_throttled)
+    return fault
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].rpartition(" - ")[2][:200]
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error tells of."""
+    found = _STATUS.search(str(error))
+    if found is None:
+        return None
+    status = int(found[1] or found[2])
+    # Some stores say 400 or 200 and mean what the code says.
+    return _CODES.get(code_of(error), status) if status in {200, 400} else status
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code in the store's answer, or nothing."""
+    found = _CODE.search(str(error))
+    return "" if found is None else found[1]
+
+
+def is_another_version(error: BaseException) -> bool:
+    """Whether the object is no longer the one that was asked for."""
+    return status_of(error) == _PRECONDITION_FAILED
+
+
+def is_of_credentials(error: BaseException) -> bool:
+    """Whether the store did not take the credentials: they may have been replaced since."""
+    return status_of(error) in {401, 403} or code_of(error) in _CREDENTIALS

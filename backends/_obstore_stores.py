@@ -1,0 +1,143 @@
+"""The native stores of one filesystem: one for each bucket, and one for each version that is read a lot.
+
+obstore's bulk reads take no ``If-Match``. So an object whose version must match gets a store of its own,
+which sends that header with every request, once enough is read of it (`WORTH_OPS`): such a store costs five
+milliseconds, a connection pool, and its first connections. The last `VERSIONS` of them are kept.
+
+obstore has one runtime in a process, and it hangs in a forked child: `is_forked` tells.
+
+Threading: all methods by any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import OrderedDict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from headrace.backends._obstore_s3 import InexactError
+
+if TYPE_CHECKING:
+    from headrace.backends._obstore_s3 import Client, StoreOptions
+
+WORTH_OPS = 64
+"""Reads of one version, past which a store of its own pays."""
+
+VERSIONS = 8
+"""Stores of single versions kept; each holds as many connections as reads were under way at once."""
+
+WARY_OPS = 64
+"""After a fault so many ops must succeed, each by itself, until bulk calls are trusted again."""
+
+TRY_TIMEOUT_S = 30.0
+"""Seconds for one request, its body included."""
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    """In a forked child: the threads of obstore's runtime stayed with the parent, if it ever ran."""
+    global _is_forked  # noqa: PLW0603
+    _is_forked = _is_forked or "obstore" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one that had obstore loaded, so that its calls would hang."""
+    return _is_forked
+
+
+class BucketStore:
+    """The native store of one bucket, and how far it is trusted."""
+
+    __slots__ = ("options", "store", "wary_ops")
+
+    def __init__(self, options: StoreOptions, store: Any) -> None:
+        self.options = options
+        self.store = store
+        self.wary_ops = 0
+
+    def note(self, succeeded: int, *, has_failed: bool) -> None:
+        """Count what came back. One failure costs a bulk call all its answers: after it ops go one by one."""
+        self.wary_ops = WARY_OPS if has_failed else max(0, self.wary_ops - succeeded)
+
+
+class Stores:
+    """Makes and keeps native stores.
+
+    Parameters
+    ----------
+    client
+        What they are to be like.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.RLock()
+        self._buckets: dict[str, BucketStore | InexactError] = {}
+        self._versions: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+        self.try_timeout_s = TRY_TIMEOUT_S
+
+    def bucket(self, name: str) -> BucketStore | None:
+        """Return the store of a bucket; None where its reads have no exact translation."""
+        found = self._buckets.get(name)
+        if found is None:
+            with self._lock:
+                found = self._buckets.get(name) or self._make_bucket(name)
+                self._buckets[name] = found
+        return None if isinstance(found, InexactError) else found
+
+    def _make_bucket(self, name: str) -> BucketStore | InexactError:
+        try:
+            options = self._client.store_options(name)
+        except InexactError as error:
+            return error
+        return BucketStore(options, self._make(options))
+
+    def version(self, bucket: BucketStore, key: str, etag: str) -> Any:
+        """Return a store that reads this version and no other."""
+        name = (bucket.options.bucket, key, etag)
+        with self._lock:
+            found = self._versions.get(name)
+            if found is None:
+                found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
+                while len(self._versions) > VERSIONS:
+                    self._versions.popitem(last=False)
+            self._versions.move_to_end(name)
+            return found
+
+    def forget(self, bucket: str) -> None:
+        """Make the stores of a bucket again when they are next wanted, with the credentials of then."""
+        with self._lock:
+            self._buckets.pop(bucket, None)
+            for name in [name for name in self._versions if name[0] == bucket]:
+                del self._versions[name]
+
+    def give_up(self, bucket: str, why: str) -> None:
+        """Leave a bucket to the wrapped filesystem from now on."""
+        with self._lock:
+            self._buckets[bucket] = InexactError(why)
+
+    def _make(self, options: StoreOptions, more_headers: dict[str, str] | None = None) -> Any:
+        from obstore.store import S3Store  # noqa: PLC0415
+
+        client = {
+            "timeout": timedelta(seconds=self.try_timeout_s),
+            "default_headers": {**options.headers, **(more_headers or {})},
+            **options.client,
+        }
+        make: Any = S3Store  # its own types name every option, and these come from a table
+        return make(
+            options.bucket,
+            config=options.config,
+            client_options=client,
+            # Its own retries would hide from the scheduler that the store asks for less.
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=self.try_timeout_s)},
+            credential_provider=self._client.credentials if options.is_signed else None,
+        )

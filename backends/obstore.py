@@ -1,0 +1,471 @@
+"""S3 through obstore, the Python binding of Rust's object_store: native requests, in bulk calls.
+
+A call of ``obstore.get_ranges`` makes its requests on threads of Rust's and takes the GIL once, so it is deaf
+to what Python threads do. It answers for all of its ranges or for none, takes no version, merges ranges that
+touch (which then fail together), and cannot be interrupted. So there are three ways to read:
+
+* *bulk*: several short ops of one object, none of them touching, where nothing failed lately;
+* *one by one*, but at once: requests with options of their own (``If-Match``), awaited on a short-lived event
+  loop. After a fault, and for the first ops of a version (see `headrace.backends._obstore_stores`);
+* *alone*: an op by itself. A long one is copied as it comes, and goes on from where it broke.
+
+What obstore cannot answer as the wrapped filesystem would (an error that no other attempt cures, a range past
+the end, odd bounds, keys that it would normalise) is put to that filesystem itself (I8).
+
+It serves only what translates exactly (`headrace.backends._obstore_s3`); `refuses` says why it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from typing_extensions import override
+
+from headrace.backends import _faults, _s3fs
+from headrace.backends import _obstore_faults as faults
+from headrace.backends._obstore_s3 import Client, InexactError
+from headrace.backends._obstore_stores import (
+    TRY_TIMEOUT_S,
+    WORTH_OPS,
+    BucketStore,
+    Stores,
+    is_forked,
+)
+from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, store_of
+from headrace.errors import ObjectChangedError
+from headrace.types import UNKNOWN_LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from headrace.types import Int64Array, Ops
+
+CHUNK_BYTES = 1 << 20
+"""Longer ops are copied piece by piece."""
+
+CONNECTIONS = 10
+"""Of the wrapped filesystem's instance that answers what obstore cannot."""
+
+_MOVED = frozenset({301, 302, 307, 308})
+
+_OTHERS = {
+    "gcsfs": "Google's tokens belong to gcsfs's own session",
+    "adlfs": "Azure's credentials belong to adlfs's own session",
+    "fsspec.implementations.http": "URLs, headers and redirects are aiohttp's own",
+}
+"""Filesystems of storage that obstore reads, and why their options have no exact translation."""
+
+
+_S3 = "s3fs"
+
+
+def _store_kind(target: Any) -> str | None:
+    """Return the module of an object store's filesystem, a subclass's included; None for all others."""
+    for kind in type(target).__mro__:
+        for name in (_S3, *_OTHERS):
+            if f"{kind.__module__}.".startswith(f"{name}."):
+                return name
+    return None
+
+
+class ObjectSource(PathSource):
+    """An object, by bucket and key."""
+
+    __slots__ = ("bucket", "is_file", "key", "ops")
+
+    def __init__(self, path: str, bucket: str, key: str, *, is_file: bool, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.bucket = bucket
+        self.key = key
+        self.is_file = is_file
+        """Whether its reads are of one open file, and so of one version."""
+        self.ops = 0
+
+
+class ObstoreBackend(BulkBackend):
+    """Reads S3 for s3fs, in bulk."""
+
+    name: ClassVar[str] = "obstore"
+    rank: ClassVar[int] = 20
+    defaults: ClassVar[Defaults] = Defaults(
+        mode="standard", max_gap_bytes=64 << 10, max_op_bytes=8 << 20, io_parallelism=140, window_ops=140
+    )
+    options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
+
+    def __init__(self, target: Any) -> None:
+        super().__init__(target)
+        self._stores = Stores(client_of(target))
+        self._asked: Any = None
+        self._lock = threading.RLock()
+
+    @override
+    def configure(self, *, try_timeout_s: float | None = None, **options: Any) -> None:
+        """Take the seconds that one request may last."""
+        super().configure(**options)
+        self._stores.try_timeout_s = try_timeout_s or TRY_TIMEOUT_S
+
+    @classmethod
+    @override
+    def unavailable(cls) -> str | None:
+        """Say that obstore is not installed."""
+        if importlib.util.find_spec("obstore") is None:
+            return "obstore is not installed (pip install 'headrace[obstore]')"
+        return None
+
+    @classmethod
+    @override
+    def serves(cls, target: Any) -> bool:
+        """Whether the options of an s3fs filesystem translate exactly."""
+        return _store_kind(target) == _S3 and cls.refuses(target) is None
+
+    @classmethod
+    @override
+    def concerns(cls, target: Any) -> bool:
+        """Whether it is an object store's filesystem."""
+        return _store_kind(target) is not None
+
+    @classmethod
+    @override
+    def refuses(cls, target: Any) -> str | None:
+        """Say why an object store's filesystem is not read by obstore."""
+        kind = _store_kind(target)
+        if kind is None:
+            return None
+        if kind != _S3:
+            return _OTHERS[kind]
+        if is_forked():
+            return "this process was forked from one that had obstore loaded, where its calls would hang"
+        try:
+            client_of(target)
+        except InexactError as error:
+            return str(error)
+        return cls.unavailable()
+
+    @override
+    def device(self, path: str) -> Hashable:
+        """Name the store: engine, class, options (endpoint and credentials among them) and bucket."""
+        return (self.name, *store_of(self.target), path.lstrip("/").partition("/")[0])
+
+    @override
+    def open(self, path: str, **options: Any) -> PathSource:
+        """Return the object's name; nothing is asked of the store."""
+        options.pop("as_file", None)
+        is_file = "etag" in options
+        bucket, key, _ = self.target.split_path(path)
+        return ObjectSource(path, bucket, key, is_file=is_file, **options)
+
+    @override
+    def verdict(self, error: BaseException) -> Verdict:
+        """Judge by what the store answered."""
+        return error.verdict if isinstance(error, faults.StoreError) else _faults.verdict(error)
+
+    # -- reads
+
+    @override
+    def perform(self, ops: Ops, rows: Int64Array) -> None:
+        """Perform `rows`, object by object."""
+        files = ops.file[rows]
+        if (files == files[0]).all():
+            self._perform_object(ops, rows)
+            return
+        for file in np.unique(files).tolist():
+            self._perform_object(ops, rows[files == file])
+
+    def _perform_object(self, ops: Ops, rows: Int64Array) -> None:
+        source: ObjectSource = ops.sources[int(ops.file[rows[0]])]
+        bucket = self._stores.bucket(source.bucket) if _is_plain(source) else None
+        lengths = ops.length[rows]
+        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and _range_of(source) is None):
+            self._ask(ops, rows)
+            return
+        empty = rows[lengths == 0]
+        if len(empty):
+            self._perform_empty(ops, empty, bucket, source)
+            rows = rows[lengths != 0]
+        source.ops += len(rows)
+        if len(rows) == 1:
+            self._alone(ops, int(rows[0]), bucket, source)
+        elif len(rows):
+            self._perform_several(ops, rows, bucket, source)
+
+    def _perform_several(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> None:
+        store = bucket.store
+        is_cold = False
+        if source.etag is not None:
+            is_cold = source.ops < WORTH_OPS or not _is_strong(source.etag)
+            if not is_cold:
+                store = self._stores.version(bucket, source.key, source.etag)
+        elif source.is_file:
+            is_cold = True  # the first answer tells the version
+        if is_cold or bucket.wary_ops or is_touching(ops, rows):
+            self._one_by_one(ops, rows, bucket, source)
+        else:
+            self._bulk(ops, rows, bucket, source, store)
+
+    def _bulk(
+        self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource, store: Any
+    ) -> None:
+        import obstore  # noqa: PLC0415
+
+        starts, lengths = ops.start[rows].tolist(), ops.length[rows].tolist()
+        try:
+            found = obstore.get_ranges(store, source.key, starts=starts, lengths=lengths, coalesce=0)
+        except Exception as error:  # noqa: BLE001 - judged by what it says
+            fault = faults.fault_of(error, source.path)
+            if fault is None:
+                # Which of them it was is not said: each has its own answer.
+                self._one_by_one(ops, rows, bucket, source)
+                return
+            bucket.note(0, has_failed=True)
+            for row in rows.tolist():
+                ops.fail(row, fault)
+            return
+        _deliver_all(ops, rows, found)
+
+    def _one_by_one(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> None:
+        numbers = rows.tolist()
+        answers = asyncio.run(_get_all(bucket.store, source, ops, numbers))
+        for row, answer in zip(numbers, answers, strict=True):
+            if isinstance(answer, BaseException):
+                self._fail(ops, row, bucket, source, answer)
+                continue
+            try:
+                _check_version(source, answer[0])
+                ops.deliver(row, answer[1])
+            except ObjectChangedError as error:
+                ops.fail(row, error)
+            bucket.note(1, has_failed=False)
+
+    def _alone(self, ops: Ops, row: int, bucket: BucketStore, source: ObjectSource) -> None:
+        import obstore  # noqa: PLC0415
+
+        start, length, done = int(ops.start[row]), int(ops.length[row]), 0
+        end: int | None = start + length
+        if length == UNKNOWN_LENGTH:
+            start, end = _range_of(source) or (0, None)
+        elif length > CHUNK_BYTES:
+            done = _progress(ops).get(row, 0)
+        try:
+            options = _options(source.etag, start + done, end)
+            answer = obstore.get(bucket.store, source.key, options=options)
+            if length > CHUNK_BYTES:
+                _take_chunks(ops, row, source, answer)
+            else:
+                _check_version(source, answer.meta["e_tag"])
+                ops.deliver(row, memoryview(answer.bytes()))
+        except ObjectChangedError as error:
+            ops.fail(row, error)
+        except Exception as error:  # noqa: BLE001 - judged by what it says
+            self._fail(ops, row, bucket, source, error)
+        else:
+            bucket.note(1, has_failed=False)
+
+    def _perform_empty(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> None:
+        """Answer ranges of no bytes: nothing, of an object that is there."""
+        import obstore  # noqa: PLC0415
+
+        try:
+            obstore.head(bucket.store, source.key)
+        except Exception as error:  # noqa: BLE001 - judged by what it says
+            for row in rows.tolist():
+                self._fail(ops, row, bucket, source, error)
+        else:
+            ops.got[rows] = 0
+
+    # -- failures
+
+    def _fail(
+        self, ops: Ops, row: int, bucket: BucketStore, source: ObjectSource, error: BaseException
+    ) -> None:
+        """Note what an op's failure means, or have the wrapped filesystem say it."""
+        if faults.is_another_version(error):
+            self.target.invalidate_cache(source.path)  # or a listing would name the old version again
+            now = _version_now(bucket.store, source.key)
+            ops.fail(row, ObjectChangedError(source.path, source.etag or "unknown", now))
+            return
+        fault = faults.fault_of(error, source.path)
+        if fault is not None:
+            bucket.note(0, has_failed=True)
+            ops.fail(row, fault)
+            return
+        if faults.is_of_credentials(error):
+            self._stores.forget(source.bucket)
+        elif faults.status_of(error) in _MOVED:
+            self._stores.give_up(source.bucket, "the bucket is in another region than the one configured")
+        self._ask(ops, np.array([row]))
+
+    def _ask(self, ops: Ops, rows: Int64Array) -> None:
+        """Have the wrapped filesystem answer some ops."""
+        for row in rows.tolist():
+            try:
+                self._ask_one(ops, row)
+            except Exception as error:  # noqa: BLE001 - the op's own (I10)
+                ops.fail(row, error)
+
+    def _ask_one(self, ops: Ops, row: int) -> None:
+        from fsspec.asyn import sync  # noqa: PLC0415
+
+        source, length = ops.sources[int(ops.file[row])], int(ops.length[row])
+        asker = self._asker()
+        if _s3fs.can_read(source, length):
+            sync(asker.loop, _s3fs.read_op, asker, ops, row)
+            return
+        start, end = source.limits(int(ops.start[row]), length)
+        ops.deliver(row, asker.cat_file(source.path, start=start, end=end, **source.options))
+
+    def _asker(self) -> Any:
+        """Return an instance of the wrapped filesystem that any thread may call."""
+        with self._lock:
+            if self._asked is None:
+                options = {**self.target.storage_options, **_s3fs.reader_options(self.target, CONNECTIONS)}
+                options |= {"asynchronous": False, "loop": None, "skip_instance_cache": True}
+                self._asked = type(self.target)(**options)
+                self._asked.retries = 1  # that is one attempt
+            return self._asked
+
+
+def _is_plain(source: ObjectSource) -> bool:
+    """Whether obstore would read the same object: it normalises some keys, silently."""
+    parts = source.key.split("/")
+    return not source.options and "" not in parts and "." not in parts and ".." not in parts
+
+
+def is_touching(ops: Ops, rows: Int64Array) -> bool:
+    """Whether any of the ranges touch or overlap."""
+    starts = ops.start[rows]
+    order = np.argsort(starts, kind="stable")
+    ends = np.maximum.accumulate((starts + ops.length[rows])[order])
+    return bool((starts[order][1:] <= ends[:-1]).any())
+
+
+def _version_now(store: Any, key: str) -> str:
+    import obstore  # noqa: PLC0415
+
+    try:
+        return str(obstore.head(store, key)["e_tag"])
+    except Exception as error:  # noqa: BLE001 - only for the message
+        return f"unknown ({type(error).__name__})"
+
+
+def _is_strong(etag: str | None) -> bool:
+    """Whether a version can be a condition: a weak one never matches (RFC 9110, 13.1.1)."""
+    return etag is not None and not etag.startswith("W/")
+
+
+def _check_version(source: ObjectSource, etag: str | None) -> None:
+    """Have the reads of an open file be of one version: that of its opening, or that the first one met."""
+    if source.is_file and source.etag is None:
+        source.etag = etag
+    if source.etag is not None and etag != source.etag:
+        raise ObjectChangedError(source.path, source.etag, str(etag))
+
+
+def _range_of(source: ObjectSource) -> tuple[int, int | None] | None:
+    """Return start and end of an op of unknown length, where obstore understands its bounds."""
+    start, end = source.bounds
+    if start is None and end is None:
+        return 0, None
+    return (start, end) if start is not None and end is not None and 0 <= start < end else None
+
+
+def _options(etag: str | None, start: int, end: int | None) -> Any:
+    """Return the options of one request; an end of None is that of the object."""
+    options: dict[str, Any] = {} if end is None else {"range": (start, end)}
+    if _is_strong(etag):
+        options["if_match"] = etag
+    return options
+
+
+async def _get_all(store: Any, source: ObjectSource, ops: Ops, rows: list[int]) -> list[Any]:
+    """Return version and bytes of each row, or its exception."""
+    import obstore  # noqa: PLC0415
+
+    async def get(row: int) -> tuple[str | None, Any]:
+        start = int(ops.start[row])
+        options = _options(source.etag, start, start + int(ops.length[row]))
+        answer = await obstore.get_async(store, source.key, options=options)
+        return answer.meta["e_tag"], await answer.bytes_async()
+
+    return list(await asyncio.gather(*map(get, rows), return_exceptions=True))
+
+
+def _deliver_all(ops: Ops, rows: Int64Array, found: list[Any]) -> None:
+    """Copy short answers into the buffer, none longer than asked (I9)."""
+    buffer = ops.buffer.data
+    got = []
+    for data, dest, length in zip(found, ops.dest[rows].tolist(), ops.length[rows].tolist(), strict=True):
+        n = min(len(data), length)
+        buffer[dest : dest + n] = memoryview(data)[:n]
+        got.append(n)
+    ops.got[rows] = got
+
+
+def _progress(ops: Ops) -> dict[int, int]:
+    """Bytes of long ops that came before they broke, by row; as `_s3fs` keeps them, which may go on."""
+    if ops.state is None:
+        ops.state = {}
+    state: dict[int, int] = ops.state
+    return state
+
+
+def _take_chunks(ops: Ops, row: int, source: ObjectSource, answer: Any) -> None:
+    """Copy a long op as it comes; what is left of it when it breaks is read of the same version."""
+    etag = answer.meta["e_tag"]
+    _check_version(source, etag)
+    progress = _progress(ops)
+    dest, length, done = int(ops.dest[row]), int(ops.length[row]), progress.get(row, 0)
+    for chunk in answer.stream(CHUNK_BYTES):
+        n = min(len(chunk), length - done)
+        ops.buffer[dest + done : dest + done + n] = np.frombuffer(chunk, np.uint8, n)
+        done += n
+        if etag is not None:
+            progress[row], source.etag = done, etag
+    ops.got[row] = done
+
+
+_clients: dict[int, tuple[weakref.ref[Any], Client | InexactError]] = {}
+_clients_lock = threading.RLock()
+
+
+def client_of(target: Any) -> Client:
+    """Return the translation of a filesystem's options, made the first time.
+
+    Raises
+    ------
+    InexactError
+        There is none.
+    """
+    with _clients_lock:
+        known = _clients.get(id(target))
+        found = known[1] if known is not None and known[0]() is target else _remember(target)
+    if isinstance(found, InexactError):
+        raise found
+    return found
+
+
+def _remember(target: Any) -> Client | InexactError:
+    found: Client | InexactError
+    try:
+        found = Client(target)
+    except InexactError as error:
+        found = error
+    number = id(target)
+    _clients[number] = (weakref.ref(target, lambda _: _clients.pop(number, None)), found)
+    return found
+
+
+def _forget_clients() -> None:
+    """In a forked child: the lock's holder may not exist there."""
+    global _clients_lock  # noqa: PLW0603
+    _clients_lock = threading.RLock()
+    _clients.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_clients)

@@ -1,0 +1,233 @@
+"""The driver of bulk backends: a blocking call of a native engine for several ops, from several threads.
+
+A call takes the GIL once, however many ops it performs, so busy Python threads hardly slow it down. What
+is to be kept from it is everything else that would take the GIL: hand-overs between threads above all.
+
+* Workers (daemons) make the calls. A grant is cut into calls of a few short ops or one long op each. A worker
+  whose completions admit the next slice of the same request takes that itself: no hand-over.
+* In lite the waiter makes the first call itself and goes on as long as its own completions admit more; what
+  does not fit into its call is shared with the workers. But only where nobody needs to interrupt it: such a
+  call returns when the storage answers and not before. The main thread (Ctrl-C), Arrow's threads while an
+  interrupt may reach them, threads that run an event loop and reads with a time-out leave it to the workers.
+* Every call ends by its own time-outs, so nothing in flight is left without a driver. A worker that dies
+  is replaced by the next one.
+
+A nested read is performed on the thread it came from, as in `drivers.threaded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.core.request import State
+from headrace.drivers import interrupts
+from headrace.drivers.inline import forfeit
+from headrace.drivers.permit import permitted
+from headrace.drivers.threaded import check_delivery, permit_of
+from headrace.drivers.waiting import LOOK_S, wait_until_over
+from headrace.drivers.workers import Workers
+from headrace.types import NOT_YET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from headrace.backends.abc import BulkBackend
+    from headrace.core.request import Grant, Request
+    from headrace.drivers.job import Job
+    from headrace.types import Int64Array
+
+IDLE_S = 5.0
+"""Seconds a worker stays: starting a dozen of them beside busy Python threads takes a tenth of a second."""
+
+_MANY = 1024
+"""Threads for nested reads that were launched, which must not wait for any pool of limited size."""
+
+
+class BulkDriver:
+    """Makes the calls, on workers or on the thread that waits.
+
+    Parameters
+    ----------
+    workers
+        As many threads as calls may be under way.
+    is_lite
+        Whether a waiter makes calls itself.
+    """
+
+    def __init__(self, workers: Workers, *, is_lite: bool) -> None:
+        self.workers = workers
+        self._nested_workers = Workers(_MANY, "headrace-nested")
+        self._is_lite = is_lite
+        self._mine = threading.local()
+
+    def launch(self, job: Job) -> None:
+        """Submit without waiting."""
+        job.request.on_wake = partial(self._wake, job, [])
+        mine = self._mine
+        mine.is_launching = True
+        try:
+            job.submit()
+        finally:
+            mine.is_launching = False
+            self._workers_of(job).start_needed()
+
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit and return when the request is over."""
+        request = job.request
+        request.is_awaited = True
+        try:
+            if request.is_nested:
+                request.on_wake = job.waiter.wake
+                job.submit()
+                while (grant := job.take()) is not None:
+                    self._perform_grant(job, grant)
+            elif self._is_lite and timeout_s is None and _may_block():
+                self._perform_granted(job, partial(self.launch, job))
+            else:
+                self.launch(job)
+            wait_until_over(job, timeout_s)
+        finally:
+            if request.state is not State.COMPLETE:
+                job.cancel()
+
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Wait for what `launch` submitted."""
+        wait_until_over(job, timeout_s)
+
+    def _wake(self, job: Job, called: list[None], request: Request) -> None:
+        """Have what was granted performed; `called` has an item for each worker that is on its way."""
+        mine = self._mine
+        if getattr(mine, "job", None) is job and mine.grant is None:
+            # This thread performs the next one itself, before any worker is awake.
+            mine.grant = job.take()
+        while len(called) < len(request.inbox):
+            called.append(None)
+            starts = not getattr(mine, "is_launching", False)
+            self._workers_of(job).put(partial(self._come, job, called), starts=starts)
+        if request.is_over:
+            job.notify()
+
+    def _workers_of(self, job: Job) -> Workers:
+        return self._nested_workers if job.request.is_nested else self.workers
+
+    def _come(self, job: Job, called: list[None]) -> None:
+        """Perform what is granted; on a worker."""
+        called.pop()
+        self._perform_granted(job)
+
+    def _perform_granted(self, job: Job, begin: Callable[[], None] | None = None) -> None:
+        """Perform what is granted, and what that admits, until there is no more."""
+        mine = self._mine
+        mine.grant = None
+        mine.job = job
+        try:
+            if begin is not None:
+                begin()
+            while (grant := self._next(job)) is not None:
+                self._perform_grant(job, grant)
+        finally:
+            # In this order: a finaliser may run in between, admit more, and find this thread still at it.
+            mine.job = None
+            kept, mine.grant = mine.grant, None
+            if kept is not None:
+                self._workers_of(job).put(partial(self._perform_grant, job, kept))
+
+    def _next(self, job: Job) -> Grant | None:
+        kept: Grant | None = self._mine.grant
+        if kept is None:
+            return job.take()
+        self._mine.grant = None
+        return kept
+
+    def _perform_grant(self, job: Job, grant: Grant) -> None:
+        if job.request.is_over:
+            forfeit(job, grant)
+            return
+        first, *others = calls_of(job, grant)
+        for rows in others:
+            self._workers_of(job).put(partial(perform, job, grant, rows))
+        perform(job, grant, first)
+
+
+def _may_block() -> bool:
+    """Whether this thread may make a call that nothing can interrupt."""
+    is_main = threading.get_ident() == threading.main_thread().ident
+    runs_a_loop = asyncio._get_running_loop() is not None  # noqa: SLF001
+    return not (is_main or runs_a_loop or interrupts.is_watched())
+
+
+def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
+    """Cut a grant into the rows of calls: a few short ops, or a long one."""
+    backend: BulkBackend = job.backend  # type: ignore[assignment]
+    rows = np.arange(grant.lo, grant.hi)
+    if len(rows) == 1:
+        yield rows
+        return
+    number = np.cumsum(np.maximum(job.ops.length[grant.lo : grant.hi], 0)) // backend.max_call_bytes
+    number = np.maximum(number, np.arange(len(rows)) // backend.max_grant_ops)
+    yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+
+
+def perform(job: Job, grant: Grant, rows: Int64Array) -> None:
+    """Perform rows of a grant to their end, trying again where that may help, and complete them."""
+    left, attempt = rows, 1
+    while len(left) and not job.request.is_over:
+        _call(job, left)
+        left, delay_s = _to_be_tried_again(job, left, attempt)
+        _pause(job, delay_s)
+        attempt += 1
+    # Rows that were to be tried again when the request ended.
+    _fail(job, left, ConnectionAbortedError("the read was cancelled"))
+    # An op of unknown length is alone in its grant.
+    is_all = len(rows) == grant.hi - grant.lo
+    nbytes = grant.bytes_left if is_all else int(job.ops.length[rows].sum())
+    failed = sum(row in job.ops.errors for row in rows.tolist()) if job.ops.errors else 0
+    job.complete_all([(grant, len(rows), nbytes)], succeeded=len(rows) - failed)
+
+
+def _call(job: Job, rows: Int64Array) -> None:
+    """Make the call; whatever it raises is the error of the ops it left without an answer (I10)."""
+    backend: BulkBackend = job.backend  # type: ignore[assignment]
+    try:
+        with permitted(permit_of(job, int(rows[0]))):
+            backend.perform(job.ops, rows)
+    except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
+        _fail(job, rows, error)
+    except BaseException as error:  # noqa: BLE001 - a panic of Rust's is no Exception, and ends nothing here
+        _fail(job, rows, RuntimeError(f"the engine broke down: {error}"))
+    for row in rows[job.ops.got[rows] == NOT_YET].tolist():
+        check_delivery(job, row)
+
+
+def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
+    for row in rows[job.ops.got[rows] == NOT_YET].tolist():
+        job.ops.fail(row, error)
+
+
+def _to_be_tried_again(job: Job, rows: Int64Array, attempt: int) -> tuple[Int64Array, float]:
+    """Tell which of the rows that were called are to be called again, and in how many seconds."""
+    again, longest_s = [], 0.0
+    for row in rows.tolist() if job.ops.errors else ():
+        error = job.ops.errors.get(row)
+        if error is None:
+            continue
+        delay_s = job.next_delay(attempt, job.backend.verdict(error))
+        if delay_s is not None:
+            longest_s = max(longest_s, delay_s)
+            del job.ops.errors[row]
+            job.ops.got[row] = NOT_YET
+            again.append(row)
+    return np.array(again, np.int64), longest_s
+
+
+def _pause(job: Job, delay_s: float) -> None:
+    """Sleep, unless the request ends meanwhile: nobody needs its ops then."""
+    until_s = perf_counter() + delay_s
+    while not job.request.is_over and (left_s := until_s - perf_counter()) > 0:
+        sleep(min(left_s, LOOK_S))

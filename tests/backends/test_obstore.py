@@ -1,0 +1,344 @@
+"""The native engine against a server that fails, and beside the other engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from s3fs import S3FileSystem
+
+import headrace
+import headrace.backends._obstore_stores as stores
+from headrace.backends.obstore import ObstoreBackend
+from headrace.doctor import diagnose
+from headrace.errors import BackendError, ObjectChangedError
+from headrace.testing import Fault, Faults, ObjectServer
+
+SIZE = 5_000_001
+DATA = np.random.default_rng(11).bytes(SIZE)
+OTHER = np.random.default_rng(12).bytes(SIZE)
+PATH = "bucket/data.bin"
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        server.put("bucket", "data.bin", DATA)
+        yield server
+
+
+def native(server: ObjectServer, mode: str = "standard", key: str = "test-key", **options: Any) -> Any:
+    target = S3FileSystem(**server.storage_options(key), skip_instance_cache=True)
+    fs = headrace.HeadraceFileSystem(
+        fs=target,
+        scheduler=mode,
+        cloud_engine="obstore",
+        max_gap_bytes=0,
+        skip_instance_cache=True,
+        **options,
+    )
+    assert fs.backend_name == "obstore"
+    return fs
+
+
+def scattered(n: int, length: int = 100, seed: int = 0) -> tuple[Any, Any]:
+    starts = np.random.default_rng(seed).choice(SIZE // 1000, n, replace=False) * 1000
+    return starts, starts + length
+
+
+def expect(fs: Any, n: int, length: int = 100, path: str = PATH) -> None:
+    starts, ends = scattered(n, length)
+    found = fs.read_ranges(path, starts, ends)
+    assert found.to_pylist() == [DATA[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def gets(server: ObjectServer) -> list[Any]:
+    return [request for request in server.requests if request.method == "GET"]
+
+
+# -- which engine
+
+
+def test_auto_takes_it_where_it_is_exact(server: ObjectServer) -> None:
+    fs = headrace.HeadraceFileSystem(fs=S3FileSystem(**server.storage_options()))
+    assert fs.backend_name == "obstore"
+    assert "exactly" in fs.stats().engine_reason
+
+
+def test_auto_says_why_it_does_not(server: ObjectServer) -> None:
+    target = S3FileSystem(**server.storage_options(), version_aware=True)
+    fs = headrace.HeadraceFileSystem(fs=target)
+    assert fs.backend_name == "fsspec-async"
+    assert "version_aware" in fs.stats().engine_reason
+
+
+def test_the_other_engine_can_be_asked_for(server: ObjectServer) -> None:
+    fs = headrace.HeadraceFileSystem(fs=S3FileSystem(**server.storage_options()), cloud_engine="fsspec")
+    assert fs.backend_name == "fsspec-async"
+    assert "cloud_engine" in fs.stats().engine_reason
+
+
+def test_asked_for_it_never_reads_through_another(server: ObjectServer) -> None:
+    target = S3FileSystem(**server.storage_options(), version_aware=True)
+    fs = headrace.HeadraceFileSystem(fs=target, cloud_engine="obstore")
+    with pytest.raises(BackendError, match="version_aware"):
+        fs.cat_file(PATH)
+
+
+def test_asked_for_it_other_storage_is_read_as_ever(tmp_path: Any) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    fs = headrace.HeadraceFileSystem(target_protocol="file", cloud_engine="obstore")
+    assert fs.cat_file(str(tmp_path / "x")) == b"abc"
+    assert fs.stats().engine_reason == ""
+
+
+def test_other_object_stores_are_refused_with_a_reason() -> None:
+    from fsspec.implementations.http import HTTPFileSystem
+
+    target = HTTPFileSystem(skip_instance_cache=True)
+    assert not ObstoreBackend.serves(target)
+    assert "aiohttp" in str(ObstoreBackend.refuses(target))
+
+
+def test_the_doctor_says_which_and_why(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    S3FileSystem.clear_instance_cache()
+    report = diagnose(f"s3://{PATH}")
+    check = next(check for check in report.checks if check.name == "target")
+    assert "backend obstore" in check.detail
+    assert "exactly" in check.detail
+    S3FileSystem.clear_instance_cache()
+
+
+# -- identity
+
+
+def test_variables_of_the_native_library_change_nothing(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read them itself, over arguments even."""
+    fs = native(server)
+    fs.read_ranges("bucket/data.bin", [0], [1])
+    for name, value in {
+        "ACCESS_KEY_ID": "another", "ALLOW_INVALID_CERTIFICATES": "true", "BUCKET": "another",
+        "ENDPOINT": "http://127.0.0.1:9", "ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "PROXY_URL": "http://127.0.0.1:9", "REGION": "another", "REQUEST_PAYER": "true",
+        "S3_EXPRESS": "true", "SECRET_ACCESS_KEY": "another", "SESSION_TOKEN": "another",
+        "SKIP_SIGNATURE": "true", "UNSIGNED_PAYLOAD": "true", "USER_AGENT": "another",
+        "VIRTUAL_HOSTED_STYLE_REQUEST": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server.put("second", "data.bin", DATA)
+    server.forget()
+    expect(native(server), 20, path="second/data.bin")
+    requests = gets(server)
+    assert {request.access_key_id for request in requests} == {"test-key"}
+    assert not any("x-amz-security-token" in request.headers for request in requests)
+    assert not any("x-amz-request-payer" in request.headers for request in requests)
+    assert all("/us-east-1/s3/" in request.headers["authorization"] for request in requests)
+
+
+def test_two_identities_share_nothing(server: ObjectServer) -> None:
+    one, two = native(server, key="id-one"), native(server, key="id-two")
+    for fs in (one, two):
+        expect(fs, 30)
+    assert {request.access_key_id for request in gets(server)} == {"id-one", "id-two"}
+    channels = [fs._reader.channel for fs in (one, two)]
+    assert channels[0] is not channels[1]
+    assert channels[0].scheduler(PATH) is not channels[1].scheduler(PATH), "one window for each"
+    server.expire("id-one", status=403)
+    with pytest.raises(PermissionError):
+        one.cat_file(PATH, start=0, end=10)
+    assert two.cat_file(PATH, start=0, end=10) == DATA[:10]
+
+
+def test_a_device_is_named_without_secrets(server: ObjectServer) -> None:
+    fs = native(server)
+    expect(fs, 3)
+    said = repr(fs) + repr(fs.stats()) + repr(fs.target)
+    assert "test-secret" not in said
+
+
+# -- how it reads
+
+
+def test_many_short_ranges(server: ObjectServer, scheduled_mode: str) -> None:
+    expect(native(server, scheduled_mode), 700)
+    assert len(gets(server)) == 700
+
+
+def test_from_several_threads(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = native(server, scheduled_mode)
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(expect, fs, 100) for _ in range(8)]:
+            done.result(WAIT_S)
+
+
+def test_ranges_that_touch_are_not_merged(server: ObjectServer) -> None:
+    """Merged by the library they would fail together, or end the process's threads with a panic."""
+    fs = native(server)
+    starts = [SIZE - 30, SIZE - 20, SIZE - 10, SIZE]
+    found = fs.read_ranges(PATH, starts, [start + 10 for start in starts]).to_pylist(on_error="return")
+    assert found[:3] == [DATA[-30:-20], DATA[-20:-10], DATA[-10:]]
+    assert isinstance(found[3], OSError)
+    _perform_touching(fs._reader.channel.backend)
+
+
+def _perform_touching(backend: ObstoreBackend) -> None:
+    from headrace.testing.perform import make_ops
+
+    rows = [
+        (0, SIZE - 20, SIZE - 10),
+        (0, SIZE - 10, SIZE + 5),
+        (0, SIZE + 5, SIZE + 10),
+        (0, 5, 20),
+        (0, 7, 9),
+    ]
+    placed = make_ops([backend.open(PATH)], rows)
+    backend.perform(placed.ops, np.arange(5))
+    assert placed.answers()[:2] == [DATA[-20:-10], DATA[-10:]]
+    assert isinstance(placed.answer(2), OSError)
+    assert placed.answers()[3:] == [DATA[5:20], DATA[7:9]]
+    assert not len(placed.strays())
+
+
+@pytest.mark.parametrize("key", ["a b/c+d%20#?.bin", "x//y", "x/./y", "a=b&c;d~e:f@g!$'()*,[]", "ü/日本"])
+def test_keys_are_taken_as_they_are(server: ObjectServer, key: str) -> None:
+    server.put("bucket", key, DATA[:5000])
+    server.put("bucket", "x/y", OTHER[:5000])
+    found = native(server).read_ranges(f"bucket/{key}", [0, 1000], [10, 1010]).to_pylist()
+    assert found == [DATA[:10], DATA[1000:1010]]
+
+
+def test_a_long_read_goes_on_where_it_broke(server: ObjectServer) -> None:
+    server.script = lambda r: Fault("truncate", body_bytes=3_000_000) if len(gets(server)) == 1 else None
+    assert native(server).read_ranges(PATH, [100], [SIZE]).to_pylist() == [DATA[100:]]
+    first, second = (request.range for request in gets(server))
+    assert first == f"bytes=100-{SIZE - 1}"
+    begin = int(second.removeprefix("bytes=").partition("-")[0])
+    assert begin > 100 + (1 << 20), "it did not start again"
+    assert gets(server)[1].headers.get("if-match"), "what follows is of the same version"
+
+
+@pytest.mark.parametrize("kind", ["slow_down", "too_many_requests", "internal_error", "reset", "truncate"])
+def test_faults_are_tried_again(server: ObjectServer, kind: Any, scheduled_mode: str) -> None:
+    share = {"slow_down": "slow_down_share", "too_many_requests": "too_many_requests_share",
+             "internal_error": "internal_error_share", "reset": "reset_share",
+             "truncate": "truncate_share"}[kind]  # fmt: skip
+    fs = native(server, scheduled_mode)
+    expect(fs, 10)
+    server.faults = Faults(**{share: 0.1}, methods=frozenset({"GET"}))
+    server.forget()
+    expect(fs, 1000)
+    server.faults = Faults()
+    assert len(gets(server)) <= 1200
+
+
+def test_retries_end_with_an_error_that_says_what(server: ObjectServer) -> None:
+    fs = native(server, retries=1)
+    server.faults = Faults(is_storm=True)
+    with pytest.raises(OSError, match="503 SlowDown") as raised:
+        fs.cat_file(PATH, start=0, end=10)
+    assert PATH in str(raised.value)
+    server.faults = Faults()
+    expect(fs, 50)
+
+
+def test_a_server_that_is_gone_and_back(server: ObjectServer) -> None:
+    fs = native(server, retries=0)
+    expect(fs, 10)
+    server.stop_listening()
+    server.drop_connections()
+    with pytest.raises(ConnectionError):
+        fs.cat_file(PATH, start=0, end=10)
+    server.listen_again()
+    expect(fs, 10)
+
+
+def test_a_request_that_is_never_answered_ends(server: ObjectServer) -> None:
+    fs = native(server, retries=0, try_timeout_s=0.3)
+    server.script = lambda _: Fault(delay_s=float("inf"))
+    with pytest.raises(TimeoutError):
+        fs.read_ranges(PATH, [0], [10]).to_pylist()
+    server.script = None
+
+
+def test_a_store_that_ignores_ranges_is_an_error_and_no_wrong_bytes(server: ObjectServer) -> None:
+    fs = native(server, retries=0)
+    server.script = lambda r: Fault("whole_object") if r.method == "GET" else None
+    found = fs.read_ranges(PATH, [1000, 3_000_000], [1010, 3_000_010]).to_pylist(on_error="return")
+    assert all(isinstance(answer, OSError) for answer in found)
+
+
+def test_expired_credentials_are_asked_for_again(server: ObjectServer) -> None:
+    fs = native(server)
+    expect(fs, 30)
+    server.expire("test-key")
+    with pytest.raises(Exception, match="expired"):
+        fs.cat_file(PATH, start=0, end=10)
+    server.renew("test-key")
+    expect(fs, 30)
+
+
+# -- versions
+
+
+def test_an_open_file_is_of_one_version(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = native(server, scheduled_mode)
+    with fs.open(PATH, "rb") as file:
+        assert file.read(10) == DATA[:10]
+        server.replace("bucket", "data.bin", OTHER)
+        file.seek(2_000_000)
+        with pytest.raises(ObjectChangedError):
+            file.read(3_000_000)
+    with fs.open(PATH, "rb") as file:
+        assert file.read() == OTHER
+
+
+@pytest.mark.parametrize("worth_ops", [0, 1000])
+def test_bulk_reads_of_a_version(
+    server: ObjectServer, worth_ops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a store of its own, and one by one: each request says which version."""
+    from headrace.testing.perform import make_ops
+
+    monkeypatch.setattr("headrace.backends.obstore.WORTH_OPS", worth_ops)
+    backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
+    source = backend.open(PATH, etag=server.put("bucket", "data.bin", DATA))
+    rows = [(0, 1000 * k, 1000 * k + 10) for k in range(10)]
+    placed = make_ops([source], rows)
+    backend.perform(placed.ops, np.arange(10))
+    assert placed.answers() == [DATA[a:b] for _, a, b in rows]
+    assert all(request.headers.get("if-match") == source.etag for request in gets(server))
+    server.replace("bucket", "data.bin", OTHER)
+    again = make_ops([source], rows)
+    backend.perform(again.ops, np.arange(10))
+    assert {type(answer) for answer in again.answers()} == {ObjectChangedError}
+
+
+def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
+    backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
+    kept = backend._stores
+    bucket = kept.bucket("bucket")
+    made = [kept.version(bucket, f"key-{k}", '"x"') for k in range(stores.VERSIONS + 3)]
+    assert len(kept._versions) == stores.VERSIONS
+    assert kept.version(bucket, "key-0", '"x"') is not made[0]
+    assert kept.version(bucket, "key-0", '"x"') is kept.version(bucket, "key-0", '"x"')
+
+
+def test_nothing_stays_behind(server: ObjectServer, scheduled_mode: str, wait_until: Any) -> None:
+    fs = native(server, scheduled_mode)
+    reads = [fs.submit_ranges(PATH, *scattered(50, seed=k)) for k in range(5)]
+    reads[0].cancel()
+    del reads[:3]  # a cancelled one too: it may have been done
+    for read in reads:
+        read.result(WAIT_S)
+    wait_until(lambda: fs.stats().in_flight_ops == 0 and fs.stats().reserved_bytes == 0)

@@ -1,0 +1,237 @@
+"""The driver of bulk backends: whose thread makes which call, and what happens when calls fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import headrace.runtime
+from headrace.backends import registry
+from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict
+from headrace.errors import ReadTimeoutError, SchedulerClosedError
+from headrace.filesystem import HeadraceFileSystem
+
+DATA = np.random.default_rng(1).bytes(2 << 20)
+WAIT_S = 30.0
+RETRYABLE = Verdict(is_retryable=True)
+
+
+class Panic(BaseException):
+    """What a native engine may raise."""
+
+
+class RecordingBackend(BulkBackend):
+    """Serves `DATA`, and notes who called for what."""
+
+    name = "recording-bulk"
+    defaults = Defaults("standard", max_gap_bytes=0, max_op_bytes=512 << 10, io_parallelism=40)
+
+    def __init__(self, target: Any) -> None:
+        super().__init__(target)
+        self.calls: list[tuple[str, list[int]]] = []
+        self.failures: list[BaseException] = []
+        self.row_failures: dict[int, list[Exception]] = {}
+        self.gate: threading.Event | None = None
+        self.has_begun = threading.Event()
+
+    @classmethod
+    def serves(cls, target: Any) -> bool:
+        return True
+
+    def device(self, path: str) -> str:
+        return "bulk"
+
+    def open(self, path: str, **options: Any) -> PathSource:
+        options.pop("as_file", None)
+        return PathSource(path, **options)
+
+    def verdict(self, error: BaseException) -> Verdict:
+        return RETRYABLE if isinstance(error, ConnectionError) else Verdict(is_retryable=False)
+
+    def perform(self, ops: Any, rows: Any) -> None:
+        self.calls.append((threading.current_thread().name, rows.tolist()))
+        self.has_begun.set()
+        if self.gate is not None:
+            assert self.gate.wait(WAIT_S)
+        if self.failures:
+            raise self.failures.pop(0)
+        for row in rows.tolist():
+            if self.row_failures.get(row):
+                ops.fail(row, self.row_failures[row].pop(0))
+                continue
+            start = int(ops.start[row])
+            ops.deliver(row, DATA[start : start + int(ops.length[row])])
+
+
+@pytest.fixture
+def backend() -> RecordingBackend:
+    return RecordingBackend(MemoryFileSystem())
+
+
+@pytest.fixture(params=["lite", "standard"])
+def fs(
+    request: pytest.FixtureRequest, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HeadraceFileSystem]:
+    own = headrace.runtime.Runtime()
+    monkeypatch.setattr(headrace.runtime, "_current", own)
+    monkeypatch.setattr(registry, "backend_for", lambda *_: backend)
+    fs = HeadraceFileSystem(fs=backend.target, scheduler=request.param, skip_instance_cache=True)
+    yield fs
+    own.close(SchedulerClosedError("the test is over"))
+
+
+def in_thread(function: Any) -> Any:
+    """Call it on a thread of its own, and return what it returned."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(function()), name="waiter")
+    thread.start()
+    thread.join(WAIT_S)
+    return found[0]
+
+
+def scattered(n: int, length: int = 100) -> tuple[list[int], list[int]]:
+    starts = [2000 * k for k in range(n)]
+    return starts, [start + length for start in starts]
+
+
+def expect(fs: HeadraceFileSystem, n: int, length: int = 100) -> None:
+    starts, ends = scattered(n, length)
+    answers = fs.read_ranges("x", starts, ends).to_pylist()
+    assert answers == [DATA[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def test_short_ops_share_calls(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    expect(fs, 95)
+    rows = [rows for _, rows in backend.calls]
+    assert sorted(row for some in rows for row in some) == list(range(95))
+    assert max(map(len, rows)) == backend.max_grant_ops
+    assert len(rows) <= 14
+
+
+def test_long_ops_have_calls_of_their_own(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    batch = fs.read_ranges("x", [0], [2 << 20])
+    assert batch.to_pylist() == [DATA]
+    assert sorted(len(rows) for _, rows in backend.calls) in ([1, 1, 1, 1], [1, 1, 2], [2, 2])
+    assert all(len(rows) * (512 << 10) <= backend.max_call_bytes for _, rows in backend.calls)
+
+
+def test_who_calls(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    """In lite the thread that waits does, unless it is the main thread, which must stay interruptible."""
+    expect(fs, 1)
+    in_thread(lambda: expect(fs, 1))
+    main, waiter = (name for name, _ in backend.calls)
+    assert main.startswith("headrace-read")
+    assert waiter.startswith("waiter" if fs.mode == "lite" else "headrace-read")
+
+
+def test_what_does_not_fit_one_call_is_shared(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.gate = threading.Event()
+    waiter = threading.Thread(target=expect, args=(fs, 40), name="waiter")
+    waiter.start()
+    assert backend.has_begun.wait(WAIT_S)
+    while len(backend.calls) < 4:
+        assert waiter.is_alive()
+        threading.Event().wait(0.001)
+    backend.gate.set()
+    waiter.join(WAIT_S)
+    names = {name for name, _ in backend.calls}
+    assert len(names) == 4
+    assert ("waiter" in names) is (fs.mode == "lite")
+
+
+def test_a_read_with_a_time_out_is_never_stuck_in_a_call(
+    backend: RecordingBackend, fs: HeadraceFileSystem
+) -> None:
+    backend.gate = threading.Event()
+    impatient = HeadraceFileSystem(
+        fs=backend.target, scheduler=fs.mode, timeout_s=0.05, skip_instance_cache=True
+    )
+
+    def read() -> type[BaseException] | None:
+        try:
+            impatient.read_ranges("x", [0], [5])
+        except ReadTimeoutError as error:
+            return type(error)
+        return None
+
+    assert in_thread(read) is ReadTimeoutError
+    backend.gate.set()
+
+
+def test_failed_rows_are_tried_again_and_no_others(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.row_failures = {
+        3: [ConnectionError("reset"), ConnectionError("reset")],
+        7: [ConnectionError("x")],
+    }
+    expect(fs, 10)
+    assert [rows for _, rows in backend.calls] == [list(range(10)), [3, 7], [3]]
+
+
+def test_a_call_that_fails_is_tried_again(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.failures = [ConnectionError("the engine lost its network")]
+    expect(fs, 5)
+    assert len(backend.calls) == 2
+
+
+def test_what_no_attempt_cures_is_raised_at_once(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.row_failures = {1: [PermissionError("no")]}
+    starts, ends = scattered(3)
+    found = fs.read_ranges("x", starts, ends).to_pylist(on_error="return")
+    assert isinstance(found[1], PermissionError)
+    assert [found[0], found[2]] == [DATA[:100], DATA[4000:4100]]
+    assert len(backend.calls) == 1
+
+
+def test_a_panic_is_an_error_and_ends_no_thread(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.failures = [Panic("index out of bounds")]
+    with pytest.raises(RuntimeError, match="index out of bounds"):
+        fs.cat_file("x", start=0, end=5)
+    expect(fs, 1)
+
+
+def test_a_row_left_without_an_answer_fails(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.perform = lambda ops, rows: None  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="without an answer"):
+        fs.cat_file("x", start=0, end=5)
+
+
+def test_a_cancelled_read_is_not_tried_again(
+    fs: HeadraceFileSystem, backend: RecordingBackend, wait_until: Any
+) -> None:
+    backend.gate = threading.Event()
+    backend.row_failures = {0: [ConnectionError("reset")] * 100}
+    read = fs.submit_ranges("x", [0], [5])
+    assert backend.has_begun.wait(WAIT_S)
+    read.cancel()
+    backend.gate.set()
+    wait_until(lambda: fs.stats().in_flight_ops == 0 and fs.stats().reserved_bytes == 0)
+    assert len(backend.calls) == 1
+
+
+def test_nested_reads_wait_for_nobodys_pool(backend: RecordingBackend, fs: HeadraceFileSystem) -> None:
+    """A read inside an op of ours is performed by the thread that it came from."""
+    narrow = HeadraceFileSystem(
+        fs=backend.target, scheduler=fs.mode, io_parallelism=1, skip_instance_cache=True
+    )
+    plain = backend.perform
+    answers: list[bytes] = []
+
+    def perform(ops: Any, rows: Any) -> None:
+        if int(ops.start[0]) == 0:
+            answers.extend(narrow.read_ranges("inner", [50], [55]).to_pylist())
+        plain(ops, rows)
+
+    backend.perform = perform  # type: ignore[method-assign]
+    assert narrow.read_ranges("outer", [0], [5]).to_pylist() == [DATA[:5]]
+    assert answers == [DATA[50:55]]
+
+
+async def test_an_async_caller(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    batch = await fs._read_ranges("x", [0, 5000], [5, 5005])
+    assert batch.to_pylist() == [DATA[:5], DATA[5000:5005]]
+    assert {name.rpartition("-")[0] for name, _ in backend.calls} == {"headrace-read"}
