@@ -379,12 +379,17 @@ def rate_text(rate: float, unit: str) -> str:
     return f"{rate / 1e6:,.0f} MB/s" if unit == "bytes" else f"{rate:,.0f} {unit}/s"
 
 
+def _without_folder(word: str) -> str:
+    """Return the last part of what is an absolute path: where things are on a machine says nothing."""
+    return Path(word).name if Path(word).is_absolute() or word == sys.argv[0] else word
+
+
 def save(out: Path | None, name: str, facts: dict[str, Any], figure: Any) -> None:
     """Write ``name.json`` and ``name.png`` into the folder `out`."""
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], **describe_machine(), **facts}
+    facts = {"command": [_without_folder(word) for word in sys.argv], **describe_machine(), **facts}
     (out / f"{name}.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
     figure.savefig(out / f"{name}.png", dpi=110)
     console.print(f"written: {out / name}.json and .png")
