@@ -243,10 +243,12 @@ class BulkBackend(Backend):
     calls run at once.
     """
 
-    max_grant_ops: ClassVar[int] = 10
+    max_grant_ops: ClassVar[int] = 80
     """Ops of one call."""
-    max_call_bytes: ClassVar[int] = 1 << 20
-    """A call of several ops reads no more than this: long ops are better each on a thread of its own."""
+    least_call_ops: ClassVar[int] = 10
+    """Ops that a call performs at once: fewer would leave it idle, more save turns of the GIL."""
+    max_call_bytes: ClassVar[int] = 4 << 20
+    """A call of several ops reads no more than this."""
 
     @abc.abstractmethod
     def perform(self, ops: Ops, rows: Int64Array) -> None:

@@ -94,7 +94,12 @@ class ObstoreBackend(BulkBackend):
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
     defaults: ClassVar[Defaults] = Defaults(
-        mode="standard", max_gap_bytes=64 << 10, max_op_bytes=8 << 20, io_parallelism=140, window_ops=140
+        # Of a call of `obstore.get_ranges` ten ops are under way at once, so these are some 200 requests.
+        mode="standard",
+        max_gap_bytes=64 << 10,
+        max_op_bytes=8 << 20,
+        io_parallelism=1120,
+        window_ops=1120,
     )
     options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
 

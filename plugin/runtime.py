@@ -200,7 +200,7 @@ class Runtime:
             most = settings.io_parallelism or backend.defaults.io_parallelism
             return ThreadedDriver(Workers(most, "headrace-read"))
         if isinstance(backend, BulkBackend):
-            most = settings.io_parallelism or backend.defaults.io_parallelism
+            most = min(settings.io_parallelism or backend.defaults.io_parallelism, bulk.MOST_CALLS)
             return BulkDriver(Workers(most, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:

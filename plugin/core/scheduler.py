@@ -140,6 +140,13 @@ class Scheduler:
         self._grant(request, count, now, is_head=request is head)
         return True
 
+    @property
+    def limit_ops(self) -> int:
+        """Ops that may be in flight now, as far as their number is limited."""
+        if self.window is None or not self.counts_ops:
+            return self.max_in_flight_ops
+        return min(self.window.limit, self.max_in_flight_ops)
+
     def head_priority(self) -> tuple[bool, float]:
         """How urgent the next request is, its age included, for schedulers that share a limit."""
         if not self.waiting:

@@ -45,6 +45,15 @@ if TYPE_CHECKING:
 IDLE_S = 5.0
 """Seconds a worker stays: starting a dozen of them beside busy Python threads takes a tenth of a second."""
 
+CALLS = 20
+"""Calls at once that keep a store and two processors busy (measured)."""
+
+LEAST_CALL_BYTES = 1 << 20
+"""Long ops are each a call of their own, unless there are more of them than threads."""
+
+MOST_CALLS = 64
+"""Threads that make calls, at the most."""
+
 _MANY = 1024
 """Threads for nested reads that were launched, which must not wait for any pool of limited size."""
 
@@ -163,14 +172,22 @@ def _may_block() -> bool:
 
 
 def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
-    """Cut a grant into the rows of calls: a few short ops, or a long one."""
+    """Cut a grant into the rows of calls: enough of them for every thread to have one, and no more.
+
+    Each call costs a turn of the GIL, and beside busy threads a turn costs more than what it performs.
+    """
     backend: BulkBackend = job.backend  # type: ignore[assignment]
     rows = np.arange(grant.lo, grant.hi)
     if len(rows) == 1:
         yield rows
         return
-    number = np.cumsum(np.maximum(job.ops.length[grant.lo : grant.hi], 0)) // backend.max_call_bytes
-    number = np.maximum(number, np.arange(len(rows)) // backend.max_grant_ops)
+    even = -(-min(job.request.n_ops, job.scheduler.limit_ops) // CALLS)
+    ops = min(max(even, backend.least_call_ops), backend.max_grant_ops)
+    even_bytes = job.request.bytes_between(0, job.request.n_ops) // CALLS
+    nbytes = min(max(even_bytes, LEAST_CALL_BYTES), backend.max_call_bytes)
+    length = np.maximum(job.ops.length[grant.lo : grant.hi], 0)
+    calls = max(1, round(len(rows) / ops))
+    number = np.maximum(np.cumsum(length) // nbytes, np.arange(len(rows)) * calls // len(rows))
     yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
 
 

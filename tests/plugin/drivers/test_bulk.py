@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,23 @@ def test_short_ops_share_calls(fs: HeadraceFileSystem, backend: RecordingBackend
     expect(fs, 95)
     rows = [rows for _, rows in backend.calls]
     assert sorted(row for some in rows for row in some) == list(range(95))
-    assert max(map(len, rows)) == backend.max_grant_ops
+    assert max(map(len, rows)) == backend.least_call_ops
     assert len(rows) <= 14
+
+
+@pytest.mark.parametrize(
+    ("n", "limit", "calls", "longest"), [(1000, 1120, 25, 40), (1000, 160, 100, 10), (60, 1120, 6, 10)]
+)
+def test_many_ops_make_longer_calls_and_not_more_of_them(
+    fs: HeadraceFileSystem, backend: RecordingBackend, n: int, limit: int, calls: int, longest: int
+) -> None:
+    """Each call costs a turn of the GIL; but one call has only so many ops under way at once."""
+    backend.defaults = replace(RecordingBackend.defaults, io_parallelism=limit)  # type: ignore[misc]
+    expect(fs, n)
+    rows = [rows for _, rows in backend.calls]
+    assert sorted(row for some in rows for row in some) == list(range(n))
+    assert max(map(len, rows)) == longest
+    assert len(rows) == calls
 
 
 def test_long_ops_have_calls_of_their_own(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
