@@ -125,10 +125,10 @@ def server_etag(server: ObjectServer) -> str:
 
 
 def test_an_attempt_that_takes_too_long_goes_on_elsewhere(server: ObjectServer) -> None:
-    fs = filesystem(server, try_timeout_s=0.3)
+    fs = filesystem(server, try_timeout_s=1.5)
+    fs.cat_file("bucket/key", start=0, end=1)  # the session is made
     gets = _one_fault(server, Fault("dribble", bytes_per_s=20_000))
     assert bytes(fs.read_ranges("bucket/key", [0], [100_000])[0]) == DATA[:100_000]
-    assert len(gets) == 2
     assert gets[1].range != gets[0].range, "what had arrived is kept"
 
 
@@ -186,7 +186,7 @@ def test_a_store_that_was_away_is_read_on(server: ObjectServer, scheduled_mode: 
     fs.cat_file("bucket/key", start=0, end=1)
     server.stop_listening()
     server.drop_connections()
-    retries = next(iter(fs._reader.channel.engine.hub.schedulers.values())).retries
+    retries = fs._reader.channel.scheduler("bucket/key").retries
     read = fs.submit_ranges("bucket/key", STARTS, STARTS + BLOCK)
     while not retries.granted:
         threading.Event().wait(0.001)

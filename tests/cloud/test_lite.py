@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BIG = bytes(range(256)) * (1 << 15)
 WAIT_S = 30.0
+TRY_S = 3.0
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_request_that_nobody_polls_is_sent(server: ObjectServer, is_kept: bool
 
 
 def test_a_response_that_is_half_read_does_not_time_out(server: ObjectServer, is_kept: bool) -> None:
-    fs = filesystem(server, retries=0, try_timeout_s=1.0, max_op_bytes=len(BIG))
+    fs = filesystem(server, retries=0, try_timeout_s=TRY_S, max_op_bytes=len(BIG))
     gate: Future[None] = Future()
 
     def script(request: ServedRequest) -> Fault | None:
@@ -99,7 +100,7 @@ def test_a_response_that_is_half_read_does_not_time_out(server: ObjectServer, is
     gate.set_result(None)
     big = next(request for request in server.requests if request.key == "big")
     wait_until(lambda: big.sent_bytes > 0)
-    threading.Event().wait(1.1)  # longer than an attempt may take: what a busy consumer does
+    threading.Event().wait(1.1 * TRY_S)  # longer than an attempt may take: what a busy consumer does
     if is_kept:
         assert bytes(elsewhere(read.result, WAIT_S)[0]) == BIG
     else:
