@@ -29,8 +29,12 @@ WORTH_OPS = 64
 VERSIONS = 8
 """Stores of single versions kept; each holds as many connections as reads were under way at once."""
 
-WARY_OPS = 64
-"""After a fault so many ops must succeed, each by itself, until bulk calls are trusted again."""
+WARY_OPS = 320
+"""After a fault so many ops in a row must succeed, each by itself, until bulk calls are trusted again.
+
+Twenty calls of forty ops may then be under way before one of them meets the next fault: where one op in a
+hundred fails, that would send too much again, and a smaller number would try it too often.
+"""
 
 TRY_TIMEOUT_S = 30.0
 """Seconds for one request, its body included."""

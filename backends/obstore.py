@@ -391,11 +391,14 @@ async def _get_all(store: Any, source: ObjectSource, ops: Ops, rows: list[int]) 
     """Return version and bytes of each row, or its exception."""
     import obstore  # noqa: PLC0415
 
+    free = asyncio.Semaphore(ObstoreBackend.least_call_ops)  # as many as `get_ranges` has under way
+
     async def get(row: int) -> tuple[str | None, Any]:
         start = int(ops.start[row])
         options = _options(source.etag, start, start + int(ops.length[row]))
-        answer = await obstore.get_async(store, source.key, options=options)
-        return answer.meta["e_tag"], await answer.bytes_async()
+        async with free:
+            answer = await obstore.get_async(store, source.key, options=options)
+            return answer.meta["e_tag"], await answer.bytes_async()
 
     return list(await asyncio.gather(*map(get, rows), return_exceptions=True))
 

@@ -228,13 +228,19 @@ def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
 
 
 def _to_be_tried_again(job: Job, rows: Int64Array, attempt: int) -> tuple[Int64Array, float]:
-    """Tell which of the rows that were called are to be called again, and in how many seconds."""
+    """Tell which of the rows that were called are to be called again, and in how many seconds.
+
+    Rows that failed with the same exception were lost with one request of the call, and are one retry.
+    """
     again, longest_s = [], 0.0
+    delays: dict[int, float | None] = {}
     for row in rows.tolist() if job.ops.errors else ():
         error = job.ops.errors.get(row)
         if error is None:
             continue
-        delay_s = job.next_delay(attempt, job.backend.verdict(error))
+        if id(error) not in delays:
+            delays[id(error)] = job.next_delay(attempt, job.backend.verdict(error))
+        delay_s = delays[id(error)]
         if delay_s is not None:
             longest_s = max(longest_s, delay_s)
             del job.ops.errors[row]

@@ -237,9 +237,9 @@ def test_faults_are_tried_again(server: ObjectServer, kind: Any, scheduled_mode:
     expect(fs, 10)
     server.faults = Faults(**{share: 0.1}, methods=frozenset({"GET"}))
     server.forget()
-    expect(fs, 1000)
+    expect(fs, 4000)  # some hundreds are lost with the calls under way when it begins
     server.faults = Faults()
-    assert len(gets(server)) <= 1200
+    assert len(gets(server)) <= 4800
 
 
 def test_retries_end_with_an_error_that_says_what(server: ObjectServer) -> None:

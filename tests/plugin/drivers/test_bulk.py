@@ -251,3 +251,11 @@ async def test_an_async_caller(fs: HeadraceFileSystem, backend: RecordingBackend
     batch = await fs._read_ranges("x", [0, 5000], [5, 5005])
     assert batch.to_pylist() == [DATA[:5], DATA[5000:5005]]
     assert {name.rpartition("-")[0] for name, _ in backend.calls} == {"headrace-read"}
+
+
+def test_a_call_that_is_lost_is_one_retry(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    """Or the calls under way when a store stumbles would use up the budget of all."""
+    backend.failures = [ConnectionError("reset")]
+    expect(fs, 10)
+    assert len(backend.calls) == 2
+    assert fs._reader.channel.scheduler("x").retries.granted == 1
