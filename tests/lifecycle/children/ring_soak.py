@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from soaking import IDLE_S, descriptors, on_threads, wrong
+from soaking import IDLE_S, descriptors, on_threads, wait_until_closed, wrong
 
 import headrace
 from headrace.arenas import arenas
@@ -92,7 +92,7 @@ def work(chance: random.Random) -> int:
 def settled(fs: Any, files: Counter[str] | None = None) -> dict[str, Any]:
     """Wait until nothing is in flight and the workers have ended; returns what is open and mapped then.
 
-    The loop thread lets go of its last file a moment after the op is over: hence `files`, open before.
+    `files` are those that were open before.
     """
     gc.collect()
     deadline_s = time.monotonic() + IDLE_S
@@ -101,8 +101,8 @@ def settled(fs: Any, files: Counter[str] | None = None) -> dict[str, Any]:
     for thread in threading.enumerate():
         if thread.name.startswith("headrace-disk"):
             thread.join(max(0.0, deadline_s - time.monotonic()))
-    while files is not None and descriptors() - files and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    if files is not None:
+        wait_until_closed(files, deadline_s)
     arenas._idle.clear()  # what these and malloc keep for later would hide what is lost
     LIBC.malloc_trim(0)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

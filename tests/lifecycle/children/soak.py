@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import slow
-from soaking import IDLE_S, descriptors, on_threads, wrong
+from soaking import IDLE_S, descriptors, on_threads, wait_until_closed, wrong
 
 import headrace
 from headrace.backends import fsspec_sync
@@ -85,15 +85,12 @@ def work(chance: random.Random) -> int:
 
 
 def settled(fs: Any, before: set[threading.Thread], files: Counter[str] | None = None) -> None:
-    """Wait until nothing is in flight, and until the threads that end when idle have ended.
-
-    An op is over a moment before the loop thread, which told so, lets go of its file.
-    """
+    """Wait until nothing is in flight, and until the threads that end when idle have ended."""
     deadline_s = time.monotonic() + IDLE_S
     while fs.stats().in_flight_ops and time.monotonic() < deadline_s:
         time.sleep(0.001)
-    while files is not None and descriptors() - files and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    if files is not None:
+        wait_until_closed(files, deadline_s)
     for thread in set(threading.enumerate()) - before:
         thread.join(max(0.0, deadline_s - time.monotonic()))
 

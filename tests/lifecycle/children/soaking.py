@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -44,3 +45,14 @@ def descriptors() -> Counter[str]:
             target = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
             found[target.partition(":[")[0]] += 1
     return found
+
+
+def wait_until_closed(files: Counter[str], deadline_s: float) -> None:
+    """Wait until nothing is open but `files`.
+
+    An op is over a moment before the loop thread, which told so, lets go of it; where its read raised, what
+    is left then is a cycle of error, traceback and read.
+    """
+    while descriptors() - files and time.monotonic() < deadline_s:
+        gc.collect()
+        time.sleep(0.001)
