@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import slow
+from forked import CHILD_S, wait_for_child
 
 import headrace
 
 WORK, PROTOCOL, PATH = sys.argv[1:4] if len(sys.argv) > 3 else ("", "file", "")
 CONTENT = Path(PATH).read_bytes() if PATH else b""
 READERS = 3
-CHILD_S = 60.0
 
 
 def check(fs: Any) -> None:
@@ -42,21 +42,6 @@ def at_rest(fs: Any) -> None:
         gc.collect()
         time.sleep(0.001)
         stats = fs.stats()
-
-
-def wait_for_child(pid: int) -> None:
-    deadline_s = time.monotonic() + CHILD_S
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            assert status == 0, f"the forked child ended with {status}"
-            return
-        if time.monotonic() > deadline_s:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            message = "the forked child hangs"
-            raise AssertionError(message)
-        time.sleep(0.005)
 
 
 def fork_in_flight(fs: Any, ending: str) -> None:
@@ -82,7 +67,7 @@ def fork_in_flight(fs: Any, ending: str) -> None:
             pid = os.fork()
             if pid == 0:
                 in_child(fs, file, start, ending)
-            wait_for_child(pid)
+            assert_ended_well(pid)
             assert file.read(10) == CONTENT[start : start + 10]
     finally:
         is_over.set()
@@ -90,6 +75,11 @@ def fork_in_flight(fs: Any, ending: str) -> None:
             thread.join()
     assert bytes(held.result()[0]) == CONTENT[:100]
     assert not wrong, wrong
+
+
+def assert_ended_well(pid: int) -> None:
+    status = wait_for_child(pid)
+    assert status == 0, f"the forked child ended with {status}"
 
 
 def in_child(fs: Any, file: Any, start: int, ending: str) -> None:
@@ -129,7 +119,7 @@ def fork_slow(fs: Any) -> None:
     if pid == 0:
         slow.delay_s = 0.0
         in_child(fs, file, 0, "_exit")
-    wait_for_child(pid)
+    assert_ended_well(pid)
     for start, read in zip(range(0, 300, 100), reads, strict=True):
         assert bytes(read.result()[0]) == CONTENT[start : start + 10]
 

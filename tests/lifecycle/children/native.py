@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.dataset
 import pyarrow.fs
+from forked import wait_for_child
 from s3fs import S3FileSystem
 
 import headrace
@@ -23,7 +24,6 @@ from headrace.errors import BackendError, SchedulerClosedError
 
 WORK, ENDPOINT = sys.argv[1:3]
 PATH = "bucket/data.bin"
-CHILD_S = 30.0
 
 
 def filesystem(**options: Any) -> Any:
@@ -35,20 +35,6 @@ def read(fs: Any) -> None:
     starts = list(range(0, 200_000, 10_000))
     answers = fs.read_ranges(PATH, starts, [start + 10 for start in starts]).to_pylist()
     assert [len(answer) for answer in answers] == [10] * len(starts)
-
-
-def wait_for_child(pid: int) -> int:
-    deadline_s = time.monotonic() + CHILD_S
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline_s:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            message = "the forked child hangs"
-            raise AssertionError(message)
-        time.sleep(0.005)
 
 
 def fork() -> None:
