@@ -26,17 +26,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import math
-import operator
 import os
 import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
-from headrace.core.hedge import SHARE
+from headrace import parsing
 from headrace.errors import HeadraceError
 
 SchedulerMode = Literal["auto", "lite", "standard", "off"]
@@ -46,12 +44,6 @@ PrefetchMode = Literal["auto", "off"]
 
 _PREFIX: Final = "HEADRACE_"
 _TEST_PREFIX: Final = "HEADRACE_TEST_"  # the test suite's own, never settings
-_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_TRUTH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
-    ("0", "false", "no", "off"), False
-)
-_MOST_HEDGED: Final = 0.5
-_MAX_INT64: Final = 2**63 - 1
 # IORING_MAX_ENTRIES of io_uring/io_uring.c; io_uring_setup(2) answers EINVAL above it.
 _MAX_RING_ENTRIES: Final = 32_768
 # What Kubernetes injects for a Service named "headrace" ("Discovering services" in its manual).
@@ -140,95 +132,9 @@ class SettingRow:
     source: str
 
 
-def _choice(names: tuple[str, ...]) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        # YAML 1.1 reads a bare `off` as the truth value false, so `scheduler: off` arrives as it.
-        text = "off" if value is False else value
-        if not isinstance(text, str) or text.strip().lower() not in names:
-            raise ValueError(value)
-        return text.strip().lower()
-
-    return parse
-
-
-def _flag(value: object) -> bool:
-    return _TRUTH[str(value).strip().lower()]
-
-
-def _number(value: object) -> int:
-    """Return `value` as an integer; 1e6, which Dask parses to a float, is one and 1.5 is not."""
-    if isinstance(value, bool):
-        raise TypeError(value)
-    if isinstance(value, str):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return operator.index(cast("SupportsIndex", value))
-
-
-def _count(minimum: int, maximum: int = 2**31 - 1) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        number = _number(value)
-        if not minimum <= number <= maximum:
-            raise ValueError(number)
-        return number
-
-    return parse
-
-
-def _size(minimum: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        number = _size_of_text(value) if isinstance(value, str) else _number(value)
-        if not minimum <= number <= _MAX_INT64:
-            raise ValueError(number)
-        return number
-
-    return parse
-
-
-def _size_of_text(text: str) -> int:
-    # Dask reads a bare unit as one of it ("MB" is 1,000,000): here that is a forgotten number.
-    if not any(char.isdigit() for char in text):
-        raise ValueError(text)
-    if text.strip().isdecimal():
-        return int(text)
-    number = int(importlib.import_module("dask.utils").parse_bytes(text))
-    # "0.1 B" must not round down to 0, which means "no limit".
-    if number == 0 and any(char in "123456789" for char in text):
-        raise ValueError(text)
-    return number
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool):
-        raise TypeError(value)
-    seconds = float(cast("SupportsFloat | str", value))
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(seconds)
-    return seconds
-
-
-def _share(value: object) -> float:
-    """Return a share; 1 and its like are the usual one."""
-    text = str(value).strip().lower()
-    if text in _TRUTH:
-        return SHARE if _TRUTH[text] else 0.0
-    share = float(text)
-    if not 0 <= share <= _MOST_HEDGED:
-        raise ValueError(value)
-    return share
-
-
-def _level(value: object) -> str:
-    name = str(value).strip().upper()
-    if name not in _LEVELS:
-        raise ValueError(value)
-    return name
-
-
 def _one_of(name: str, kind: object) -> SettingSpec:
     names = get_args(kind)
-    return SettingSpec(name, _choice(names), ", ".join(names))
+    return SettingSpec(name, parsing.choice(names), ", ".join(names))
 
 
 _FLAG: Final = "0 or 1 (also false/true, no/yes, off/on)"
@@ -236,22 +142,22 @@ _SIZE: Final = "a size in bytes such as 67108864, 64MiB or 1e6"
 
 SPECS: Final[tuple[SettingSpec, ...]] = (
     _one_of("scheduler", SchedulerMode),
-    SettingSpec("serialize", _flag, _FLAG),
+    SettingSpec("serialize", parsing.flag, _FLAG),
     _one_of("local_backend", LocalBackendName),
     _one_of("cloud_engine", CloudEngine),
-    SettingSpec("io_parallelism", _count(1), "a whole number, at least 1"),
-    SettingSpec("process_io_limit", _count(0), "a whole number; 0 is no limit"),
-    SettingSpec("buffer_bytes", _size(0), f"{_SIZE}; 0 is no limit"),
-    SettingSpec("max_gap_bytes", _size(0), f"{_SIZE}, at least 0"),
-    SettingSpec("max_op_bytes", _size(1), f"{_SIZE}, at least 1"),
+    SettingSpec("io_parallelism", parsing.count(1), "a whole number, at least 1"),
+    SettingSpec("process_io_limit", parsing.count(0), "a whole number; 0 is no limit"),
+    SettingSpec("buffer_bytes", parsing.size(0), f"{_SIZE}; 0 is no limit"),
+    SettingSpec("max_gap_bytes", parsing.size(0), f"{_SIZE}, at least 0"),
+    SettingSpec("max_op_bytes", parsing.size(1), f"{_SIZE}, at least 1"),
     _one_of("prefetch", PrefetchMode),
-    SettingSpec("uring_queue_depth", _count(1, _MAX_RING_ENTRIES), "a whole number, 1 to 32768"),
-    SettingSpec("uring_direct", _flag, _FLAG),
-    SettingSpec("retries", _count(0), "a whole number, at least 0"),
-    SettingSpec("timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
-    SettingSpec("try_timeout_s", _seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
-    SettingSpec("hedge", _share, "0, 1, or the share of second requests, up to 0.5"),
-    SettingSpec("log", _level, ", ".join(_LEVELS)),
+    SettingSpec("uring_queue_depth", parsing.count(1, _MAX_RING_ENTRIES), "a whole number, 1 to 32768"),
+    SettingSpec("uring_direct", parsing.flag, _FLAG),
+    SettingSpec("retries", parsing.count(0), "a whole number, at least 0"),
+    SettingSpec("timeout_s", parsing.seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
+    SettingSpec("try_timeout_s", parsing.seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
+    SettingSpec("hedge", parsing.share, "0, 1, or the share of second requests, up to 0.5"),
+    SettingSpec("log", parsing.level, ", ".join(parsing.LEVELS)),
 )
 
 OPTION_NAMES: Final[frozenset[str]] = frozenset(spec.name for spec in SPECS)

@@ -201,6 +201,22 @@ class Request:
             return 1 if int(self.cumulative[1]) <= floor else 0
         return int(np.searchsorted(self.cumulative, floor, side="right")) - 1 - self.next_op
 
+    def mend(self) -> None:
+        """Complete a grant, or the end of one, that an exception cut in two."""
+        for grant in list(self.grants):
+            if grant.ops_left == 0:
+                self.grants.remove(grant)
+                continue
+            grant.bytes_left = max(grant.bytes_left, 0)
+            if grant.hi > self.next_op:
+                self.next_op = grant.hi
+                if grant not in self.inbox:
+                    self.inbox.append(grant)
+        in_flight = sum(grant.ops_left for grant in self.grants)
+        self.ops_done = self.next_op - in_flight
+        if self.grants and self.state is State.QUEUED:
+            self.state = State.RUNNING
+
     @override
     def __repr__(self) -> str:
         where = f"{self.ops_done}/{self.n_ops} ops"

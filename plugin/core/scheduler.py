@@ -453,7 +453,7 @@ class Scheduler:
         self.started.clear()
         self.awaited.clear()
         for request in list(self.requests.values()):
-            _mend(request)
+            request.mend()
             self._recount(request, now)
         for queue, is_speculative in ((self.queue, False), (self.speculative, True)):
             rows = [r for r in self.requests.values() if r.is_speculative is is_speculative]
@@ -487,20 +487,3 @@ class Scheduler:
         if self.in_flight_ops > self.max_in_flight_ops or sum(self.in_flight_bases.values()) != ops:
             msg = f"{self.device}: {ops} ops in flight, limit {self.max_in_flight_ops}"
             raise AssertionError(msg)
-
-
-def _mend(request: Request) -> None:
-    """Complete a grant, or the end of one, that an exception cut in two."""
-    for grant in list(request.grants):
-        if grant.ops_left == 0:
-            request.grants.remove(grant)
-            continue
-        grant.bytes_left = max(grant.bytes_left, 0)
-        if grant.hi > request.next_op:
-            request.next_op = grant.hi
-            if grant not in request.inbox:
-                request.inbox.append(grant)
-    in_flight = sum(grant.ops_left for grant in request.grants)
-    request.ops_done = request.next_op - in_flight
-    if request.grants and request.state is State.QUEUED:
-        request.state = State.RUNNING
