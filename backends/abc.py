@@ -132,6 +132,10 @@ class Backend(abc.ABC):
     def open(self, path: str, **options: Any) -> Any:
         """Return a source of `path`'s bytes, to be put into `Ops.sources`; may be the path itself.
 
+        Options it does not know it ignores. `bounds` and `options` are those of `PathSource`. A file that
+        stays open is opened with `etag` on async and bulk backends: the version that its reads must match, or
+        None for the one that the first of them meets. On all others it is opened with `as_file`.
+
         Raises
         ------
         OSError
@@ -244,7 +248,7 @@ class BulkBackend(Backend):
     """
 
     max_grant_ops: ClassVar[int] = 80
-    """Ops of one call."""
+    """Ops of one grant, and so of one call, at the most."""
     least_call_ops: ClassVar[int] = 10
     """Ops that a call performs at once: fewer would leave it idle, more save turns of the GIL."""
     max_call_bytes: ClassVar[int] = 4 << 20

@@ -268,9 +268,7 @@ class SingleReader(JobMaker):
             size, etag = info.get("size"), info.get("ETag")
         if size is None:
             return None, None
-        source = backend.open(path)
-        source.etag = etag or None
-        return source, size
+        return backend.open(path, etag=etag or None), size
 
     @property
     def block_bytes(self) -> int:

@@ -303,6 +303,19 @@ def test_an_open_file_is_of_one_version(server: ObjectServer, scheduled_mode: st
         assert file.read() == OTHER
 
 
+def test_a_file_whose_version_nobody_told_is_of_the_first_one_met(
+    server: ObjectServer, scheduled_mode: str
+) -> None:
+    fs = native(server, scheduled_mode)
+    with fs.open(PATH, size=len(DATA)) as file:
+        assert file._source.etag is None
+        assert file.read(10) == DATA[:10]
+        server.replace("bucket", "data.bin", DATA[::-1])
+        file.seek(500_000)
+        with pytest.raises(ObjectChangedError, match="replaced"):
+            file.read(10)
+
+
 @pytest.mark.parametrize("worth_ops", [0, 1000])
 def test_bulk_reads_of_a_version(
     server: ObjectServer, worth_ops: int, monkeypatch: pytest.MonkeyPatch
