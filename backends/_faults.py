@@ -21,8 +21,9 @@ from headrace.types import Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_THROTTLED = frozenset({408, 429, 503, 504, 509})
-_RETRYABLE = frozenset({500, 502}) | _THROTTLED
+THROTTLED = frozenset({408, 429, 503, 504, 509})
+RETRYABLE = frozenset({500, 502}) | THROTTLED
+PRECONDITION_FAILED = 412
 
 _THROTTLED_CODES = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable"}
@@ -55,8 +56,8 @@ def _verdict_of(link: BaseException) -> Verdict | None:
     if names & _LATE:
         return _LATE_VERDICT
     status, code, headers = _answer(link)
-    if code in _RETRYABLE_CODES or status in _RETRYABLE:
-        is_throttled = code in _THROTTLED_CODES or status in _THROTTLED
+    if code in _RETRYABLE_CODES or status in RETRYABLE:
+        is_throttled = code in _THROTTLED_CODES or status in THROTTLED
         return Verdict(is_retryable=True, is_throttled=is_throttled, retry_after_s=_retry_after_s(headers))
     if names & _BROKEN:
         return _BROKEN_VERDICT

@@ -10,15 +10,13 @@ from __future__ import annotations
 import errno
 import re
 
+from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED
 from headrace.types import Verdict
 
 _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
 _KIND = re.compile(r"kind: (\w+)")
 _CODE = re.compile(r"<Code>([\w.-]{1,64})</Code>")
 
-_THROTTLED = frozenset({408, 429, 503, 504, 509})
-_RETRYABLE = _THROTTLED | {500, 502}
-_PRECONDITION_FAILED = 412
 _CONNECTION = frozenset({"Connect", "Request", "Interrupted", "Body", "Decode"})
 _CODES = {"SlowDown": 503, "RequestTimeout": 504, "InternalError": 500, "ServiceUnavailable": 503}
 
@@ -46,7 +44,7 @@ def fault_of(error: BaseException, path: str) -> StoreError | None:
     text = str(error)
     status = status_of(error)
     if status is not None:
-        return _of_status(status, code_of(error), path) if status in _RETRYABLE else None
+        return _of_status(status, code_of(error), path) if status in RETRYABLE else None
     if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
         late = StoreTimeoutError(errno.ETIMEDOUT, "the store did not answer in time", path)
         late.verdict = Verdict(is_retryable=True, is_throttled=True)
@@ -58,7 +56,7 @@ def fault_of(error: BaseException, path: str) -> StoreError | None:
 
 
 def _of_status(status: int, code: str, path: str) -> StoreError:
-    is_throttled = status in _THROTTLED
+    is_throttled = status in THROTTLED
     number = errno.EBUSY if is_throttled else errno.EIO
     fault = StoreError(number, f"the store answered {status} {code}".rstrip(), path)
     fault.verdict = Verdict(is_retryable=True, is_throttled=is_throttled)
@@ -87,7 +85,7 @@ def code_of(error: BaseException) -> str:
 
 def is_another_version(error: BaseException) -> bool:
     """Whether the object is no longer the one that was asked for."""
-    return status_of(error) == _PRECONDITION_FAILED
+    return status_of(error) == PRECONDITION_FAILED
 
 
 def is_of_credentials(error: BaseException) -> bool:

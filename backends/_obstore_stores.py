@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends._obstore_s3 import InexactError
+from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from headrace.backends._obstore_s3 import Client, StoreOptions
@@ -35,9 +36,6 @@ WARY_OPS = 320
 Twenty calls of forty ops may then be under way before one of them meets the next fault: where one op in a
 hundred fails, that would send too much again, and a smaller number would try it too often.
 """
-
-TRY_TIMEOUT_S = 30.0
-"""Seconds for one request, its body included."""
 
 _is_forked = False
 

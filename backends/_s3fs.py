@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends._faults import status_of
+from headrace.backends._faults import PRECONDITION_FAILED, status_of
 from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
@@ -30,7 +30,6 @@ PIECE_BYTES = 1 << 20
 
 _SPARE_CONNECTIONS = 16
 _PARTIAL_CONTENT = 206
-_PRECONDITION_FAILED = 412
 
 
 def is_s3fs(target: Any) -> bool:
@@ -128,7 +127,7 @@ async def _get(fs: Any, source: PathSource, first: int, end: int | None) -> dict
     try:
         return await _call(fs, "get_object", Bucket=bucket, Key=key, **conditions)
     except OSError as error:
-        if source.etag and status_of(error) == _PRECONDITION_FAILED:
+        if source.etag and status_of(error) == PRECONDITION_FAILED:
             found = await _version_now(fs, bucket, key)
             raise ObjectChangedError(source.path, source.etag, found) from error
         raise

@@ -30,16 +30,10 @@ from typing_extensions import override
 from headrace.backends import _faults, _s3fs
 from headrace.backends import _obstore_faults as faults
 from headrace.backends._obstore_s3 import Client, InexactError
-from headrace.backends._obstore_stores import (
-    TRY_TIMEOUT_S,
-    WORTH_OPS,
-    BucketStore,
-    Stores,
-    is_forked,
-)
+from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
 from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, store_of
 from headrace.errors import ObjectChangedError
-from headrace.types import UNKNOWN_LENGTH
+from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -69,7 +69,7 @@ class Channel:
     @property
     def io_parallelism(self) -> int:
         """Ops in flight to one device, at the most."""
-        return self.settings.io_parallelism or self.backend.defaults.io_parallelism
+        return _io_parallelism(self.backend, self.settings)
 
     @property
     def max_gap_bytes(self) -> int:
@@ -114,6 +114,10 @@ class Channel:
         if defaults.window_bytes:
             return Window(initial=defaults.window_bytes, least=self.max_op_bytes, most=1 << 30)
         return None
+
+
+def _io_parallelism(backend: Backend, settings: Settings) -> int:
+    return settings.io_parallelism or backend.defaults.io_parallelism
 
 
 def _max_grant_ops(backend: Backend) -> int:
@@ -197,10 +201,9 @@ class Runtime:
             looped = LoopDriver(self._dispatcher, self._disk_workers)
             return LiteDriver(looped) if mode == "lite" else looped
         if isinstance(backend, ThreadedBackend):
-            most = settings.io_parallelism or backend.defaults.io_parallelism
-            return ThreadedDriver(Workers(most, "headrace-read"))
+            return ThreadedDriver(Workers(_io_parallelism(backend, settings), "headrace-read"))
         if isinstance(backend, BulkBackend):
-            most = min(settings.io_parallelism or backend.defaults.io_parallelism, bulk.MOST_CALLS)
+            most = min(_io_parallelism(backend, settings), bulk.MOST_CALLS)
             return BulkDriver(Workers(most, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:

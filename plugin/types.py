@@ -25,6 +25,13 @@ UNKNOWN_LENGTH = -1
 """Value of `Ops.length` for an op that reads to the end of a file of unknown size."""
 
 
+TRY_TIMEOUT_S = 30.0
+"""Seconds for one attempt of an op at a store, its body included, unless a setting says otherwise.
+
+A body that dribbles is then resumed on another connection.
+"""
+
+
 class Priority(NamedTuple):
     """Urgency of a read: lower is more urgent, `base` first, then `position` inside one scan."""
 

@@ -34,6 +34,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from typing_extensions import override
 
 from headrace.core.request import State
@@ -45,7 +46,7 @@ from headrace.drivers.permit import permitted
 from headrace.drivers.threaded import check_delivery, permit_of
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
 from headrace.errors import ReadTimeoutError
-from headrace.types import UNKNOWN_LENGTH
+from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,9 +61,6 @@ KEEPER_S = 0.05
 
 CLOSE_S = 1.0
 """The longest a session may take to close."""
-
-TRY_TIMEOUT_S = 30.0
-"""Seconds for one attempt of an op: a body that dribbles is resumed on another connection."""
 
 _log = logging.getLogger("headrace")
 
@@ -237,7 +235,7 @@ class AsyncDriver:
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
-        job.complete_tried(grant)
+        job.complete_tried(grant, np.arange(grant.lo, grant.hi), grant.bytes_left)
 
 
 class LiteAsyncDriver(AsyncDriver):

@@ -3,8 +3,9 @@
 A call takes the GIL once, however many ops it performs, so busy Python threads hardly slow it down. What
 is to be kept from it is everything else that would take the GIL: hand-overs between threads above all.
 
-* Workers (daemons) make the calls. A grant is cut into calls of a few short ops or one long op each. A worker
-  whose completions admit the next slice of the same request takes that itself: no hand-over.
+* Workers (daemons) make the calls. A grant is cut into calls of several ops, by bytes and by what keeps every
+  thread busy. A worker whose completions admit the next slice of the same request takes that itself: no
+  hand-over.
 * In lite the waiter makes the first call itself and goes on as long as its own completions admit more; what
   does not fit into its call is shared with the workers. But only where nobody needs to interrupt it: such a
   call returns when the storage answers and not before. The main thread (Ctrl-C), Arrow's threads while an
@@ -12,7 +13,8 @@ is to be kept from it is everything else that would take the GIL: hand-overs bet
 * Every call ends by its own time-outs, so nothing in flight is left without a driver. A worker that dies
   is replaced by the next one.
 
-A nested read is performed on the thread it came from, as in `drivers.threaded`.
+What it has in common with the driver of single blocking reads, nested reads among it, is in
+`drivers.threaded`.
 """
 
 from __future__ import annotations
@@ -24,14 +26,13 @@ from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
-from headrace.core.request import State
 from headrace.drivers import interrupts
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import permitted
-from headrace.drivers.threaded import check_delivery, permit_of
-from headrace.drivers.waiting import LOOK_S, wait_until_over
-from headrace.drivers.workers import Workers
+from headrace.drivers.threaded import ThreadedDriver, check_delivery, permit_of
+from headrace.drivers.waiting import LOOK_S
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from headrace.backends.abc import BulkBackend
     from headrace.core.request import Grant, Request
     from headrace.drivers.job import Job
+    from headrace.drivers.workers import Workers
     from headrace.types import Int64Array
 
 IDLE_S = 5.0
@@ -54,11 +56,8 @@ LEAST_CALL_BYTES = 1 << 20
 MOST_CALLS = 64
 """Threads that make calls, at the most."""
 
-_MANY = 1024
-"""Threads for nested reads that were launched, which must not wait for any pool of limited size."""
 
-
-class BulkDriver:
+class BulkDriver(ThreadedDriver):
     """Makes the calls, on workers or on the thread that waits.
 
     Parameters
@@ -70,14 +69,14 @@ class BulkDriver:
     """
 
     def __init__(self, workers: Workers, *, is_lite: bool) -> None:
-        self.workers = workers
-        self._nested_workers = Workers(_MANY, "headrace-nested")
+        super().__init__(workers)
         self._is_lite = is_lite
         self._mine = threading.local()
 
+    @override
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
-        job.request.on_wake = partial(self._wake, job, [])
+        job.request.on_wake = partial(self._call_workers, job, [])
         mine = self._mine
         mine.is_launching = True
         try:
@@ -86,30 +85,14 @@ class BulkDriver:
             mine.is_launching = False
             self._workers_of(job).start_needed()
 
-    def run(self, job: Job, timeout_s: float | None = None) -> None:
-        """Submit and return when the request is over."""
-        request = job.request
-        request.is_awaited = True
-        try:
-            if request.is_nested:
-                request.on_wake = job.waiter.wake
-                job.submit()
-                while (grant := job.take()) is not None:
-                    self._perform_grant(job, grant)
-            elif self._is_lite and timeout_s is None and _may_block():
-                self._perform_granted(job, partial(self.launch, job))
-            else:
-                self.launch(job)
-            wait_until_over(job, timeout_s)
-        finally:
-            if request.state is not State.COMPLETE:
-                job.cancel()
+    @override
+    def _begin(self, job: Job, timeout_s: float | None) -> None:
+        if self._is_lite and timeout_s is None and _may_block():
+            self._perform_granted(job, partial(self.launch, job))
+        else:
+            self.launch(job)
 
-    def wait(self, job: Job, timeout_s: float | None = None) -> None:
-        """Wait for what `launch` submitted."""
-        wait_until_over(job, timeout_s)
-
-    def _wake(self, job: Job, called: list[None], request: Request) -> None:
+    def _call_workers(self, job: Job, called: list[None], request: Request) -> None:
         """Have what was granted performed; `called` has an item for each worker that is on its way."""
         mine = self._mine
         if getattr(mine, "job", None) is job and mine.grant is None:
@@ -121,9 +104,6 @@ class BulkDriver:
             self._workers_of(job).put(partial(self._come, job, called), starts=starts)
         if request.is_over:
             job.notify()
-
-    def _workers_of(self, job: Job) -> Workers:
-        return self._nested_workers if job.request.is_nested else self.workers
 
     def _come(self, job: Job, called: list[None]) -> None:
         """Perform what is granted; on a worker."""
@@ -154,6 +134,7 @@ class BulkDriver:
         self._mine.grant = None
         return kept
 
+    @override
     def _perform_grant(self, job: Job, grant: Grant) -> None:
         if job.request.is_over:
             forfeit(job, grant)
@@ -204,8 +185,7 @@ def perform(job: Job, grant: Grant, rows: Int64Array) -> None:
     # An op of unknown length is alone in its grant.
     is_all = len(rows) == grant.hi - grant.lo
     nbytes = grant.bytes_left if is_all else int(job.ops.length[rows].sum())
-    failed = sum(row in job.ops.errors for row in rows.tolist()) if job.ops.errors else 0
-    job.complete_all([(grant, len(rows), nbytes)], succeeded=len(rows) - failed)
+    job.complete_tried(grant, rows, nbytes)
 
 
 def _call(job: Job, rows: Int64Array) -> None:

@@ -134,10 +134,11 @@ class Job:
         """Tell the core that ops of a grant were performed; fail the request if one says so."""
         self.complete_all([(grant, ops, nbytes)], is_hit=is_hit)
 
-    def complete_tried(self, grant: Grant) -> None:
-        """Tell it that all ops of a grant were performed by a store that is asked again on failure."""
-        failed = sum(row in self.ops.errors for row in range(grant.lo, grant.hi))
-        self.complete_all([(grant, grant.ops_left, grant.bytes_left)], succeeded=grant.hi - grant.lo - failed)
+    def complete_tried(self, grant: Grant, rows: Int64Array, nbytes: int) -> None:
+        """Tell it that ops of a grant were performed by a store that is asked again on failure."""
+        errors = self.ops.errors
+        failed = sum(row in errors for row in rows.tolist()) if errors else 0
+        self.complete_all([(grant, len(rows), nbytes)], succeeded=len(rows) - failed)
 
     def complete_all(
         self,
@@ -155,7 +156,8 @@ class Job:
             if self.fails_fast and self.ops.errors and not self.request.is_over:
                 row = min(self.ops.errors)
                 scheduler.fail(self.request, self.ops.errors[row])
-            scheduler.retries.note_success(succeeded or 0)
+            if succeeded:
+                scheduler.retries.note_success(succeeded)
             now = perf_counter()
             for grant, ops, nbytes in performed:
                 scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)

@@ -56,10 +56,10 @@ class ThreadedDriver:
             if request.is_nested:
                 request.on_wake = job.waiter.wake
                 job.submit()
-                perform(job)
+                self._perform_inbox(job)
             else:
-                self.launch(job)
-                wait_until_over(job, timeout_s)
+                self._begin(job, timeout_s)
+            wait_until_over(job, timeout_s)
         finally:
             if request.state is not State.COMPLETE:
                 job.cancel()
@@ -68,24 +68,33 @@ class ThreadedDriver:
         """Wait for what `launch` submitted."""
         wait_until_over(job, timeout_s)
 
+    def _begin(self, job: Job, timeout_s: float | None) -> None:  # noqa: ARG002 - of use where it calls itself
+        """Submit, on the thread that is going to wait."""
+        self.launch(job)
+
     def _wake(self, job: Job, request: Request) -> None:
-        workers = self._nested_workers if request.is_nested else self.workers
+        """Have what was granted performed."""
         for _ in range(len(request.inbox)):
-            workers.put(partial(perform, job))
+            self._workers_of(job).put(partial(self._perform_inbox, job))
         if request.is_over:
             job.notify()
 
+    def _workers_of(self, job: Job) -> Workers:
+        return self._nested_workers if job.request.is_nested else self.workers
 
-def perform(job: Job) -> None:
-    """Perform the grants in the job's inbox."""
-    while (grant := job.take()) is not None:
+    def _perform_inbox(self, job: Job) -> None:
+        """Perform the grants in the job's inbox."""
+        while (grant := job.take()) is not None:
+            self._perform_grant(job, grant)
+
+    def _perform_grant(self, job: Job, grant: Grant) -> None:
         if job.request.is_over:
             forfeit(job, grant)
         else:
-            _perform_grant(job, grant)
+            _perform(job, grant)
 
 
-def _perform_grant(job: Job, grant: Grant) -> None:
+def _perform(job: Job, grant: Grant) -> None:
     backend: ThreadedBackend = job.backend  # type: ignore[assignment]
     for row in range(grant.lo, grant.hi):
         charged = grant.bytes_left if grant.ops_left == 1 else int(job.ops.length[row])
