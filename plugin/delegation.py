@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.ranges import ask_all, batch_of
@@ -73,17 +74,19 @@ class Delegation:
         return interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
 
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return self._exclusively(getattr(self.target, name), *args, **kwargs)
+        with uploads.counted(self, name, args, kwargs):
+            return self._exclusively(getattr(self.target, name), *args, **kwargs)
 
     async def _of_target_async(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Await the target's coroutine `name`, wherever its loop is."""
-        method = getattr(self.target, name, None)
-        if method is None or not getattr(self.target, "async_impl", False):
-            return await self._in_thread(getattr(self.target, name.lstrip("_")), *args, **kwargs)
-        if self.target.asynchronous:
-            return await method(*args, **kwargs)
-        future = asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.target.loop)
-        return await asyncio.wrap_future(future)
+        with uploads.counted(self, name, args, kwargs):
+            method = getattr(self.target, name, None)
+            if method is None or not getattr(self.target, "async_impl", False):
+                return await self._in_thread(getattr(self.target, name.lstrip("_")), *args, **kwargs)
+            if self.target.asynchronous:
+                return await method(*args, **kwargs)
+            future = asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.target.loop)
+            return await asyncio.wrap_future(future)
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a sync method without blocking the caller's loop."""
@@ -96,7 +99,11 @@ class Delegation:
             options.pop("cache_options", None)
         if block_size is not None:
             options["block_size"] = block_size
-        return self._of_target("open", self._target_path(path), mode, **options)
+        path = self._target_path(path)
+        file = self._of_target("open", path, mode, **options)
+        if set(mode) & set("wax+"):
+            uploads.count_parts(self, file, path)
+        return file
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
         return batch_of(ask_all(ranges).by_target(self.target, "return"), ranges, out)

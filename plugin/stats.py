@@ -41,6 +41,8 @@ class DeviceStats:
         Requests with ops still to be admitted.
     window_bytes, window_ops
         The short-queue window now, in bytes (disks) or requests (stores); None where there is none.
+    uploading_ops
+        What the writes under way count as, in requests; they take no more than half of the window.
     retries, retries_refused
         Attempts after the first one, and those that were not made: attempts or budget were spent.
     """
@@ -51,6 +53,7 @@ class DeviceStats:
     queued_requests: int
     window_bytes: int | None
     window_ops: int | None = None
+    uploading_ops: int = 0
     retries: int = 0
     retries_refused: int = 0
 
@@ -133,6 +136,7 @@ def _device(scheduler: Scheduler) -> DeviceStats:
         queued_requests=scheduler.waiting,
         window_bytes=None if window is None or scheduler.counts_ops else window.limit,
         window_ops=window.limit if window is not None and scheduler.counts_ops else None,
+        uploading_ops=scheduler.uploads.ops,
         retries=scheduler.retries.granted,
         retries_refused=scheduler.retries.refused,
     )

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from headrace.core.admission import SPECULATIVE_SHARE, URGENT_SHARE, can_reserve, pick_passing
 from headrace.core.queue import PriorityQueue
 from headrace.core.request import LEGAL, Grant, Request, State
+from headrace.core.uploads import Uploads
 from headrace.errors import IllegalTransitionError
 from headrace.types import Priority
 
@@ -86,6 +87,7 @@ class Scheduler:
         self.counts_ops = counts_ops
         self.has_whole_grants = has_whole_grants
         self.hedge: Hedge | None = None
+        self.uploads = Uploads()
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
         self.speculative: PriorityQueue[Request] = PriorityQueue()
@@ -145,7 +147,7 @@ class Scheduler:
         """Ops that may be in flight now, as far as their number is limited."""
         if self.window is None or not self.counts_ops:
             return self.max_in_flight_ops
-        return min(self.window.limit, self.max_in_flight_ops)
+        return min(self.uploads.left_of(self.window.limit), self.max_in_flight_ops)
 
     def head_priority(self) -> tuple[bool, float]:
         """How urgent the next request is, its age included, for schedulers that share a limit."""
@@ -226,6 +228,8 @@ class Scheduler:
         """Return how much of the window this request may use."""
         assert self.window is not None  # noqa: S101 - the caller asked
         limit = self.window.limit
+        if self.uploads.ops:
+            limit = self.uploads.left_of(limit)
         if request.is_speculative:
             return limit // SPECULATIVE_SHARE
         if not self.in_flight_bases or request.priority.base < min(self.in_flight_bases):
@@ -326,7 +330,7 @@ class Scheduler:
                 now=now,
                 units=ops if self.counts_ops else nbytes,
                 latency_s=now - grant.admitted_s,
-                in_flight=self.in_flight_ops if self.counts_ops else self.in_flight_bytes,
+                in_flight=self.in_flight_ops + self.uploads.ops if self.counts_ops else self.in_flight_bytes,
                 is_limited=self.is_held_back,
                 ops=ops,
             )
@@ -449,6 +453,7 @@ class Scheduler:
     def recount(self, now: float) -> None:
         """Derive everything from requests and grants again, after an exception at any line."""
         self.in_flight_ops = self.in_flight_bytes = self.waiting = 0
+        self.uploads.recount()
         self.in_flight_bases = {}
         self.started.clear()
         self.awaited.clear()

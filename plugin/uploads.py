@@ -1,0 +1,109 @@
+"""Writes that pass by the scheduler, counted in their store's window while they are under way.
+
+What is counted: contents given as a whole (``pipe``, ``write_bytes``), local files (``put``), and the parts
+that a file opened for writing sends. Copies inside the store move no bytes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+from headrace.core.uploads import MOST_PARTS, UPLOAD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.delegation import Delegation
+    from headrace.runtime import Channel
+
+_WHOLE = frozenset({"pipe", "pipe_file", "write_bytes", "write_text"})
+_FROM_DISK = frozenset({"put", "put_file", "upload"})
+_NAMES = ({"path", "lpath"}, {"value", "data", "text", "rpath"})
+"""What filesystems call the first two arguments of these."""
+
+_UNKNOWN_BYTES = MOST_PARTS * UPLOAD_BYTES
+
+
+@contextlib.contextmanager
+def counted(fs: Delegation, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Count what a call of the filesystem's method `name` sends, until it is over."""
+    found = _sent(name.lstrip("_"), args, kwargs) if _counts(fs.channel) else {}
+    with contextlib.ExitStack() as under_way:
+        for path, nbytes in found.items():
+            under_way.enter_context(_under_way(fs, path, nbytes))
+        yield
+
+
+def count_parts(fs: Delegation, file: Any, path: str) -> None:
+    """Have a file that was opened for writing count each part that it sends."""
+    if _counts(fs.channel) and callable(getattr(file, "_upload_chunk", None)):
+        # A class and no attribute: a bound method inside the file would be a cycle, and a file that nobody
+        # closed is closed by its finaliser.
+        file._headrace_counted = functools.partial(_under_way, fs, path)  # noqa: SLF001
+        file.__class__ = _counting(type(file))  # type: ignore[arg-type]
+
+
+def _counts(channel: Channel | None) -> bool:
+    return channel is not None and channel.backend.defaults.window_ops > 0
+
+
+@contextlib.contextmanager
+def _under_way(fs: Delegation, path: str, nbytes: int) -> Iterator[None]:
+    channel = fs.channel  # that of this process
+    if channel is None:
+        yield
+        return
+    path = fs.target._strip_protocol(path)  # noqa: SLF001
+    engine, uploads, write = channel.engine, channel.scheduler(path).uploads, object()
+    try:
+        with engine.lock, engine:
+            uploads.begin(write, nbytes)
+        yield
+    finally:
+        with engine.lock, engine as hub:
+            uploads.end(write)
+            hub.changed()  # reads may take its place
+
+
+@functools.cache
+def _counting(kind: Any) -> Any:
+    """Return the class of files that are like `kind` and count the parts that they send."""
+
+    def send(self: Any, final: bool = False) -> Any:
+        with self._headrace_counted(self.buffer.tell()):
+            return kind._upload_chunk(self, final=final)  # noqa: SLF001
+
+    return type(
+        kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, "_upload_chunk": send}
+    )
+
+
+def _sent(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
+    """Return the bytes that a call sends, by path; nothing for a call that its method will refuse."""
+    if name not in _WHOLE | _FROM_DISK:
+        return {}
+    first, second = (_argument(k, args, kwargs) for k in (0, 1))
+    if name in _FROM_DISK:
+        path = second[0] if isinstance(second, list) and second else second
+        return {path: _size_on_disk(first)} if isinstance(path, str) else {}
+    contents = first if isinstance(first, dict) else {first: second}
+    return {path: _length(data) for path, data in contents.items() if isinstance(path, str)}
+
+
+def _argument(k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[k] if k < len(args) else next((kwargs[name] for name in kwargs if name in _NAMES[k]), None)
+
+
+def _length(data: Any) -> int:
+    return getattr(data, "nbytes", None) or (len(data) if hasattr(data, "__len__") else 0)
+
+
+def _size_on_disk(path: Any) -> int:
+    """Return the bytes of one file; folders, lists and patterns are long."""
+    try:
+        return os.path.getsize(path) if os.path.isfile(path) else _UNKNOWN_BYTES  # noqa: PTH113, PTH202
+    except TypeError:
+        return _UNKNOWN_BYTES

@@ -1,0 +1,183 @@
+"""Writes pass by the scheduler and count in their store's window while they are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import threading
+import weakref
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import headrace
+from headrace.core.uploads import UPLOAD_BYTES
+from headrace.testing import Fault, ObjectServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from headrace.testing import ServedRequest
+
+WAIT_S = 30.0
+PART_BYTES = 5 << 20  # S3's least
+CONTENT = bytes(UPLOAD_BYTES + 1)
+
+
+class HoldsWrites:
+    """Has PUT wait at the server until it is let go."""
+
+    def __init__(self, server: ObjectServer) -> None:
+        self.has_come = threading.Event()
+        self.may_go: Future[None] = Future()
+        server.script = self
+
+    def __call__(self, request: ServedRequest) -> Fault | None:
+        if request.method != "PUT":
+            return None
+        self.has_come.set()
+        return Fault(until=self.may_go)
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        server.put("bucket", "key", b"content")
+        yield server
+
+
+def filesystem(server: ObjectServer, mode: str, engine: str = "fsspec") -> headrace.HeadraceFileSystem:
+    return headrace.HeadraceFileSystem(
+        target_protocol="s3", target_options=server.storage_options(), scheduler=mode, cloud_engine=engine
+    )
+
+
+def uploading_ops(fs: headrace.HeadraceFileSystem) -> list[int]:
+    return [store.uploading_ops for store in fs.stats().devices if store.uploading_ops]
+
+
+def by_pipe_file(fs: Any, path: str, local: str) -> None:
+    fs.pipe_file(path, CONTENT)
+
+
+def by_name(fs: Any, path: str, local: str) -> None:
+    fs.pipe_file(path=f"s3://{path}", data=CONTENT)
+
+
+def by_pipe(fs: Any, path: str, local: str) -> None:
+    fs.pipe({path: CONTENT})
+
+
+def by_put(fs: Any, path: str, local: str) -> None:
+    fs.put(local, path)
+
+
+def by_put_file(fs: Any, path: str, local: str) -> None:
+    fs.put_file(local, path)
+
+
+def by_coroutine(fs: Any, path: str, local: str) -> None:
+    asyncio.run(fs._pipe_file(path, CONTENT))
+
+
+def by_open(fs: Any, path: str, local: str) -> None:
+    with fs.open(path, "wb") as file:
+        file.write(CONTENT)
+
+
+WAYS = [by_pipe_file, by_name, by_pipe, by_put, by_put_file, by_coroutine, by_open]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bytes_under_way_count(server: ObjectServer, tmp_path: Path, way: Callable[..., None]) -> None:
+    fs = filesystem(server, "standard")
+    local = tmp_path / "local"
+    local.write_bytes(CONTENT)
+    held = HoldsWrites(server)
+    writing = threading.Thread(target=way, args=(fs, "bucket/new", str(local)))
+    writing.start()
+    try:
+        assert held.has_come.wait(WAIT_S)
+        assert uploading_ops(fs) == [2]
+        assert fs.cat_file("bucket/key", start=0, end=3) == b"con", "reads go on beside it"
+    finally:
+        held.may_go.set_result(None)
+        writing.join()
+    assert uploading_ops(fs) == []
+    assert server.read("bucket", "new") == CONTENT
+
+
+@pytest.mark.parametrize("engine", ["fsspec", "obstore"])
+def test_on_both_engines_in_every_mode(server: ObjectServer, mode: str, engine: str) -> None:
+    fs = filesystem(server, mode, engine)
+    held = HoldsWrites(server)
+    writing = threading.Thread(target=fs.pipe_file, args=("bucket/new", CONTENT))
+    writing.start()
+    try:
+        assert held.has_come.wait(WAIT_S)
+        assert uploading_ops(fs) == ([] if mode == "off" else [2])
+    finally:
+        held.may_go.set_result(None)
+        writing.join()
+    assert uploading_ops(fs) == []
+
+
+def test_each_part_of_a_long_file_counts(server: ObjectServer) -> None:
+    fs = filesystem(server, "standard")
+    held = HoldsWrites(server)
+    with fs.open("bucket/long", "wb", block_size=PART_BYTES) as file:
+        assert uploading_ops(fs) == [], "an open file is no write"
+        writing = threading.Thread(target=file.write, args=(bytes(PART_BYTES + 1),))
+        writing.start()
+        try:
+            assert held.has_come.wait(WAIT_S)
+            assert uploading_ops(fs) == [1]
+        finally:
+            held.may_go.set_result(None)
+            writing.join()
+        assert uploading_ops(fs) == []
+    assert len(server.read("bucket", "long")) == PART_BYTES + 1
+
+
+def test_a_write_that_fails_counts_no_more(server: ObjectServer) -> None:
+    fs = filesystem(server, "standard")
+    server.script = lambda request: Fault("expired_token") if request.method == "PUT" else None
+    with pytest.raises(PermissionError):
+        fs.pipe_file("bucket/new", CONTENT)
+    with pytest.raises(TypeError):
+        fs.pipe_file("bucket/new")
+    with pytest.raises(FileNotFoundError):
+        fs.put_file("/no/such/file", "bucket/new")
+    assert uploading_ops(fs) == []
+
+
+def test_the_file_is_the_wrapped_filesystems_own(server: ObjectServer) -> None:
+    fs = filesystem(server, "standard")
+    own = type(fs.target.open("bucket/a", "wb"))
+    file = fs.open("bucket/b", "wb")
+    assert isinstance(file, own)
+    assert type(file).__qualname__ == own.__name__
+    assert type(fs.open("bucket/key", "rb")).__name__ == "HeadraceFile"
+
+
+def test_a_file_that_nobody_closed_is_closed_when_it_goes(server: ObjectServer) -> None:
+    fs = filesystem(server, "standard")
+    file = fs.open("bucket/dropped", "wb")
+    file.write(b"written")
+    gone = weakref.ref(file)
+    gc.disable()
+    try:
+        del file
+        assert gone() is None, "no cycle keeps it"
+    finally:
+        gc.enable()
+    assert server.read("bucket", "dropped") == b"written"
+
+
+def test_a_filesystem_that_wrote_is_pickled_as_before(server: ObjectServer) -> None:
+    fs = filesystem(server, "standard")
+    fs.pipe_file("bucket/new", b"new")
+    assert pickle.loads(pickle.dumps(fs)).cat_file("bucket/new") == b"new"
