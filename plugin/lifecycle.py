@@ -4,21 +4,27 @@ Without this, a script that scans and ends aborts ("terminate called without an 
 Arrow's threads drop their references to Python file objects while the interpreter is finalised. So an
 exit hook
 
-1. makes new reads fail, and those that somebody still waits for: Arrow's threads among them return,
+1. makes new reads fail, those of the wrapped filesystem's own files under ``off`` as well, and those that
+   somebody still waits for: Arrow's threads among them return,
 2. waits, a second at the most, until Arrow holds no handle any more (and only Arrow: a file that a program
-   keeps in a global variable would never be gone), and for an instant until what is in flight has ended,
+   keeps in a global variable would never be gone), until the threads that let go are out of Python, and for
+   an instant until what is in flight has ended,
 3. closes the runtime.
 
-Where Arrow's threads have not let go by then, they are stuck in a call that nothing of ours can end (a read
-of the wrapped filesystem under ``off``, its ``open``). Arrow would wait for them after the interpreter is
-gone, and they would abort the process when they come back to it. The last resort is then to end the
-process before Arrow's own exit handlers run, with the exit status that it has by then.
+Where Arrow's threads have not let go by then, they are stuck in a call of the wrapped filesystem's (a read
+under ``off``, its ``open``): s3fs, which can make no new connection any more, tries again for half a minute.
+What runs on the loops of such filesystems is cancelled then. Where even that does not help, Arrow would wait
+for its threads after the interpreter is gone, and they would abort the process when they come back to it. The
+last resort is to end the process before Arrow's own exit handlers run, with the exit status that it has by
+then.
 
 Handles are followed in every mode, `off` included.
 """
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -39,6 +45,9 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 1.0
 """The longest an exit waits for Arrow to let go."""
+
+LEAVE_S = 0.5
+"""The longest it waits for other threads to leave Python; those of some programs stay."""
 
 DRAIN_S = 0.1
 """The longest it waits, with Arrow gone, for storage to answer reads that nobody wants any more."""
@@ -62,6 +71,22 @@ class _Guard:
             self.has_followed = True
             self.handles.add(handle)
 
+    def fail_reads(self) -> None:
+        """Have reads of the handles fail, whoever's they are: a scan reads ahead until one does."""
+        with self.lock:
+            handles = list(self.handles)
+        for handle in handles:
+            with contextlib.suppress(AttributeError):
+                handle.read = _refuse
+
+    def cancel_reads(self) -> None:
+        """Cancel what runs on the loops of the handles' filesystems: reads that Arrow's threads wait for."""
+        with self.lock:
+            loops = {_loop_of(handle) for handle in self.handles} - {None}
+        for loop in loops:
+            with contextlib.suppress(RuntimeError):  # closed
+                loop.call_soon_threadsafe(_cancel_all, loop)
+
     def is_held(self) -> bool:
         """Whether Arrow holds a handle."""
         with self.lock:
@@ -83,6 +108,22 @@ def is_arrows(caller: FrameType) -> bool:
     return isinstance(name, str) and name.startswith("pyarrow")
 
 
+def _loop_of(handle: Any) -> Any:
+    """Return the loop on which an async filesystem reads a handle; None for ours, whose reads have failed."""
+    fs = getattr(handle, "fs", None)
+    is_async = getattr(fs, "async_impl", False) and not getattr(fs, "is_headrace", False)
+    return getattr(fs, "_loop", None) if is_async else None
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+
+
+def _refuse(*_: Any) -> None:
+    check_not_exiting()
+
+
 def check_not_exiting() -> None:
     """Raise where a read is started while the interpreter ends."""
     if _guard.is_exiting:
@@ -94,12 +135,16 @@ def _at_exit() -> None:
     _guard.is_exiting = True
     error = SchedulerClosedError("the interpreter is shutting down")
     _fail_reads(error)
+    _guard.fail_reads()
     gc.collect()
     if not _wait_while(_guard.is_held, PATIENCE_S):
-        _skip_exit_handlers()
+        _guard.cancel_reads()
+        if not _wait_while(_guard.is_held, PATIENCE_S):
+            _skip_exit_handlers()
     if _guard.has_followed:
         # The thread that let go of the last handle may still be on its way out of Python.
         threading.Event().wait(_QUIET_S)
+        _wait_while(has_visitors, LEAVE_S)
     _wait_while(_is_reading, DRAIN_S)
     interrupts.disarm()
     _runtime.runtime().close(error)
@@ -114,6 +159,25 @@ def _fail_reads(error: BaseException) -> None:
 
 def _is_reading() -> bool:
     return any(engine.hub.in_flight_ops for engine in _runtime.runtime().engines)
+
+
+def has_visitors() -> bool:
+    """Whether a thread that Python did not start is inside of it: leaving too late it aborts the process.
+
+    Such a thread has a thread state for as long as it is inside (``PyGILState_Ensure``).
+    """
+    try:
+        api = ctypes.pythonapi
+        head, following = api.PyInterpreterState_ThreadHead, api.PyThreadState_Next
+        interpreter = api.PyInterpreterState_Get
+    except AttributeError:  # no CPython
+        return False
+    interpreter.restype = head.restype = following.restype = ctypes.c_void_p
+    head.argtypes = following.argtypes = (ctypes.c_void_p,)
+    states, state = 0, head(interpreter())
+    while state:
+        states, state = states + 1, following(state)
+    return states > 1 + _thread._count()  # noqa: SLF001
 
 
 def _wait_while(condition: Callable[[], bool], most_s: float) -> bool:

@@ -68,3 +68,9 @@ def test_reads_in_progress_on_arrows_threads(protocol: str, small_lineitem: data
 def test_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str) -> None:
     ends = _ends(FEW, mode, "alive", "s3", s3_lineitem.parquet, json.dumps(s3_server))
     assert _all_clean(ends), ends
+
+
+@pytest.mark.parametrize("work", ["leaving", "reading"])
+def test_a_thread_of_arrows_that_is_inside(work: str) -> None:
+    ended = run("visitor.py", work)
+    assert (ended.status, ended.out, ended.err) == (0, "left\n", "")
