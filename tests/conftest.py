@@ -4,7 +4,9 @@ Modes: a behaviour test asks for `mode` (lite, standard, off) or for `options`, 
 serialized variants, and passes what it gets to the constructor.  A URL has no constructor, so
 `environment_mode` sets the same choice through the environment.
 
-S3: moto's server in threads of this process on a free loopback port.  Nothing of the developer's
+S3: moto's server in threads of this process on a free loopback port.  It is moto's app for S3 alone:
+`ThreadedMotoServer` looks among all services of AWS for the one each request is for, twice, which
+takes longer than S3's answer does.  Nothing of the developer's
 own AWS configuration is read: credentials travel in the storage options, and the files and
 services where botocore would look are switched off for the session.
 
@@ -15,6 +17,7 @@ descriptors that live as long as the process are no leak, so warm up first, then
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -23,13 +26,15 @@ import time
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+import botocore.session
 import data
 import fsspec
 import hypothesis_profiles
 import pytest
 import targets as targets_
 from modes import BUCKET, MODES, OPTIONS, SCHEDULED
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,21 +105,31 @@ def _isolated_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _models_parsed_once() -> Iterator[None]:
+    """Have all sessions of botocore share what describes AWS: a tenth of a second of JSON for each client."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(_isolated_environment: None) -> Iterator[dict[str, object]]:
     """Storage options that reach a private S3 server with the bucket `BUCKET`."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    storage = {
+    app = create_backend_app("s3")
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    storage: dict[str, object] = {
         "key": "test-key",
         "secret": "test-secret",
-        "endpoint_url": f"http://{host}:{port}",
+        "endpoint_url": f"http://127.0.0.1:{server.port}",
     }
     fsspec.filesystem("s3", **storage).mkdir(BUCKET)
     yield storage
-    server.stop()
+    server.shutdown()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,21 @@ def _slash_join(*parts: str) -> str:
     return "/".join(parts)
 
 
+@pytest.fixture(scope="module")
+def bucket(s3_server: dict[str, object]) -> dict[str, object]:
+    """Storage options that reach a server with the bucket `BUCKET`."""
+    fsspec.filesystem("s3", **s3_server).mkdir(BUCKET)
+    return s3_server
+
+
+@pytest.fixture(scope="module")
+def globs(bucket: dict[str, object]) -> str:
+    """A folder that most of the tests only read: made once, where the suite makes it for each of them."""
+    fs = fsspec.filesystem("s3", **bucket)
+    made: str = S3Fixtures()._glob_edge_cases_files(fs, _slash_join, f"{BUCKET}/globs")
+    return made
+
+
 class LocalFixtures(abstract.AbstractFixtures):
     """Headrace over the local disk."""
 
@@ -85,14 +100,14 @@ class S3Fixtures(abstract.AbstractFixtures):
     """Headrace over s3fs and moto's server."""
 
     @pytest.fixture
-    def fs(self, mode: str, cloud_engine: str, s3_server: dict[str, object]) -> Any:
-        plain = fsspec.filesystem("s3", **s3_server)
-        plain.invalidate_cache()
-        if not plain.exists(BUCKET):
-            plain.mkdir(BUCKET)
-        fs = _wrapped(mode, "s3", **s3_server)
+    def fs(self, mode: str, cloud_engine: str, bucket: dict[str, object]) -> Any:
+        fs = _wrapped(mode, "s3", **bucket)
         fs.invalidate_cache()
         return fs
+
+    @pytest.fixture
+    def fs_glob_edge_cases_files(self, globs: str) -> str:
+        return globs
 
     @pytest.fixture
     def fs_join(self) -> Callable[..., str]:
