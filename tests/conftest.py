@@ -93,11 +93,15 @@ def _isolated_environment() -> Iterator[None]:
     """Hide the developer's settings, ours and those of AWS and fsspec, from the tests.
 
     The tests' own ``HEADRACE_TEST_*`` go too, once read: headrace warns of names it does not know.
+    ``HEADRACE_TEST_LOCAL_BACKEND`` has all of them run with that backend of local files.
     """
+    local_backend = os.environ.get("HEADRACE_TEST_LOCAL_BACKEND")
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("HEADRACE_", "AWS_", "FSSPEC_")):
                 patch.delenv(name)
+        if local_backend is not None:
+            patch.setenv("HEADRACE_LOCAL_BACKEND", local_backend)
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")

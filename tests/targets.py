@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
+import recording  # noqa: F401 - registers its two filesystems
 from modes import BUCKET
 
 import headrace

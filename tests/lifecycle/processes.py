@@ -27,7 +27,7 @@ class Ended:
     err: str
 
 
-def start(script: str, *arguments: object, **variables: str) -> subprocess.Popen[str]:
+def start(script: str | Path, *arguments: object, **variables: str) -> subprocess.Popen[str]:
     """Start ``children/script`` with pipes to read from."""
     # Read here, by name: what the gate sets for itself must not reach a child.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
@@ -52,7 +52,7 @@ def finish(child: subprocess.Popen[str], limit_s: float = LIMIT_S) -> Ended:
     return Ended(child.returncode, out, err)
 
 
-def run(script: str, *arguments: object, limit_s: float = LIMIT_S, **variables: str) -> Ended:
+def run(script: str | Path, *arguments: object, limit_s: float = LIMIT_S, **variables: str) -> Ended:
     """Run a child to its end."""
     return finish(start(script, *arguments, **variables), limit_s)
 

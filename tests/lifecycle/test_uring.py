@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lifecycle.processes import Ended, run
+from lifecycle.processes import CHILDREN, Ended, run
 
 from headrace.backends._rings import probe
 
@@ -72,11 +72,39 @@ def test_where_it_is_forbidden_the_doctor_says_so() -> None:
     assert "io_uring_setup" in check["cure"]
 
 
-@needs_uring
-def test_where_it_is_forbidden_the_suite_of_backends_passes() -> None:
-    """All of it but the cloud's: object stores are read through sockets, with no ring and no fallback."""
-    cloud = [f"--ignore={path}" for path in (TESTS / "backends").glob("test_obstore*.py")]
-    cloud += ["-k", "not TestObstore and not TestAsyncS3"]
-    ended = denied("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *cloud, TESTS / "backends")
+OF_LOCAL_FILES = [
+    "conformance",
+    *(f"backends/test_{name}.py" for name in ("conformance", "registry", "rings")),
+    *(
+        f"plugin/test_{name}.py"
+        for name in ("cached", "cat", "file", "filesystem", "order", "submit", "views")
+    ),
+]
+OTHERS = ("memory", "zip", "recording", "s3", "obstore", "async", "sync", "[off", "-off")
+"""What is in the names of the tests among them that read something else, or without a backend."""
+
+
+def behaviour(kind: str, *before: str) -> Ended:
+    """Run the conformance and behaviour tests of local files in a child; `kind` says what it must find."""
+    chosen = [
+        "-k",
+        " and ".join(f"not {name}" for name in OTHERS),
+        *(TESTS / name for name in OF_LOCAL_FILES),
+    ]
+    ended = run(*before, CHILDREN / "behaviour.py", kind, *chosen, limit_s=280)
     assert ended.status == 0, ended.out
+    return ended
+
+
+@needs_uring
+def test_the_tests_of_local_files_pass_with_io_uring_asked_for() -> None:
+    ended = behaviour("here")
+    assert "skipped" not in ended.out
+    assert int(ended.out.splitlines()[-1].removeprefix("rings: ")) > 100
+
+
+@needs_uring
+def test_the_tests_of_local_files_pass_where_it_is_forbidden() -> None:
+    ended = behaviour("denied", "denied.py")
     assert "skipped" in ended.out, "the tests of rings know that there are none"
+    assert ended.out.splitlines()[-1] == "rings: 0"
