@@ -14,6 +14,8 @@ Sections:
 * *busy*: hot batches beside no, one and two busy Python threads.
 * *threads*: eight threads, each with its own batches, and one thread with as many.
 * *calls*: 10 to 1,000,000 ranges a call; short ones are made again and again, 20,000 ranges in all.
+* *auto*: what `HEADRACE_LOCAL_BACKEND=auto` chooses against `pread`: single reads, calls of 10 to 100,000
+  blocks, 1 MiB parts, hot and cold, in lite and in standard.
 
 Arenas are warm: the round that is not counted has made them. A peer that is not installed is left out.
 """
@@ -55,7 +57,7 @@ from _bench import (
     save,
     show_results,
 )
-from _peers import READ_BYTES, cat_ranges, read_ranges
+from _peers import READ_BYTES, cat_each, cat_ranges, read_ranges, seek_and_read
 from fsspec.implementations.local import LocalFileSystem
 from local_reads import blocks_of, busy_thread, random_starts
 from obstore.store import LocalStore
@@ -309,6 +311,81 @@ def call_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
         n *= 10
 
 
+# -- auto
+
+
+def auto_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Compare what `auto` chooses with `pread`."""
+    few = sizes.busy // 10  # cold and one by one: each waits for the disk
+    for mode in ("lite", "standard"):
+        for state in ("hot", "cold"):
+            singles = sizes.busy if state == "hot" else few
+            yield auto_case(f"{mode}, open file", state, path, singles, open_file_reads)
+            yield auto_case(f"{mode}, cat_file", state, path, singles, cat_file_reads)
+            for n in (10, 100, 1000, sizes.batch):
+                amount = max(few if n == 10 and state == "cold" else sizes.busy, n)
+                yield auto_case(f"{mode}, calls of {n:,}", state, path, amount, partial(call_reads, n))
+            yield auto_case(f"{mode}, 1 MiB", state, path, path.stat().st_size // (16 * MIB), part_reads, MIB)
+
+
+def auto_case(
+    name: str,
+    state: str,
+    path: Path,
+    amount: int,
+    reads: Callable[[HeadraceFileSystem, str], Callable[[list[int]], Any]],
+    nbytes: int = READ_BYTES,
+) -> Case:
+    """Return a case of so many reads through `auto` and through `pread`."""
+    mode = name.partition(",")[0]
+    contenders = [
+        Contender(f"headrace {mode}, {backend}", reads(filesystem(mode, backend), str(path)))
+        for backend in ("auto", "pread")
+    ]
+    places = path.stat().st_size // nbytes
+
+    def starts(rng: np.random.Generator) -> list[int]:
+        found: list[int] = (rng.choice(places, min(amount, places), replace=False) * nbytes).tolist()
+        return found
+
+    return Case(
+        "auto",
+        f"{name}, {amount:,} x {nbytes // KIB} KiB",
+        state,
+        starts,
+        contenders,
+        amount,
+        "reads",
+        [path],
+    )
+
+
+def open_file_reads(fs: HeadraceFileSystem, path: str) -> Callable[[list[int]], Any]:
+    """Read one block after another of an open file."""
+    return seek_and_read(fs.open(path, "rb"))
+
+
+def cat_file_reads(fs: HeadraceFileSystem, path: str) -> Callable[[list[int]], Any]:
+    """Ask by path for one block after another."""
+    return cat_each(fs.cat_file, path)
+
+
+def call_reads(n: int, fs: HeadraceFileSystem, path: str) -> Callable[[list[int]], Any]:
+    """Read so many blocks in a call."""
+    read = read_ranges(fs, path)
+
+    def run(starts: list[int]) -> None:
+        for lo in range(0, len(starts), n):
+            read(starts[lo : lo + n])
+
+    return run
+
+
+def part_reads(fs: HeadraceFileSystem, path: str) -> Callable[[list[int]], Any]:
+    """Read long parts in one call."""
+    return lambda starts: fs.cat_ranges([path] * len(starts), starts, [start + MIB for start in starts])
+
+
 # -- what to look at
 
 
@@ -317,6 +394,7 @@ def show_ratios(results: list[Result]) -> None:
     console.rule("ratios of rates within this run")
     for rows in by_case(results):
         show_against_others(rows)
+        show_auto(rows)
     show_busy([row for row in results if row.section == "busy"])
     show_threads([row for row in results if row.section == "threads"])
     for row in results:
@@ -330,6 +408,13 @@ def show_against_others(rows: list[Result]) -> None:
     if ours is not None and len(rows) > 1:
         others = [f"{row.contender} {ours.rate / row.rate:.2f}" for row in rows if row is not ours]
         console.print(f"  {ours.section}: {ours.case}, {ours.state}: lite, uring / {', '.join(others)}")
+
+
+def show_auto(rows: list[Result]) -> None:
+    """Print `auto` against `pread`."""
+    if rows[0].section == "auto":
+        auto, pread = rows
+        console.print(f"  auto: {auto.case}, {auto.state}: auto / pread {auto.rate / pread.rate:.2f}")
 
 
 def show_busy(results: list[Result]) -> None:
@@ -354,6 +439,7 @@ SECTIONS: dict[str, Callable[[Path, Path, Sizes], Iterator[Case]]] = {
     "busy": lambda path, _folder, sizes: busy_cases(path, sizes),
     "threads": lambda path, _folder, sizes: thread_cases(path, sizes),
     "calls": lambda path, _folder, sizes: call_cases(path, sizes),
+    "auto": lambda path, _folder, sizes: auto_cases(path, sizes),
 }
 
 
