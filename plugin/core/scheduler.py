@@ -237,6 +237,7 @@ class Scheduler:
         return limit - limit // URGENT_SHARE
 
     def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:
+        self._note_urgent(request, now)
         self._reserve(request)
         nbytes = self._hand_out(request, count, now)
         if is_head:
@@ -246,6 +247,12 @@ class Scheduler:
             self._leave_queue(request)
         else:
             self.started[request.seq] = request
+
+    def _note_urgent(self, request: Request, now: float) -> None:
+        """Tell the window who waits for all of it; a store's requests are served side by side."""
+        bases = self.in_flight_bases
+        if bases and self.window is not None and not self.counts_ops and request.priority.base < max(bases):
+            self.window.note_urgent(now)
 
     def _reserve(self, request: Request) -> None:
         if self.hub.budget.is_holding(request.seq):

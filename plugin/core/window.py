@@ -18,6 +18,9 @@ unit the scheduler counts (bytes for disks, requests for object stores).
    holds still for 16 legs and goes round again. So growth is always possible again. Steps are
    factors: wide at first and while they succeed, 1.5 once the limit was found. A start shrinks
    before it grows: too few in flight cost some legs of throughput, too many cost seconds.
+6. While *urgent* reads come, a trial of a larger limit is what they wait for. So none is made beyond
+   the *ceiling*, unless throughput rose steeply up to the held limit: then the device has idle
+   channels. The ceiling is the limit that was held when they began to come.
 
 Every constant is a ratio or a count: none is a time, a rate or a size. Demand that did not fill the
 window says nothing about it: such a leg ends the trial and moves nothing.
@@ -48,6 +51,8 @@ _ELASTICITY = 1 / 8  # stop growing where 1% more in flight brings less than 1/8
 _LEG_OPS = 16  # a leg is at least so many ops ...
 _LEG_SLICES = 4  # ... and slices, and one window
 _REST_LEGS = 16
+_URGENT_LEGS = 256  # so long after an urgent read the next one is expected
+_URGENT_ELASTICITY = 1 / 4  # so much must be sure before those that come have to wait for a trial
 _LEAST_PAIRS = 2  # a single pair cannot tell a gain from a jolt of the device
 _MOST_PAIRS = 24  # then decide on what there is
 _GROW_ERRORS = 2.5  # standard errors of the mean that prove a larger limit
@@ -133,11 +138,15 @@ class _Evidence:
         self._per_slice = 1 / one.slices + 1 / two.slices
 
     def is_beyond(self, errors: float) -> bool:
-        """Whether the mean is at least so many standard errors from zero.
+        """Whether the mean is at least so many standard errors from zero."""
+        return abs(self.mean) > errors * self.error()
+
+    def error(self) -> float:
+        """Return the standard error of the mean.
 
         Neighbouring pairs share a leg, which doubles the variance of their mean.
         """
-        return abs(self.mean) > errors * math.sqrt(2 * self._variance() / self.count)
+        return math.sqrt(2 * self._variance() / self.count)
 
     def conclude(self) -> None:
         """Learn the noise of the pairs, then forget them."""
@@ -166,11 +175,11 @@ class Window:
     """
 
     __slots__ = (
-        "_base_latency_s", "_best_rate", "_elasticity", "_evidence", "_goal", "_held",
+        "_base_latency_s", "_best_rate", "_ceiling", "_elasticity", "_evidence", "_goal", "_held",
         "_in_flight", "_is_new", "_is_open", "_largest_op", "_largest_slice", "_last_s",
         "_least", "_least_latency_s", "_leg", "_limit", "_most", "_op_units", "_opened_s",
         "_other", "_rest", "_settling", "_shrink_step", "_since_s", "_slices", "_state",
-        "_steep", "_throttle", "_units", "_unlimited",
+        "_steep", "_sure_elasticity", "_throttle", "_units", "_unlimited", "_urgent_legs",
     )  # fmt: skip
 
     def __init__(self, *, initial: int, least: int, most: int) -> None:
@@ -181,9 +190,12 @@ class Window:
         self._state = WindowState.SHRINK
         self._shrink_step = _WIDE_SHRINK_STEP
         self._elasticity = 0.0  # as the last pairs saw it
+        self._sure_elasticity = 0.0  # as much as they prove
         self._steep = 1  # steep GROWs in a row; the first one after a start has nothing to spoil
         self._is_new = True  # until the first GROW
         self._rest = 0
+        self._ceiling = initial
+        self._urgent_legs = 0  # for which urgent reads are expected
         self._evidence = _Evidence()
         self._throttle = Throttle(least)
         self._leg: _Leg | None = None  # the previous leg of the trial
@@ -256,6 +268,15 @@ class Window:
         if self._units >= self._goal:
             self._close(now)
 
+    def note_urgent(self, now: float) -> None:
+        """Take note of a read more urgent than what is in flight, which it has to wait for."""
+        if not self._urgent_legs:
+            self._ceiling = self._held
+            if self._limit > self._held:
+                self._start(WindowState.SHRINK)
+                self._abandon(now)
+        self._urgent_legs = _URGENT_LEGS
+
     def note_throttled(self, now: float) -> None:
         """Take note of one answer that asks for less; only of windows in requests."""
         self._count(now, throttled=1)
@@ -312,6 +333,7 @@ class Window:
             self._open(now)  # a clock too coarse for this leg, or no clock at all
             return
         self._op_units = self._largest_op
+        self._urgent_legs = max(0, self._urgent_legs - 1)
         if self._has_raised() or self._unlimited > _UNLIMITED_SHARE * self._units:
             self._abandon(now)
             return
@@ -385,6 +407,7 @@ class Window:
         evidence = self._evidence
         evidence.add(gain - _ELASTICITY * spread, one, two)
         self._elasticity = _ELASTICITY + evidence.mean / spread
+        self._sure_elasticity = self._elasticity - _SHRINK_ERRORS * evidence.error() / spread
         is_gain = evidence.mean > 0
         is_wide = high.limit > _WIDE_GROW_STEP * low.limit
         if evidence.count < _LEAST_PAIRS and (is_gain or not is_wide):
@@ -406,6 +429,7 @@ class Window:
             self._steep = self._steep + 1 if is_steep else 0
             if is_larger_better:
                 self._held = self._other
+                self._ceiling = max(self._ceiling, self._held)
             self._start(WindowState.GROW if is_larger_better else WindowState.SHRINK)
         elif is_larger_better:
             self._keep()
@@ -438,16 +462,20 @@ class Window:
         else:
             self._other = self._smaller()
             if self._other == self._held:
+                self._sure_elasticity = 1.0  # a device with one op to do is idle between two
                 self._shrink_step = _FINE_STEP
                 self._keep()
 
     def _larger(self) -> int:
-        """Return the next limit up: a step, and enough for one op more."""
+        """Return the next limit up: a step, and enough for one op more; the held one if there is none."""
         op = self._op_units
         fitting = max(1, int(self._held * ORDINARY_SHARE / op)) if op > 0 else 1
         one_more = (fitting + 1) * op / ORDINARY_SHARE
-        step = _WIDE_GROW_STEP if self._steep >= _LEAST_STEEP else _FINE_STEP
-        return min(self._most, math.ceil(max(self._held * step, one_more)))
+        step = _WIDE_GROW_STEP if self._steep >= _LEAST_STEEP and not self._urgent_legs else _FINE_STEP
+        most = self._most
+        if self._urgent_legs and self._sure_elasticity <= _URGENT_ELASTICITY:
+            most = max(self._ceiling, self._held)
+        return min(most, math.ceil(max(self._held * step, one_more)))
 
     def _smaller(self) -> int:
         """Return the next limit down, or the held one when a single op fits already."""

@@ -48,6 +48,8 @@ class WindowLike(Protocol):
         ops: int = 1,
     ) -> None: ...
 
+    def note_urgent(self, now: float) -> None: ...
+
 
 class FixedWindow:
     """A window that never moves: what the controller is compared with."""
@@ -57,6 +59,9 @@ class FixedWindow:
 
     def observe(self, **_seen: float) -> None:
         """Learn nothing."""
+
+    def note_urgent(self, now: float) -> None:
+        """Change nothing."""
 
 
 def no_change(_now: float) -> float:
@@ -342,6 +347,8 @@ class _Loop:
     def _admit(self, now: float) -> None:
         while self.waiting and self._fitting(self.waiting[0][1], self.window.limit):
             since_s, units = self.waiting.popleft()
+            if self.in_flight and units > 1:  # a window of requests is not told
+                self.window.note_urgent(now)
             done_s = self._submit(now, units, 1, "point_done")
             self.trace.points.append((since_s, done_s - since_s))
         while self.ready and (ops := self._fitting(self.next_size, self.window.limit * 7 // 8)):

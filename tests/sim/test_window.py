@@ -192,6 +192,40 @@ def test_a_device_without_a_knee() -> None:
     assert max(trace.limits(0.5)) <= 64 * OP
 
 
+@pytest.mark.parametrize("point_every_s", [1e-3, math.inf])
+def test_tries_no_larger_limit_while_urgent_reads_come(point_every_s: float) -> None:
+    """Without them it does, and finds what the device has."""
+    window = Window(initial=MIB, least=4 * KIB, most=64 * MIB)
+    trace = read_through(VirtualDisk(noise=0.3), window, Load(15_000, point_every_s=point_every_s))
+    assert (max(trace.limits(0)) > MIB) is (point_every_s == math.inf)
+    assert trace.rate(0.2) >= 0.85 * 1.6e9
+
+
+def test_an_urgent_read_ends_the_trial_of_a_larger_limit() -> None:
+    trials = set()
+    for slices in range(3000, 6000, 97):
+        window = Window(initial=MIB, least=4 * KIB, most=64 * MIB)
+        now = read_through(VirtualDisk(burst_bytes=64 * KIB), window, Load(slices)).done[-1][0]
+        held = window.snapshot().held
+        trials.add(window.limit > held)
+        window.note_urgent(now)
+        assert window.limit <= held
+        assert window.snapshot().held == held
+    assert trials == {True, False}
+
+
+def test_after_an_urgent_read_the_next_one_is_expected_for_a_while() -> None:
+    first = {}
+    for is_expected in (False, True):
+        window = Window(initial=900 * KIB, least=4 * KIB, most=64 * MIB)
+        if is_expected:
+            window.note_urgent(0.0)
+        limits = read_through(Nvme(noise=0.3), window, Load(8000)).limits(0)
+        first[is_expected] = next(n for n, limit in enumerate(limits) if limit > 900 * KIB)
+    assert first[False] < first[True]
+    assert first[True] > 256 * 16, "a leg is at least 16 ops"
+
+
 def _median_limit(trace: Trace, start_s: float, end_s: float) -> float:
     return statistics.median(limit for now, _, limit in trace.done if start_s <= now < end_s)
 

@@ -404,6 +404,28 @@ def calls_of(function: Any) -> int:
     return count
 
 
+class AttentiveWindow(Window):
+    """Counts what it is told of urgent reads."""
+
+    urgent = 0
+
+    def note_urgent(self, now: float) -> None:
+        self.urgent += 1
+        super().note_urgent(now)
+
+
+@pytest.mark.parametrize(("first", "second", "told"), [(0, -1, 1), (0, 0, 0), (-1, 0, 0)])
+@pytest.mark.parametrize("counts_ops", [False, True])
+def test_the_window_is_told_of_urgent_reads(first: int, second: int, told: int, *, counts_ops: bool) -> None:
+    """Of those which wait for what a device has to do; a store does it beside them."""
+    window = AttentiveWindow(initial=100, least=1, most=100)
+    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9, counts_ops=counts_ops)
+    submit(scheduler, 10, base=first)
+    assert window.urgent == 0
+    submit(scheduler, 10, base=second)
+    assert window.urgent == (0 if counts_ops else told)
+
+
 def columns_of(n: int) -> tuple[Any, ...]:
     draw = np.random.default_rng(5)
     start = draw.integers(0, 1 << 40, n)
