@@ -135,27 +135,31 @@ class Job:
         self.complete_all([(grant, ops, nbytes)], is_hit=is_hit)
 
     def complete_tried(self, grant: Grant, rows: Int64Array, nbytes: int) -> None:
-        """Tell it that ops of a grant were performed by a store that is asked again on failure."""
-        errors = self.ops.errors
-        failed = sum(row in errors for row in rows.tolist()) if errors else 0
-        self.complete_all([(grant, len(rows), nbytes)], succeeded=len(rows) - failed)
+        """Tell it that ops of a grant were performed by a store that is asked again on failure.
 
-    def complete_all(
+        Errors of other rows say nothing: another attempt at them may be under way.
+        """
+        errors = self.ops.errors
+        failed = [row for row in rows.tolist() if row in errors] if errors else []
+        self._complete([(grant, len(rows), nbytes)], failed, succeeded=len(rows) - len(failed))
+
+    def complete_all(self, performed: list[tuple[Grant, int, int]], *, is_hit: bool = False) -> None:
+        """Tell it of several grants' ops and bytes in one section: what that admits is one grant."""
+        self._complete(performed, sorted(self.ops.errors), is_hit=is_hit)
+
+    def _complete(
         self,
         performed: list[tuple[Grant, int, int]],
+        failed: list[int],
         *,
         is_hit: bool = False,
         succeeded: int | None = None,
     ) -> None:
-        """Tell it of several grants' ops and bytes in one section: what that admits is one grant.
-
-        `succeeded` says how many of them a store that is asked again on failure has performed.
-        """
+        """Fail the request for the first of the rows `failed`; `succeeded` of a store refill its retries."""
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
-            if self.fails_fast and self.ops.errors and not self.request.is_over:
-                row = min(self.ops.errors)
-                scheduler.fail(self.request, self.ops.errors[row])
+            if self.fails_fast and failed and not self.request.is_over:
+                scheduler.fail(self.request, self.ops.errors[failed[0]])
             if succeeded:
                 scheduler.retries.note_success(succeeded)
             now = perf_counter()

@@ -188,6 +188,27 @@ def test_failed_rows_are_tried_again_and_no_others(fs: HeadraceFileSystem, backe
     assert [rows for _, rows in backend.calls] == [list(range(10)), [3, 7], [3]]
 
 
+def test_an_attempt_that_failed_in_one_call_ends_nothing_in_another(
+    fs: HeadraceFileSystem, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The op has its error while the rest of its call is under way, and others complete meanwhile."""
+    plain, tried = backend.perform, []
+
+    def perform(ops: Any, rows: Any) -> None:
+        if 0 in rows and not tried:
+            tried.append(rows)
+            ops.fail(0, ConnectionError("reset"))
+            while fs.stats().in_flight_ops > len(rows):
+                threading.Event().wait(0.001)
+            rows = rows[1:]
+        plain(ops, rows)
+
+    monkeypatch.setattr(backend, "perform", perform)
+    with fs.open("x", size=len(DATA)) as file:
+        assert file.read() == DATA
+    assert len(tried) == 1
+
+
 def test_a_call_that_fails_is_tried_again(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
     backend.failures = [ConnectionError("the engine lost its network")]
     expect(fs, 5)
