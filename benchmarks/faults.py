@@ -6,15 +6,15 @@ The server is `headrace.testing.ObjectServer` in a process of its own, 20 ms bef
 
 Sections, for each engine in lite and in standard:
 
-* *faults*: 10,000 ranges of 4 KiB in one call, a tenth of the requests fails in one way, or in all ways together.
-* *storm*: calls of 500 ranges, four under way; for a second and a half every request is answered with 503. The
-  rate is what the server served well, so it is not the client's word.
-* *stragglers*: one request in a hundred takes two seconds longer. 10,000 ranges one by one from 16 threads, and in
-  one call, with and without second requests.
+* *faults*: 10,000 ranges of 4 KiB in one call; a tenth of the requests fails in one way, or in all ways.
+* *storm*: calls of 500 ranges, four under way; for a second and a half every request is answered with 503.
+  The rate is what the server served well, so it is not the client's word.
+* *stragglers*: one request in a hundred takes two seconds longer. 10,000 ranges one by one from 16 threads,
+  and in one call, with and without second requests.
 
-Every byte is compared with the object's. Promised are: each range right or a clear error, at most 1.2 requests
-a range with a tenth of faults; 90% of the rate before within 2 s after a storm; and with hedging a p99.9
-under 200 ms for at most 3% more requests. What was missed is in bold.
+Every byte is compared with the object's. Promised are: each range right or a clear error, at most 1.2
+requests a range with a tenth of faults; 90% of the rate before within 2 s after a storm; and with hedging a
+p99.9 under 200 ms for at most 3% more requests. What was missed is in bold.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ from headrace.testing import Faults, ObjectServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from headrace.testing import ServedRequest
 
 BUCKET, KEY = "bench", "random.bin"
 PATH = f"{BUCKET}/{KEY}"
