@@ -29,6 +29,8 @@ class StoreError(OSError):
     """The store, or the way to it, failed; another attempt may succeed."""
 
     verdict: Verdict = Verdict(is_retryable=True)
+    is_refusal: bool = False
+    """Whether the store answered that it wants less, perhaps with Retry-After."""
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
@@ -60,6 +62,7 @@ def _of_status(status: int, code: str, path: str) -> StoreError:
     number = errno.EBUSY if is_throttled else errno.EIO
     fault = StoreError(number, f"the store answered {status} {code}".rstrip(), path)
     fault.verdict = Verdict(is_retryable=True, is_throttled=is_throttled)
+    fault.is_refusal = is_throttled
     return fault
 
 

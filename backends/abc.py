@@ -258,6 +258,13 @@ class BulkBackend(Backend):
     def perform(self, ops: Ops, rows: Int64Array) -> None:
         """Perform `rows` to their end: each has its `got` or its error afterwards."""
 
+    def singly(self) -> AsyncBackend | None:
+        """Return a backend of the same storage that awaits each op by itself, or None where there is none.
+
+        It reads instead where ops that are late shall be asked for twice: those of a call are late together.
+        """
+        return None
+
 
 class PathSource:
     """A file named by its path, for filesystems that read by ``cat_file``.

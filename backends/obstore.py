@@ -29,6 +29,19 @@ from typing_extensions import override
 
 from headrace.backends import _faults, _s3fs
 from headrace.backends import _obstore_faults as faults
+from headrace.backends._obstore_requests import (
+    CHUNK_BYTES,
+    check_version,
+    deliver_all,
+    has_bounds,
+    is_strong,
+    options_of,
+    progress_of,
+    range_of,
+    receive,
+    span_of,
+    take_chunk,
+)
 from headrace.backends._obstore_s3 import Client, InexactError
 from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
 from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, store_of
@@ -38,10 +51,8 @@ from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from headrace.backends.abc import AsyncBackend
     from headrace.types import Int64Array, Ops
-
-CHUNK_BYTES = 1 << 20
-"""Longer ops are copied piece by piece."""
 
 CONNECTIONS = 10
 """Of the wrapped filesystem's instance that answers what obstore cannot."""
@@ -180,9 +191,12 @@ class ObstoreBackend(BulkBackend):
         source: ObjectSource = ops.sources[int(ops.file[rows[0]])]
         bucket = self._stores.bucket(source.bucket) if _is_plain(source) else None
         lengths = ops.length[rows]
-        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and _range_of(source) is None):
+        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
             self._ask(ops, rows)
             return
+        if ops.state is not None:
+            rows = self._sound_out(ops, rows)
+            lengths = ops.length[rows]
         empty = rows[lengths == 0]
         if len(empty):
             self._perform_empty(ops, empty, bucket, source)
@@ -197,13 +211,13 @@ class ObstoreBackend(BulkBackend):
         store = bucket.store
         is_cold = False
         if source.etag is not None:
-            is_cold = source.ops < WORTH_OPS or not _is_strong(source.etag)
+            is_cold = source.ops < WORTH_OPS or not is_strong(source.etag)
             if not is_cold:
                 store = self._stores.version(bucket, source.key, source.etag)
         elif source.is_file:
             is_cold = True  # the first answer tells the version
         if is_cold or bucket.wary_ops or is_touching(ops, rows):
-            self._one_by_one(ops, rows, bucket, source)
+            self._one_by_one(ops, rows)
         else:
             self._bulk(ops, rows, bucket, source, store)
 
@@ -218,45 +232,76 @@ class ObstoreBackend(BulkBackend):
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = faults.fault_of(error, source.path)
             if fault is None:
-                # Which of them it was is not said: each has its own answer.
-                self._one_by_one(ops, rows, bucket, source)
+                self._note_refusal(error, source)
+                # Which of them it was is not said: each has its own answer, but for a refusal of all.
+                self._one_by_one(ops, self._ask_first(ops, rows) if faults.is_of_credentials(error) else rows)
                 return
             bucket.note(0, has_failed=True)
+            progress_of(ops).note(rows.tolist(), fault)
             for row in rows.tolist():
                 ops.fail(row, fault)
             return
-        _deliver_all(ops, rows, found)
+        deliver_all(ops, rows, found)
 
-    def _one_by_one(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> None:
-        numbers = rows.tolist()
-        answers = asyncio.run(_get_all(bucket.store, source, ops, numbers))
-        for row, answer in zip(numbers, answers, strict=True):
-            if isinstance(answer, BaseException):
-                self._fail(ops, row, bucket, source, answer)
-                continue
-            try:
-                _check_version(source, answer[0])
-                ops.deliver(row, answer[1])
-            except ObjectChangedError as error:
-                ops.fail(row, error)
-            bucket.note(1, has_failed=False)
+    def _one_by_one(self, ops: Ops, rows: Int64Array) -> None:
+        asyncio.run(self._read_each(ops, rows.tolist()))
+
+    async def _read_each(self, ops: Ops, rows: list[int]) -> None:
+        free = asyncio.Semaphore(self.least_call_ops)  # as many as `get_ranges` has under way
+
+        async def read(row: int) -> None:
+            async with free:
+                try:
+                    await self.read(ops, row)
+                except Exception as error:  # noqa: BLE001 - the op's own (I10)
+                    ops.fail(row, error)
+
+        await asyncio.gather(*map(read, rows))
+
+    async def read(self, ops: Ops, row: int) -> None:
+        """Perform one op by a request of its own, on whatever loop runs; raises its error."""
+        source: ObjectSource = ops.sources[int(ops.file[row])]
+        bucket = self._stores.bucket(source.bucket) if _is_plain(source) else None
+        was_refused = row in progress_of(ops).refused
+        if bucket is None or was_refused or not has_bounds(source, int(ops.length[row])):
+            await self._ask_one(ops, row)
+            return
+        try:
+            await receive(bucket.store, source, ops, row)
+        except ObjectChangedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - judged by what it says
+            fault = faults.fault_of(error, source.path)
+            if fault is None:
+                self._note_refusal(error, source)
+                await self._ask_one(ops, row)
+                return
+            bucket.note(0, has_failed=True)
+            progress_of(ops).note([row], fault)
+            raise fault from None
+        bucket.note(1, has_failed=False)
+
+    @override
+    def singly(self) -> AsyncBackend:
+        """Return what awaits each op by itself."""
+        from headrace.backends._obstore_singly import SingleReads  # noqa: PLC0415
+
+        return SingleReads(self)
 
     def _alone(self, ops: Ops, row: int, bucket: BucketStore, source: ObjectSource) -> None:
         import obstore  # noqa: PLC0415
 
-        start, length, done = int(ops.start[row]), int(ops.length[row]), 0
-        end: int | None = start + length
-        if length == UNKNOWN_LENGTH:
-            start, end = _range_of(source) or (0, None)
-        elif length > CHUNK_BYTES:
-            done = _progress(ops).get(row, 0)
+        length = int(ops.length[row])
         try:
-            options = _options(source.etag, start + done, end)
+            options = options_of(source.etag, *span_of(ops, row, source))
             answer = obstore.get(bucket.store, source.key, options=options)
             if length > CHUNK_BYTES:
-                _take_chunks(ops, row, source, answer)
+                check_version(source, answer.meta["e_tag"])
+                for chunk in answer.stream(CHUNK_BYTES):
+                    take_chunk(ops, row, source, chunk, answer.meta["e_tag"])
+                ops.got[row] = progress_of(ops).get(row, 0)
             else:
-                _check_version(source, answer.meta["e_tag"])
+                check_version(source, answer.meta["e_tag"])
                 ops.deliver(row, memoryview(answer.bytes()))
         except ObjectChangedError as error:
             ops.fail(row, error)
@@ -291,32 +336,77 @@ class ObstoreBackend(BulkBackend):
         fault = faults.fault_of(error, source.path)
         if fault is not None:
             bucket.note(0, has_failed=True)
+            progress_of(ops).note([row], fault)
             ops.fail(row, fault)
             return
-        if faults.is_of_credentials(error):
+        self._note_refusal(error, source)
+        self._ask(ops, np.array([row]))
+
+    def _note_refusal(self, error: BaseException, source: ObjectSource) -> None:
+        """Forget what an error says is no longer so."""
+        if faults.is_another_version(error):
+            self.target.invalidate_cache(source.path)  # or a listing would name the old version again
+        elif faults.is_of_credentials(error):
             self._stores.forget(source.bucket)
         elif faults.status_of(error) in _MOVED:
             self._stores.give_up(source.bucket, "the bucket is in another region than the one configured")
-        self._ask(ops, np.array([row]))
+
+    def _sound_out(self, ops: Ops, rows: Int64Array) -> Int64Array:
+        """Of ops that were refused (429, 503) ask the wrapped filesystem for one: its error has Retry-After.
+
+        Where it is refused again, so are the others, unasked. Returns the ops that are left.
+        """
+        refused = progress_of(ops).refused
+        known = refused.keys() & set(rows.tolist())
+        if not known:
+            return rows
+        first = min(known)
+        left = self._ask_first(ops, np.concatenate([[first], rows[rows != first]]))
+        if first not in ops.errors:
+            for row in known:
+                refused.pop(row, None)
+        return left
+
+    def _ask_first(self, ops: Ops, rows: Int64Array) -> Int64Array:
+        """Have the wrapped filesystem answer one op; what is a refusal of all is the answer of the others."""
+        first, rows = int(rows[0]), rows[1:]
+        self._ask(ops, np.array([first]))
+        error = ops.errors.get(first)
+        if isinstance(error, PermissionError) or (isinstance(error, faults.StoreError) and error.is_refusal):
+            for row in rows.tolist():
+                ops.fail(row, error)
+            return rows[:0]
+        return rows
 
     def _ask(self, ops: Ops, rows: Int64Array) -> None:
         """Have the wrapped filesystem answer some ops."""
+        from fsspec.asyn import sync  # noqa: PLC0415
+
         for row in rows.tolist():
             try:
-                self._ask_one(ops, row)
+                sync(self._asker().loop, self._asking, ops, row)
             except Exception as error:  # noqa: BLE001 - the op's own (I10)
                 ops.fail(row, error)
 
-    def _ask_one(self, ops: Ops, row: int) -> None:
-        from fsspec.asyn import sync  # noqa: PLC0415
+    async def _ask_one(self, ops: Ops, row: int) -> None:
+        """Have it answer one, awaited on whatever loop runs."""
+        asking = asyncio.run_coroutine_threadsafe(self._asking(ops, row), self._asker().loop)
+        await asyncio.wrap_future(asking)
 
+    async def _asking(self, ops: Ops, row: int) -> None:
         source, length = ops.sources[int(ops.file[row])], int(ops.length[row])
         asker = self._asker()
-        if _s3fs.can_read(source, length):
-            sync(asker.loop, _s3fs.read_op, asker, ops, row)
-            return
-        start, end = source.limits(int(ops.start[row]), length)
-        ops.deliver(row, asker.cat_file(source.path, start=start, end=end, **source.options))
+        try:
+            async with asyncio.timeout(None if length == UNKNOWN_LENGTH else self._stores.try_timeout_s):
+                if _s3fs.can_read(source, length):
+                    await _s3fs.read_op(asker, ops, row)
+                    return
+                start, end = source.limits(int(ops.start[row]), length)
+                data = await asker._cat_file(source.path, start=start, end=end, **source.options)  # noqa: SLF001
+                ops.deliver(row, data)
+        except Exception as error:
+            _raise_again(progress_of(ops).refused.get(row), _faults.verdict(error))
+            raise
 
     def _asker(self) -> Any:
         """Return an instance of the wrapped filesystem that any thread may call."""
@@ -335,6 +425,13 @@ def _is_plain(source: ObjectSource) -> bool:
     return not source.options and "" not in parts and "." not in parts and ".." not in parts
 
 
+def _raise_again(fault: faults.StoreError | None, verdict: Verdict) -> None:
+    """Raise the fault of an op that was refused, and is again, with what the store says now."""
+    if fault is not None and verdict.is_throttled:
+        fault.verdict = verdict
+        raise fault from None
+
+
 def is_touching(ops: Ops, rows: Int64Array) -> bool:
     """Whether any of the ranges touch or overlap."""
     starts = ops.start[rows]
@@ -350,85 +447,6 @@ def _version_now(store: Any, key: str) -> str:
         return str(obstore.head(store, key)["e_tag"])
     except Exception as error:  # noqa: BLE001 - only for the message
         return f"unknown ({type(error).__name__})"
-
-
-def _is_strong(etag: str | None) -> bool:
-    """Whether a version can be a condition: a weak one never matches (RFC 9110, 13.1.1)."""
-    return etag is not None and not etag.startswith("W/")
-
-
-def _check_version(source: ObjectSource, etag: str | None) -> None:
-    """Have the reads of an open file be of one version: that of its opening, or that the first one met."""
-    if source.is_file and source.etag is None:
-        source.etag = etag
-    if source.etag is not None and etag != source.etag:
-        raise ObjectChangedError(source.path, source.etag, str(etag))
-
-
-def _range_of(source: ObjectSource) -> tuple[int, int | None] | None:
-    """Return start and end of an op of unknown length, where obstore understands its bounds."""
-    start, end = source.bounds
-    if start is None and end is None:
-        return 0, None
-    return (start, end) if start is not None and end is not None and 0 <= start < end else None
-
-
-def _options(etag: str | None, start: int, end: int | None) -> Any:
-    """Return the options of one request; an end of None is that of the object."""
-    options: dict[str, Any] = {} if end is None else {"range": (start, end)}
-    if _is_strong(etag):
-        options["if_match"] = etag
-    return options
-
-
-async def _get_all(store: Any, source: ObjectSource, ops: Ops, rows: list[int]) -> list[Any]:
-    """Return version and bytes of each row, or its exception."""
-    import obstore  # noqa: PLC0415
-
-    free = asyncio.Semaphore(ObstoreBackend.least_call_ops)  # as many as `get_ranges` has under way
-
-    async def get(row: int) -> tuple[str | None, Any]:
-        start = int(ops.start[row])
-        options = _options(source.etag, start, start + int(ops.length[row]))
-        async with free:
-            answer = await obstore.get_async(store, source.key, options=options)
-            return answer.meta["e_tag"], await answer.bytes_async()
-
-    return list(await asyncio.gather(*map(get, rows), return_exceptions=True))
-
-
-def _deliver_all(ops: Ops, rows: Int64Array, found: list[Any]) -> None:
-    """Copy short answers into the buffer, none longer than asked (I9)."""
-    buffer = ops.buffer.data
-    got = []
-    for data, dest, length in zip(found, ops.dest[rows].tolist(), ops.length[rows].tolist(), strict=True):
-        n = min(len(data), length)
-        buffer[dest : dest + n] = memoryview(data)[:n]
-        got.append(n)
-    ops.got[rows] = got
-
-
-def _progress(ops: Ops) -> dict[int, int]:
-    """Bytes of long ops that came before they broke, by row; as `_s3fs` keeps them, which may go on."""
-    if ops.state is None:
-        ops.state = {}
-    state: dict[int, int] = ops.state
-    return state
-
-
-def _take_chunks(ops: Ops, row: int, source: ObjectSource, answer: Any) -> None:
-    """Copy a long op as it comes; what is left of it when it breaks is read of the same version."""
-    etag = answer.meta["e_tag"]
-    _check_version(source, etag)
-    progress = _progress(ops)
-    dest, length, done = int(ops.dest[row]), int(ops.length[row]), progress.get(row, 0)
-    for chunk in answer.stream(CHUNK_BYTES):
-        n = min(len(chunk), length - done)
-        ops.buffer[dest + done : dest + done + n] = np.frombuffer(chunk, np.uint8, n)
-        done += n
-        if etag is not None:
-            progress[row], source.etag = done, etag
-    ops.got[row] = done
 
 
 _clients: dict[int, tuple[weakref.ref[Any], Client | InexactError]] = {}

@@ -190,6 +190,8 @@ class Runtime:
         backend = registry.backend_for(target, _excluded(settings))
         _check_engine(backend, target, settings)
         backend.configure(**{name: getattr(settings, name) for name in backend.options})
+        if settings.hedge and isinstance(backend, BulkBackend):
+            backend = backend.singly() or backend
         mode = backend.defaults.mode if settings.scheduler == "auto" else settings.scheduler
         driver = self._driver(backend, mode, settings)
         is_quick = isinstance(driver, LiteDriver | LoopDriver)

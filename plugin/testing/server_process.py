@@ -9,6 +9,7 @@ Threading: one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import gc
 import pickle
 import signal
 import subprocess
@@ -179,6 +180,8 @@ class ObjectServerProcess:
 def serve() -> None:
     """Be the child: make a server and do what standard input says, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Nothing of a long log is garbage, and looking through it would hold up answers for a tenth of a second.
+    gc.disable()
     said, answers = sys.stdin.buffer, sys.stdout.buffer
     with ObjectServer(**pickle.load(said)) as server, contextlib.suppress(EOFError):  # noqa: S301
         _answer(answers, server.url)

@@ -26,10 +26,15 @@ def server() -> Iterator[ObjectServer]:
         yield server
 
 
-def filesystem(server: ObjectServer, mode: str = "standard", **options: Any) -> headrace.HeadraceFileSystem:
-    options.setdefault("cloud_engine", "fsspec")  # the other one is in tests/backends/test_obstore.py
+def filesystem(
+    server: ObjectServer, engine: str, mode: str = "standard", **options: Any
+) -> headrace.HeadraceFileSystem:
     return headrace.HeadraceFileSystem(
-        target_protocol="s3", target_options=server.storage_options(), scheduler=mode, **options
+        target_protocol="s3",
+        target_options=server.storage_options(),
+        cloud_engine=engine,
+        scheduler=mode,
+        **options,
     )
 
 
@@ -38,9 +43,9 @@ def methods(server: ObjectServer) -> list[str]:
 
 
 def test_a_replaced_object_is_an_error_that_names_both_versions(
-    server: ObjectServer, scheduled_mode: str
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
 ) -> None:
-    fs = filesystem(server, scheduled_mode)
+    fs = filesystem(server, cloud_engine, scheduled_mode)
     file = fs.open("bucket/folder/key", cache_type="none")
     assert file.read(10) == OLD[:10]
     old = server.requests[-1].headers["If-Match"]
@@ -51,16 +56,20 @@ def test_a_replaced_object_is_an_error_that_names_both_versions(
     assert fs.stats().in_flight_ops == 0
 
 
-def test_the_version_is_the_one_at_open_also_for_the_first_read(server: ObjectServer) -> None:
-    fs = filesystem(server)
+def test_the_version_is_the_one_at_open_also_for_the_first_read(
+    server: ObjectServer, cloud_engine: str
+) -> None:
+    fs = filesystem(server, cloud_engine)
     file = fs.open("bucket/folder/key")
     server.replace("bucket", "folder/key", NEW)
     with pytest.raises(ObjectChangedError):
         file.read()
 
 
-def test_the_version_comes_from_a_listing_without_another_request(server: ObjectServer) -> None:
-    fs = filesystem(server)
+def test_the_version_comes_from_a_listing_without_another_request(
+    server: ObjectServer, cloud_engine: str
+) -> None:
+    fs = filesystem(server, cloud_engine)
     fs.find("bucket/folder", detail=True)
     server.forget()
     file = fs.open("bucket/folder/key")
@@ -69,9 +78,9 @@ def test_the_version_comes_from_a_listing_without_another_request(server: Object
     assert "If-Match" in server.requests[0].headers
 
 
-def test_opened_again_it_is_the_new_one(server: ObjectServer) -> None:
+def test_opened_again_it_is_the_new_one(server: ObjectServer, cloud_engine: str) -> None:
     """The listing that told of the old version is forgotten with the error."""
-    fs = filesystem(server)
+    fs = filesystem(server, cloud_engine)
     fs.find("bucket/folder", detail=True)
     server.replace("bucket", "folder/key", NEW)
     with pytest.raises(ObjectChangedError):
@@ -79,15 +88,15 @@ def test_opened_again_it_is_the_new_one(server: ObjectServer) -> None:
     assert fs.open("bucket/folder/key").read() == NEW
 
 
-def test_a_pickled_file_is_opened_anew(server: ObjectServer) -> None:
-    file = pickle.dumps(filesystem(server).open("bucket/folder/key"))
+def test_a_pickled_file_is_opened_anew(server: ObjectServer, cloud_engine: str) -> None:
+    file = pickle.dumps(filesystem(server, cloud_engine).open("bucket/folder/key"))
     server.replace("bucket", "folder/key", NEW)
     assert pickle.loads(file).read() == NEW
 
 
 def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_mode: str) -> None:
     """Without an open file the first answer says which."""
-    fs = filesystem(server, scheduled_mode, max_gap_bytes=0, io_parallelism=1)
+    fs = filesystem(server, "fsspec", scheduled_mode, max_gap_bytes=0, io_parallelism=1)
 
     def script(request: ServedRequest) -> None:
         if request.number == 5:
@@ -103,7 +112,7 @@ def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_m
 
 @pytest.mark.parametrize("kind", ["break_body", "truncate"])
 def test_a_body_is_not_resumed_with_another_version(server: ObjectServer, kind: Any) -> None:
-    fs = filesystem(server)
+    fs = filesystem(server, "fsspec")
 
     def script(request: ServedRequest) -> Fault | None:
         if request.number == 0:
@@ -118,9 +127,9 @@ def test_a_body_is_not_resumed_with_another_version(server: ObjectServer, kind: 
     assert fs.cat_file("bucket/folder/key", start=0, end=400_000) == NEW
 
 
-def test_a_store_that_ignores_the_condition_is_found_out(server: ObjectServer) -> None:
+def test_a_store_that_ignores_the_condition_is_found_out(server: ObjectServer, cloud_engine: str) -> None:
     """The version of each answer is compared, too: one that names no version at open, then another."""
-    fs = filesystem(server)
+    fs = filesystem(server, cloud_engine)
     file = fs.open("bucket/folder/key", cache_type="none", size=len(OLD))
     assert file.read(10) == OLD[:10]
     file._source.etag = 'W/"weak"'  # never sent as a condition
@@ -129,14 +138,14 @@ def test_a_store_that_ignores_the_condition_is_found_out(server: ObjectServer) -
 
 
 def test_a_range_that_the_store_ignores_is_an_error(server: ObjectServer) -> None:
-    fs = filesystem(server)
+    fs = filesystem(server, "fsspec")
     server.script = lambda request: Fault("whole_object") if request.method == "GET" else None
     with pytest.raises(OSError, match="ignored the range"):
         fs.cat_file("bucket/folder/key", start=10, end=20)
 
 
 def test_whole_files_are_resumed_too(server: ObjectServer, scheduled_mode: str) -> None:
-    fs = filesystem(server, scheduled_mode)
+    fs = filesystem(server, "fsspec", scheduled_mode)
     server.script = lambda request: Fault("truncate", body_bytes=100_000) if request.number == 0 else None
     assert fs.cat_file("bucket/folder/key") == OLD
     assert [request.range for request in server.requests] == [None, "bytes=100000-"]

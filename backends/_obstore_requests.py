@@ -1,0 +1,125 @@
+"""One request of obstore's: which range of which version it asks for, and where its answer goes.
+
+Long ops are copied as they come. What arrived before one broke is noted in ``ops.state`` (`Progress`), and
+the next attempt asks for the rest, of the same version. `headrace.backends._s3fs` notes the same there, so
+that either client goes on where the other stopped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.errors import ObjectChangedError
+from headrace.types import UNKNOWN_LENGTH
+
+if TYPE_CHECKING:
+    from headrace.backends._obstore_faults import StoreError
+    from headrace.backends.obstore import ObjectSource
+    from headrace.types import Int64Array, Ops
+
+CHUNK_BYTES = 1 << 20
+"""Longer ops are copied piece by piece."""
+
+
+class Progress(dict[int, int]):
+    """Bytes of long ops that came before they broke, by row, and the ops that the store refused."""
+
+    def __init__(self, done: dict[int, int]) -> None:
+        super().__init__(done)
+        self.refused: dict[int, StoreError] = {}
+        """To be asked for through the wrapped filesystem, whose error tells Retry-After."""
+
+    def note(self, rows: list[int], fault: StoreError) -> None:
+        """Take note of the fault that ops met."""
+        if fault.is_refusal:
+            self.refused.update(dict.fromkeys(rows, fault))
+
+
+def is_strong(etag: str | None) -> bool:
+    """Whether a version can be a condition: a weak one never matches (RFC 9110, 13.1.1)."""
+    return etag is not None and not etag.startswith("W/")
+
+
+def check_version(source: ObjectSource, etag: str | None) -> None:
+    """Have the reads of an open file be of one version: that of its opening, or that the first one met."""
+    if source.is_file and source.etag is None:
+        source.etag = etag
+    if source.etag is not None and etag != source.etag:
+        raise ObjectChangedError(source.path, source.etag, str(etag))
+
+
+def range_of(source: ObjectSource) -> tuple[int, int | None] | None:
+    """Return start and end of an op of unknown length, where obstore understands its bounds."""
+    start, end = source.bounds
+    if start is None and end is None:
+        return 0, None
+    return (start, end) if start is not None and end is not None and 0 <= start < end else None
+
+
+def has_bounds(source: ObjectSource, length: int) -> bool:
+    """Whether obstore understands what an op asks for, and it is not nothing."""
+    return range_of(source) is not None if length == UNKNOWN_LENGTH else length > 0
+
+
+def options_of(etag: str | None, start: int, end: int | None) -> Any:
+    """Return the options of one request; an end of None is that of the object."""
+    options: dict[str, Any] = {} if end is None else {"range": (start, end)}
+    if is_strong(etag):
+        options["if_match"] = etag
+    return options
+
+
+def span_of(ops: Ops, row: int, source: ObjectSource) -> tuple[int, int | None]:
+    """Return start and end of what is still to be read of an op."""
+    start, length = int(ops.start[row]), int(ops.length[row])
+    if length == UNKNOWN_LENGTH:
+        return range_of(source) or (0, None)
+    done = progress_of(ops).get(row, 0) if length > CHUNK_BYTES else 0
+    return start + done, start + length
+
+
+async def receive(store: Any, source: ObjectSource, ops: Ops, row: int) -> None:
+    """Read one op by one request."""
+    import obstore  # noqa: PLC0415
+
+    options = options_of(source.etag, *span_of(ops, row, source))
+    answer = await obstore.get_async(store, source.key, options=options)
+    etag = answer.meta["e_tag"]
+    check_version(source, etag)
+    if ops.length[row] <= CHUNK_BYTES:
+        ops.deliver(row, memoryview(await answer.bytes_async()))
+        return
+    async for chunk in answer.stream(CHUNK_BYTES):
+        take_chunk(ops, row, source, chunk, etag)
+    ops.got[row] = progress_of(ops).get(row, 0)
+
+
+def deliver_all(ops: Ops, rows: Int64Array, found: list[Any]) -> None:
+    """Copy short answers into the buffer, none longer than asked (I9)."""
+    buffer = ops.buffer.data
+    got = []
+    for data, dest, length in zip(found, ops.dest[rows].tolist(), ops.length[rows].tolist(), strict=True):
+        n = min(len(data), length)
+        buffer[dest : dest + n] = memoryview(data)[:n]
+        got.append(n)
+    ops.got[rows] = got
+
+
+def progress_of(ops: Ops) -> Progress:
+    """Return what earlier attempts left behind; `_s3fs` goes on from the bytes."""
+    if not isinstance(ops.state, Progress):
+        ops.state = Progress(ops.state or {})
+    return ops.state
+
+
+def take_chunk(ops: Ops, row: int, source: ObjectSource, chunk: Any, etag: str | None) -> None:
+    """Copy a piece of a long op; what is left of it when it breaks is read of the same version."""
+    progress = progress_of(ops)
+    dest, length, done = int(ops.dest[row]), int(ops.length[row]), progress.get(row, 0)
+    n = min(len(chunk), length - done)
+    ops.buffer[dest + done : dest + done + n] = np.frombuffer(chunk, np.uint8, n)
+    progress[row] = done + n
+    if etag is not None:
+        source.etag = etag
