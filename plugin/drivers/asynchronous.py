@@ -217,14 +217,12 @@ class AsyncDriver:
                 raise
 
     async def _read(self, job: Job, row: int) -> None:
-        length = int(job.ops.length[row])
-        delay_s = job.hedge_delay_s(length)
-        began_s = perf_counter()
-        if delay_s is None:
+        if not job.is_hedged(row):
             await self.backend.read(job.ops, row)
-        else:
-            await hedged(self.backend, job, row, delay_s)
-        job.note_latency(length, perf_counter() - began_s)
+            return
+        began_s = perf_counter()
+        await hedged(self.backend, job, row)
+        job.note_latency(int(job.ops.length[row]), perf_counter() - began_s)
 
     def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
         """Complete a grant, however its task ended."""

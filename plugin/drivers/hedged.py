@@ -7,6 +7,7 @@ its own: the first may have written a part of the result already, and goes on un
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 _ZERO = np.zeros(1, np.int64)
 
 
-async def hedged(backend: AsyncBackend, job: Job, row: int, delay_s: float) -> None:
-    """Read op `row`, by two requests where one takes longer than `delay_s`."""
+LOOK_S = 0.05
+"""An op that may not be asked for twice, or not yet, is looked at again after so long."""
+
+
+async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:
+    """Read op `row`, by two requests where it is late and the budget allows it."""
     ops = job.ops
     first = asyncio.ensure_future(backend.read(ops, row))
     reads: list[asyncio.Future[None]] = [first]
     try:
-        await asyncio.wait(reads, timeout=delay_s)
-        if first.done() or not job.may_hedge():
+        if not await _is_late(first, job, int(ops.length[row])):
             await first
             return
         twin = _twin(ops, row)
@@ -39,6 +43,23 @@ async def hedged(backend: AsyncBackend, job: Job, row: int, delay_s: float) -> N
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
     ops.deliver(row, twin.buffer[: int(twin.got[0])].data)
+
+
+async def _is_late(first: asyncio.Future[None], job: Job, length: int) -> bool:
+    """Wait until the op is done, or to be asked for again.
+
+    What is late is not known when the first ops of a store begin, and the budget of them buys nothing yet.
+    """
+    began_s = perf_counter()
+    while not first.done():
+        delay_s = job.hedge_delay_s(length)
+        left_s = LOOK_S if delay_s is None else began_s + delay_s - perf_counter()
+        if left_s <= 0:
+            if job.may_hedge():
+                return True
+            left_s = LOOK_S
+        await asyncio.wait([first], timeout=left_s)
+    return False
 
 
 async def _winner(reads: list[asyncio.Future[None]]) -> asyncio.Future[None]:

@@ -174,13 +174,15 @@ class Job:
                 scheduler.note_throttled(perf_counter())
             return scheduler.retries.next_delay(attempt, verdict, random.random())  # noqa: S311
 
+    def is_hedged(self, row: int) -> bool:
+        """Whether op `row` may be asked for twice, should it be late."""
+        return self.scheduler.hedge is not None and int(self.ops.length[row]) != UNKNOWN_LENGTH
+
     def hedge_delay_s(self, length: int) -> float | None:
-        """Return after how long an op is late; None: it is not to be asked for twice."""
+        """Return after how long an op is late; None while that is not known."""
         hedge = self.scheduler.hedge
-        if hedge is None or length == UNKNOWN_LENGTH:
-            return None
         with self.engine.lock:
-            return hedge.delay_s(length)
+            return None if hedge is None else hedge.delay_s(length)
 
     def may_hedge(self) -> bool:
         """Say whether the store's budget allows a second request now."""
