@@ -1,8 +1,7 @@
 """fsspec's own suite for third-party filesystems, over local, memory and S3, in every mode.
 
 ``fsspec.tests.abstract`` has five classes (Copy, Get, Put, Open, Pipe; 137 tests).  Each runs here
-over headrace around three filesystems, under lite, standard and off: 1,233 tests, and those over S3
-once more, since two engines read there (but copies, which the store makes by itself).
+over headrace around three filesystems, under lite, standard and off: 1,233 tests.
 
 What the wrapped filesystem itself fails is overridden below, one test at a time, by name and with
 its reason, as a strict xfail; the same override also runs over the plain filesystem, so that the
@@ -164,28 +163,7 @@ class TestMemoryPipe(MemoryFixtures, abstract.AbstractPipeTests):
 
 
 class TestS3Copy(S3Fixtures, abstract.AbstractCopyTests):
-    """Copies inside a bucket; only the test that asks for `cloud_engine` reads, elsewhere it has no part."""
-
-    @pytest.fixture
-    def fs(self, mode: str, bucket: dict[str, object], request: pytest.FixtureRequest) -> Iterator[Any]:
-        fs = _wrapped(mode, "s3", **bucket)
-        fs.invalidate_cache()
-        before = fs.stats().ops_admitted
-        yield fs
-        has_read = fs.stats().ops_admitted > before
-        assert has_read == (mode != "off" and "cloud_engine" in request.fixturenames)
-
-    def test_copy_with_source_and_destination_as_list(
-        self,
-        cloud_engine: str,
-        fs: Any,
-        fs_target: str,
-        fs_join: Any,
-        fs_10_files_with_hashed_names: str,
-    ) -> None:
-        super().test_copy_with_source_and_destination_as_list(
-            fs, fs_target, fs_join, fs_10_files_with_hashed_names
-        )
+    """Copies inside a bucket."""
 
 
 class TestS3Get(S3Fixtures, abstract.AbstractGetTests):
