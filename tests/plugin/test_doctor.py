@@ -343,6 +343,7 @@ def test_a_target_is_described(monkeypatch, tmp_path, form, mode):
     path = tmp_path / "data.bin"
     path.write_bytes(bytes(123))
     monkeypatch.setenv("HEADRACE_SCHEDULER", mode)
+    monkeypatch.setenv("HEADRACE_LOCAL_BACKEND", "auto")
     reload_settings()
     found = describe_target(form.format(path.as_posix()))
     assert found["filesystem"].endswith(".LocalFileSystem")
