@@ -94,7 +94,7 @@ class UringBackend(FileBackend):
         """Copy short rows out of the page cache."""
         if self._is_direct:
             return False  # a probe that misses would have the page cache read them too
-        ring = self._rings.mine() if hi - lo >= FEW else None
+        ring = self._rings.mine() if len(ops) >= FEW else None
         if ring is None:
             return super().probe_rows(ops, lo, hi)
         found = prepared(ops)

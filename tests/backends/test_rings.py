@@ -326,6 +326,16 @@ def test_a_read_in_between_does_without_the_ring(path: str, monkeypatch: pytest.
     assert nested
 
 
+def test_the_short_end_of_a_batch_is_on_the_ring_too(path: str) -> None:
+    """What calls one by one need is made for all rows: for three of a million that costs too much."""
+    backend = backend_on(LinuxKernel())
+    ops, expected = scattered(backend, path, n=FEW + 3)
+    assert backend.probe_rows(ops, 0, FEW)
+    assert backend.probe_rows(ops, FEW, FEW + 3)
+    assert answers(ops) == expected
+    assert ops.state.iovec is None
+
+
 def test_two_requests_of_one_thread_on_one_ring(path: str) -> None:
     backend = backend_on(LinuxKernel(), depth=256)
     waiting, write_to = pipe_ops()
