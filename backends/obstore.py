@@ -389,9 +389,12 @@ class ObstoreBackend(BulkBackend):
                 ops.fail(row, error)
 
     async def _ask_one(self, ops: Ops, row: int) -> None:
-        """Have it answer one, awaited on whatever loop runs."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking(ops, row), self._asker().loop)
-        await asyncio.wrap_future(asking)
+        """Have it answer one, awaited on whatever loop runs: cancelled, it may go on for a moment (I9)."""
+        one = ops.alone(row)
+        if (fault := progress_of(ops).refused.get(row)) is not None:
+            progress_of(one).refused[0] = fault
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._asking(one, 0), self._asker().loop))
+        ops.take(row, one)
 
     async def _asking(self, ops: Ops, row: int) -> None:
         source, length = ops.sources[int(ops.file[row])], int(ops.length[row])

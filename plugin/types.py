@@ -103,6 +103,18 @@ class Ops:
         got.fill(NOT_YET)
         return cls(sources, file, start, length, dest, buffer, got)
 
+    def alone(self, row: int) -> Ops:
+        """Make op `row` anew, with a buffer of its own: what comes too late for it goes nowhere."""
+        length = int(self.length[row])
+        one, zero = slice(row, row + 1), np.zeros(1, np.int64)
+        columns = (zero, self.start[one], self.length[one], zero)
+        return Ops.of([self.sources[self.file[row]]], columns, np.empty(max(length, 0), np.uint8))
+
+    def take(self, row: int, found: Ops) -> None:
+        """Deliver what `found`, made by `alone`, was answered."""
+        data = found.whole.get(0)
+        self.deliver(row, found.buffer[: int(found.got[0])].data if data is None else data)
+
     def fail(self, row: int, error: BaseException) -> None:
         """Note that op `row` raised `error`."""
         self.errors[row] = error

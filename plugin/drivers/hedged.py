@@ -10,15 +10,9 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from headrace.types import Ops
-
 if TYPE_CHECKING:
     from headrace.backends.abc import AsyncBackend
     from headrace.drivers.job import Job
-
-_ZERO = np.zeros(1, np.int64)
 
 
 LOOK_S = 0.05
@@ -34,7 +28,7 @@ async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:
         if not await _is_late(first, job, int(ops.length[row])):
             await first
             return
-        twin = _twin(ops, row)
+        twin = ops.alone(row)
         reads.append(asyncio.ensure_future(backend.read(twin, 0)))
         if await _winner(reads) is first:
             return
@@ -42,7 +36,7 @@ async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:
         for read in reads:
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
-    ops.deliver(row, twin.buffer[: int(twin.got[0])].data)
+    ops.take(row, twin)
 
 
 async def _is_late(first: asyncio.Future[None], job: Job, length: int) -> bool:
@@ -72,11 +66,3 @@ async def _winner(reads: list[asyncio.Future[None]]) -> asyncio.Future[None]:
                 return read
     await reads[0]
     raise AssertionError  # pragma: no cover - it failed
-
-
-def _twin(ops: Ops, row: int) -> Ops:
-    """Make the op anew, with a buffer of its own."""
-    length = int(ops.length[row])
-    source = ops.sources[ops.file[row]]
-    columns = (_ZERO, ops.start[row : row + 1], ops.length[row : row + 1], _ZERO)
-    return Ops.of([source], columns, np.empty(length, np.uint8))
