@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from s3fs import S3FileSystem
+from targets import at_rest, outcome
 
 import headrace
 import headrace.backends._obstore_stores as stores
+from headrace.backends.abc import AsyncBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
 from headrace.errors import BackendError, ObjectChangedError
@@ -282,6 +284,43 @@ def test_expired_credentials_are_asked_for_again(server: ObjectServer) -> None:
         fs.cat_file(PATH, start=0, end=10)
     server.renew("test-key")
     expect(fs, 30)
+
+
+# -- op by op, where late ones may be asked for twice
+
+
+@pytest.mark.parametrize(
+    ("path", "start", "end"),
+    [
+        (PATH, None, None),
+        (PATH, -5, None),
+        (PATH, 100, SIZE),
+        (PATH, SIZE - 10, SIZE + 10),
+        (PATH, SIZE + 1, SIZE + 10),
+        ("bucket/x//y", 1, 4),
+        ("bucket/nowhere", 0, 10),
+    ],
+)
+def test_op_by_op_the_answers_are_those_of_s3fs(
+    server: ObjectServer, scheduled_mode: str, path: str, start: int | None, end: int | None
+) -> None:
+    server.put("bucket", "x//y", DATA[:10])
+    hedged = native(server, scheduled_mode, hedge=1)
+    plain = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
+    assert isinstance(hedged.channel.backend, AsyncBackend)
+    assert outcome(hedged.cat_file, path, start, end) == outcome(plain.cat_file, path, start=start, end=end)
+    assert at_rest(hedged)
+
+
+def test_op_by_op_an_open_file_is_of_one_version(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = native(server, scheduled_mode, hedge=1)
+    server.script = lambda r: Fault("truncate", body_bytes=3_000_000) if len(gets(server)) == 1 else None
+    with fs.open(PATH) as file:
+        assert file.read() == DATA, "it goes on where it broke"
+        server.replace("bucket", "data.bin", OTHER)
+        file.seek(0)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
 
 
 # -- versions
