@@ -19,8 +19,8 @@ unit the scheduler counts (bytes for disks, requests for object stores).
    factors: wide at first and while they succeed, 1.5 once the limit was found. A start shrinks
    before it grows: too few in flight cost some legs of throughput, too many cost seconds.
 6. While *urgent* reads come, a trial of a larger limit is what they wait for. So none is made beyond
-   the *ceiling*, unless throughput rose steeply up to the held limit: then the device has idle
-   channels. The ceiling is the limit that was held when they began to come.
+   the *ceiling* (the limit that was held when they began to come, or the first one), unless four trials
+   in a row have shown that throughput still rises: then the device has idle channels.
 
 Every constant is a ratio or a count: none is a time, a rate or a size. Demand that did not fill the
 window says nothing about it: such a leg ends the trial and moves nothing.
@@ -52,7 +52,8 @@ _LEG_OPS = 16  # a leg is at least so many ops ...
 _LEG_SLICES = 4  # ... and slices, and one window
 _REST_LEGS = 16
 _URGENT_LEGS = 256  # so long after an urgent read the next one is expected
-_URGENT_ELASTICITY = 1 / 4  # so much must be sure before those that come have to wait for a trial
+_URGENT_ELASTICITY = 1 / 4  # so much must be sure before those that come have to wait for a trial,
+_URGENT_TRIALS = 4  # in so many trials in a row: noise outlasts a pair, so that one is wrong at times
 _LEAST_PAIRS = 2  # a single pair cannot tell a gain from a jolt of the device
 _MOST_PAIRS = 24  # then decide on what there is
 _GROW_ERRORS = 2.5  # standard errors of the mean that prove a larger limit
@@ -175,11 +176,11 @@ class Window:
     """
 
     __slots__ = (
-        "_base_latency_s", "_best_rate", "_ceiling", "_elasticity", "_evidence", "_goal", "_held",
+        "_base_latency_s", "_best_rate", "_ceiling", "_elasticity", "_evidence", "_first", "_goal", "_held",
         "_in_flight", "_is_new", "_is_open", "_largest_op", "_largest_slice", "_last_s",
         "_least", "_least_latency_s", "_leg", "_limit", "_most", "_op_units", "_opened_s",
         "_other", "_rest", "_settling", "_shrink_step", "_since_s", "_slices", "_state",
-        "_steep", "_sure_elasticity", "_throttle", "_units", "_unlimited", "_urgent_legs",
+        "_steep", "_sure_elasticity", "_sure_trials", "_throttle", "_units", "_unlimited", "_urgent_legs",
     )  # fmt: skip
 
     def __init__(self, *, initial: int, least: int, most: int) -> None:
@@ -190,11 +191,12 @@ class Window:
         self._state = WindowState.SHRINK
         self._shrink_step = _WIDE_SHRINK_STEP
         self._elasticity = 0.0  # as the last pairs saw it
-        self._sure_elasticity = 0.0  # as much as they prove
+        self._sure_elasticity = 0.0  # a standard error less
+        self._sure_trials = 0  # in a row that proved `_URGENT_ELASTICITY`
         self._steep = 1  # steep GROWs in a row; the first one after a start has nothing to spoil
         self._is_new = True  # until the first GROW
         self._rest = 0
-        self._ceiling = initial
+        self._ceiling = self._first = initial
         self._urgent_legs = 0  # for which urgent reads are expected
         self._evidence = _Evidence()
         self._throttle = Throttle(least)
@@ -271,7 +273,7 @@ class Window:
     def note_urgent(self, now: float) -> None:
         """Take note of a read more urgent than what is in flight, which it has to wait for."""
         if not self._urgent_legs:
-            self._ceiling = self._held
+            self._ceiling = max(self._held, self._first)
             if self._limit > self._held:
                 self._start(WindowState.SHRINK)
                 self._abandon(now)
@@ -407,7 +409,7 @@ class Window:
         evidence = self._evidence
         evidence.add(gain - _ELASTICITY * spread, one, two)
         self._elasticity = _ELASTICITY + evidence.mean / spread
-        self._sure_elasticity = self._elasticity - _SHRINK_ERRORS * evidence.error() / spread
+        self._sure_elasticity = self._elasticity - evidence.error() / spread
         is_gain = evidence.mean > 0
         is_wide = high.limit > _WIDE_GROW_STEP * low.limit
         if evidence.count < _LEAST_PAIRS and (is_gain or not is_wide):
@@ -423,6 +425,9 @@ class Window:
 
     def _conclude(self, *, is_larger_better: bool) -> None:
         """Move, or not, and choose the next trial."""
+        if self._evidence.count:
+            is_sure = self._sure_elasticity > _URGENT_ELASTICITY
+            self._sure_trials = self._sure_trials + 1 if is_sure else 0
         self._evidence.conclude()
         if self._state is WindowState.GROW:
             is_steep = is_larger_better and self._elasticity > _STEEP
@@ -462,7 +467,7 @@ class Window:
         else:
             self._other = self._smaller()
             if self._other == self._held:
-                self._sure_elasticity = 1.0  # a device with one op to do is idle between two
+                self._sure_trials = _URGENT_TRIALS  # a device with one op to do is idle between two
                 self._shrink_step = _FINE_STEP
                 self._keep()
 
@@ -473,7 +478,7 @@ class Window:
         one_more = (fitting + 1) * op / ORDINARY_SHARE
         step = _WIDE_GROW_STEP if self._steep >= _LEAST_STEEP and not self._urgent_legs else _FINE_STEP
         most = self._most
-        if self._urgent_legs and self._sure_elasticity <= _URGENT_ELASTICITY:
+        if self._urgent_legs and self._sure_trials < _URGENT_TRIALS:
             most = max(self._ceiling, self._held)
         return min(most, math.ceil(max(self._held * step, one_more)))
 
