@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from headrace.core.retry import Retries
     from headrace.core.window import Window
 
-
 WHOLE_SHARE = 8
 """Whole grants wait for room only while so many of them fit the window."""
 
@@ -227,14 +226,14 @@ class Scheduler:
     def _share(self, request: Request) -> int:
         """Return how much of the window this request may use."""
         assert self.window is not None  # noqa: S101 - the caller asked
-        limit = self.window.limit
+        bases = self.in_flight_bases
+        is_urgent = bases != {} and not request.is_speculative and request.priority.base < min(bases)
+        limit = self.window.urgent_limit if is_urgent else self.window.limit
         if self.uploads.ops:
             limit = self.uploads.left_of(limit)
         if request.is_speculative:
             return limit // SPECULATIVE_SHARE
-        if not self.in_flight_bases or request.priority.base < min(self.in_flight_bases):
-            return limit
-        return limit - limit // URGENT_SHARE
+        return limit if is_urgent or not bases else limit - limit // URGENT_SHARE
 
     def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:
         self._note_urgent(request, now)

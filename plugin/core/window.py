@@ -216,6 +216,14 @@ class Window:
         """Units allowed in flight now."""
         return self._limit
 
+    @property
+    def urgent_limit(self) -> int:
+        """Units with which a read more urgent than all in flight may still start.
+
+        A trial of a smaller limit begins with more in flight than that, and is not what it shall wait for.
+        """
+        return self._limit if self._state is WindowState.THROTTLED else max(self._limit, self._held)
+
     def observe(  # noqa: C901 - in one body, as it runs for each slice
         self,
         *,

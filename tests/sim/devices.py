@@ -37,6 +37,9 @@ class WindowLike(Protocol):
     @property
     def limit(self) -> int: ...
 
+    @property
+    def urgent_limit(self) -> int: ...
+
     def observe(
         self,
         *,
@@ -55,7 +58,7 @@ class FixedWindow:
     """A window that never moves: what the controller is compared with."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit = self.urgent_limit = limit
 
     def observe(self, **_seen: float) -> None:
         """Learn nothing."""
@@ -345,7 +348,7 @@ class _Loop:
         self.in_flight -= units
 
     def _admit(self, now: float) -> None:
-        while self.waiting and self._fitting(self.waiting[0][1], self.window.limit):
+        while self.waiting and self._fitting(self.waiting[0][1], self.window.urgent_limit):
             since_s, units = self.waiting.popleft()
             if self.in_flight and units > 1:  # a window of requests is not told
                 self.window.note_urgent(now)

@@ -421,7 +421,9 @@ class World:
         bases = [n.request.priority.base for n, _, _ in flying]
         if naive.request.is_speculative:
             limit //= 2
-        elif bases and naive.request.priority.base >= min(bases):
+        elif bases and naive.request.priority.base < min(bases):
+            limit = scheduler.window.urgent_limit
+        elif bases:
             limit -= limit // 8
         left = limit - sum(nbytes for _, _, nbytes in flying)
         fitting = 0

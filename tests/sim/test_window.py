@@ -214,6 +214,25 @@ def test_an_urgent_read_ends_the_trial_of_a_larger_limit() -> None:
     assert trials == {True, False}
 
 
+def test_an_urgent_read_does_not_wait_for_a_smaller_limit() -> None:
+    """A trial of one begins with more in flight."""
+    trials = set()
+    for slices in range(20, 200, 7):
+        window = Window(initial=MIB, least=4 * KIB, most=64 * MIB)
+        read_through(Nvme(), window, Load(slices))
+        held = window.snapshot().held
+        trials.add(window.limit < held)
+        assert window.urgent_limit == max(window.limit, held)
+    assert trials == {True, False}
+
+
+def test_throttled_is_throttled_for_all() -> None:
+    window = Window(initial=100, least=1, most=100)
+    while window.snapshot().state is not WindowState.THROTTLED:
+        window.note_throttled(1.0)
+    assert window.urgent_limit == window.limit < 100
+
+
 def test_after_an_urgent_read_the_next_one_is_expected_for_a_while() -> None:
     first = {}
     for is_expected in (False, True):

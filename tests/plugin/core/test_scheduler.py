@@ -426,6 +426,23 @@ def test_the_window_is_told_of_urgent_reads(first: int, second: int, told: int, 
     assert window.urgent == (0 if counts_ops else told)
 
 
+def test_urgent_reads_start_while_a_smaller_limit_is_tried() -> None:
+    """What the scan had in flight before is more than that."""
+    window = Window(initial=100, least=1, most=100)
+    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=1000)
+    scan = submit(scheduler, *[10] * 100)
+    for now in range(1, 100):
+        grant = scan.inbox[0]
+        scheduler.complete(grant, 1, 10, now)
+        if window.limit < scheduler.in_flight_bytes:
+            break
+        settle(scheduler)
+        scan.inbox = [grant for grant in scan.inbox if grant.ops_left]
+    assert window.limit < scheduler.in_flight_bytes < 100
+    assert submit(scheduler, 4, base=-1).next_op == 1
+    assert submit(scheduler, 4, base=-1).next_op == 0, "as urgent as what is in flight"
+
+
 def columns_of(n: int) -> tuple[Any, ...]:
     draw = np.random.default_rng(5)
     start = draw.integers(0, 1 << 40, n)
