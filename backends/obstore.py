@@ -436,11 +436,16 @@ def _raise_again(fault: faults.StoreError | None, verdict: Verdict) -> None:
 
 
 def is_touching(ops: Ops, rows: Int64Array) -> bool:
-    """Whether any of the ranges touch or overlap."""
-    starts = ops.start[rows]
-    order = np.argsort(starts, kind="stable")
-    ends = np.maximum.accumulate((starts + ops.length[rows])[order])
-    return bool((starts[order][1:] <= ends[:-1]).any())
+    """Whether any of the ranges touch or overlap.
+
+    In Python: NumPy gives the GIL up to sort, even so few.
+    """
+    reach = -1
+    for start, length in sorted(zip(ops.start[rows].tolist(), ops.length[rows].tolist(), strict=True)):
+        if start <= reach:
+            return True
+        reach = start + length
+    return False
 
 
 def _version_now(store: Any, key: str) -> str:
