@@ -6,7 +6,7 @@ hold the process; and they live as long as the pool. Ours are daemons, started o
 
 Why not `queue.SimpleQueue`: its getters wait for one lock, one behind the other, each until the one before it
 has had the GIL. Beside two busy Python threads the twentieth thread began 231 ms after it was wanted; where
-each sleeps on a lock of its own, after 33 ms. So work lies in a deque, and who puts some there wakes a thread.
+each sleeps on a lock of its own, after 33 ms. So work lies in a deque, and who puts some there wakes one.
 The deque, the list and the set are changed by single calls, each of which the GIL makes atomic.
 """
 
