@@ -15,6 +15,8 @@ from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.backends._obstore_faults import StoreError
     from headrace.backends.obstore import ObjectSource
     from headrace.types import Int64Array, Ops
@@ -80,20 +82,25 @@ def span_of(ops: Ops, row: int, source: ObjectSource) -> tuple[int, int | None]:
     return start + done, start + length
 
 
-async def receive(store: Any, source: ObjectSource, ops: Ops, row: int) -> None:
-    """Read one op by one request."""
+async def receive(
+    store: Any, source: ObjectSource, ops: Ops, row: int, decodes: Callable[[Any], bool]
+) -> bool:
+    """Read one op by one request; False where its answer, a whole object, is one that `decodes` names."""
     import obstore  # noqa: PLC0415
 
     options = options_of(source.etag, *span_of(ops, row, source))
     answer = await obstore.get_async(store, source.key, options=options)
+    if ops.length[row] == UNKNOWN_LENGTH and decodes(answer):
+        return False
     etag = answer.meta["e_tag"]
     check_version(source, etag)
     if ops.length[row] <= CHUNK_BYTES:
         ops.deliver(row, memoryview(await answer.bytes_async()))
-        return
+        return True
     async for chunk in answer.stream(CHUNK_BYTES):
         take_chunk(ops, row, source, chunk, etag)
     ops.got[row] = progress_of(ops).get(row, 0)
+    return True
 
 
 def deliver_all(ops: Ops, rows: Int64Array, found: list[Any]) -> None:

@@ -19,31 +19,44 @@ What is not here: performing anything.
 from __future__ import annotations
 
 import io
-import os
 import re
 import threading
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+from headrace.backends import _s3fs
+from headrace.backends._obstore_client import (
+    CONNECTIONS,
+    NO_PROXY,
+    PLAIN_OPTIONS,
+    Client,
+    InexactError,
+    StoreOptions,
+    check_class,
+    check_environment,
+    check_known,
+    check_proxy,
+    is_plain,
+    milliseconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from headrace.types import Ops
+
 KEY = "headrace/sample"
 BUCKET = "headrace-sample-bucket"
 
-_CLASS = "s3fs.core.S3FileSystem"
-
-_NEUTRAL = frozenset(
-    {
-        "anon", "asynchronous", "batch_size", "cache_regions", "client_kwargs", "config_kwargs",
-        "default_block_size", "default_cache_type", "default_fill_cache", "endpoint_url", "fixed_upload_size",
-        "key", "listings_expiry_time", "local_expiry_check", "loop", "max_concurrency", "max_paths",
-        "password", "profile", "requester_pays", "s3_additional_kwargs", "secret", "session",
-        "skip_instance_cache", "token", "use_listings_cache", "use_ssl", "username", "version_aware",
-    }
-)  # fmt: skip
+_NEUTRAL = PLAIN_OPTIONS | {
+    "anon", "cache_regions", "client_kwargs", "config_kwargs", "default_block_size", "default_cache_type",
+    "default_fill_cache", "endpoint_url", "fixed_upload_size", "key", "local_expiry_check", "max_concurrency",
+    "password", "profile", "requester_pays", "s3_additional_kwargs", "secret", "session", "token", "use_ssl",
+    "username", "version_aware",
+}  # fmt: skip
 """Options of s3fs that change nothing in a read, or only the client's arguments and requests."""
 
 _CLIENT_ARGUMENTS = frozenset(
@@ -86,42 +99,18 @@ _SHORT = timedelta(minutes=10)
 """How long refreshable credentials of unknown expiry are kept."""
 
 
-class InexactError(ValueError):
-    """The options have no exact translation; the text says why."""
+class S3Client(Client):
+    """The client that an `s3fs.S3FileSystem` would read with."""
 
+    filesystems: ClassVar[str] = "s3fs"
+    store: ClassVar[str] = "S3Store"
 
-@dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """How to make the native store of one bucket."""
-
-    bucket: str
-    config: dict[str, Any]
-    client: dict[str, Any] = field(repr=False)  # a proxy's password
-    headers: dict[str, str] = field(repr=False)  # encryption keys
-    is_signed: bool
-
-
-class Client:
-    """The client that an s3fs filesystem would read with.
-
-    Parameters
-    ----------
-    target
-        An `s3fs.S3FileSystem`.
-
-    Raises
-    ------
-    InexactError
-        It reads in a way that has no exact translation.
-    """
-
+    @override
     def __init__(self, target: Any) -> None:
         _check_options(target)
         asker, arguments = _client_arguments(target)
-        unknown = sorted(set(arguments) - _CLIENT_ARGUMENTS)
-        if unknown:
-            raise InexactError(f"client options {unknown} are not known to translate")
-        _check_config(asker.config_kwargs)
+        check_known(arguments, _CLIENT_ARGUMENTS, "client options")
+        check_known(asker.config_kwargs, _CONFIG, "config_kwargs")
         import botocore.session  # noqa: PLC0415
         from s3fs.utils import ParamKwargsHelper  # noqa: PLC0415
 
@@ -136,15 +125,14 @@ class Client:
         self._verify = arguments.get("verify")
         self.store_options(BUCKET)  # refuses now what it would refuse for every bucket
 
-    def store_options(self, bucket: str) -> StoreOptions:
-        """Translate for one bucket.
+    @override
+    def split(self, path: str) -> tuple[str, str] | None:
+        bucket, key, _ = self._asker.split_path(path)
+        return (bucket, key) if is_plain(key) else None
 
-        Raises
-        ------
-        InexactError
-            Reads of this bucket have no exact translation.
-        """
-        _check_environment()
+    @override
+    def store_options(self, bucket: str) -> StoreOptions:
+        check_environment(_NOT_OVERRIDABLE)
         with self._sampling:
             request = self._sample_request(bucket)
         headers = {name.lower(): _text(value) for name, value in request.headers.items()}
@@ -161,8 +149,8 @@ class Client:
             is_signed=authorization is not None,
         )
 
+    @override
     def credentials(self) -> dict[str, Any]:
-        """Return fresh credentials, as the native store asks for them."""
         held = self._client._request_signer._credentials  # noqa: SLF001 - explicit ones are nowhere else
         frozen = held.get_frozen_credentials()
         expires_at = getattr(held, "_expiry_time", None)
@@ -174,6 +162,25 @@ class Client:
             "token": frozen.token,
             "expires_at": expires_at,
         }
+
+    @override
+    def asker(self, target: Any) -> Any:
+        options = {**target.storage_options, **_s3fs.reader_options(target, CONNECTIONS)}
+        options |= {"asynchronous": False, "loop": None, "skip_instance_cache": True}
+        asker = type(target)(**options)
+        asker.retries = 1  # that is one attempt
+        return asker
+
+    @override
+    async def ask(self, asker: Any, ops: Ops, row: int) -> None:
+        source, length = ops.sources[int(ops.file[row])], int(ops.length[row])
+        if _s3fs.can_read(source, length):
+            await _s3fs.read_op(asker, ops, row)
+        elif length == 0 and not source.options:
+            await _s3fs.check_there(asker, source)
+            ops.got[row] = 0
+        else:
+            await super().ask(asker, ops, row)
 
     def _sample_request(self, bucket: str) -> Any:
         """Have botocore make and sign a GET, and keep it from being sent."""
@@ -203,8 +210,8 @@ class Client:
     def _client_options(self, url: str) -> dict[str, Any]:
         config = self._client.meta.config
         options: dict[str, Any] = {
-            "connect_timeout": f"{_milliseconds(config.connect_timeout)}ms",
-            "read_timeout": f"{_milliseconds(config.read_timeout)}ms",
+            "connect_timeout": milliseconds(config.connect_timeout),
+            "read_timeout": milliseconds(config.read_timeout),
         }
         if url.startswith("http:"):
             options["allow_http"] = True
@@ -225,26 +232,14 @@ class Client:
 
         configured = self._client.meta.config.proxies
         proxies = get_environ_proxies(url) if configured is None else configured
-        parts = urlsplit(url)
-        proxy = proxies.get(parts.scheme)
-        if proxy is None:
-            # The library has its own idea of the environment: this host is excluded from any proxy.
-            return {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": parts.hostname}
-        if urlsplit(proxy).scheme not in {"http", "https"}:
-            raise InexactError("the proxy is no HTTP proxy")
-        return {"proxy_url": proxy}
+        proxy = proxies.get(urlsplit(url).scheme)
+        return NO_PROXY if proxy is None else {"proxy_url": check_proxy(proxy)}
 
 
 def _check_options(target: Any) -> None:
-    kind = f"{type(target).__module__}.{type(target).__qualname__}"
-    if kind != _CLASS:
-        raise InexactError(f"{kind} is not s3fs's own class and may read differently")
-    if target.storage_args:
-        raise InexactError("s3fs was given positional arguments")
+    check_class(target, "s3fs.core.S3FileSystem")
     options: Mapping[str, Any] = target.storage_options
-    unknown = sorted(set(options) - _NEUTRAL)
-    if unknown:
-        raise InexactError(f"options {unknown} are not known to translate")
+    check_known(options, _NEUTRAL)
     if options.get("session") is not None:
         raise InexactError("a session object was given, and its credentials belong to its event loop")
     if target.version_aware:
@@ -286,18 +281,6 @@ class _Recorder:
 
     async def __aenter__(self) -> _Recorder:  # noqa: PYI034
         return self
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    unknown = sorted(set(config) - _CONFIG)
-    if unknown:
-        raise InexactError(f"config_kwargs {unknown} are not known to translate")
-
-
-def _check_environment() -> None:
-    found = sorted(name for name in os.environ if _NOT_OVERRIDABLE.fullmatch(name))
-    if found:
-        raise InexactError(f"the native library would take {', '.join(found)} from the environment")
 
 
 def _neutral_config() -> dict[str, Any]:
@@ -344,7 +327,3 @@ def _extra_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(float(seconds) * 1000))

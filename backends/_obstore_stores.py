@@ -18,11 +18,11 @@ from collections import OrderedDict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends._obstore_s3 import InexactError
+from headrace.backends._obstore_client import InexactError
 from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from headrace.backends._obstore_s3 import Client, StoreOptions
+    from headrace.backends._obstore_client import Client, StoreOptions
 
 WORTH_OPS = 64
 """Reads of one version, past which a store of its own pays."""
@@ -127,19 +127,12 @@ class Stores:
             self._buckets[bucket] = InexactError(why)
 
     def _make(self, options: StoreOptions, more_headers: dict[str, str] | None = None) -> Any:
-        from obstore.store import S3Store  # noqa: PLC0415
-
+        timeout = timedelta(seconds=min(self.try_timeout_s, options.timeout_s or self.try_timeout_s))
         client = {
-            "timeout": timedelta(seconds=self.try_timeout_s),
+            "timeout": timeout,
             "default_headers": {**options.headers, **(more_headers or {})},
             **options.client,
         }
-        make: Any = S3Store  # its own types name every option, and these come from a table
-        return make(
-            options.bucket,
-            config=options.config,
-            client_options=client,
-            # Its own retries would hide from the scheduler that the store asks for less.
-            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=self.try_timeout_s)},
-            credential_provider=self._client.credentials if options.is_signed else None,
-        )
+        # Its own retries would hide from the scheduler that the store asks for less.
+        retry = {"max_retries": 0, "retry_timeout": timeout}
+        return self._client.make(options, client_options=client, retry_config=retry)

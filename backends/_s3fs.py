@@ -91,6 +91,12 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
     ops.got[row] = done
 
 
+async def check_there(fs: Any, source: PathSource) -> None:
+    """Raise what s3fs raises for an object that is not there, or not to be read."""
+    bucket, key, _ = fs.split_path(source.path)
+    await _call(fs, "head_object", Bucket=bucket, Key=key)
+
+
 async def _receive(
     fs: Any,
     source: PathSource,

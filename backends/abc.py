@@ -45,6 +45,7 @@ __all__ = [
     "PathSource",
     "ThreadedBackend",
     "Verdict",
+    "bucket_of",
     "store_of",
     "wrapped_filesystems",
 ]
@@ -306,6 +307,14 @@ def store_of(target: Any) -> tuple[str, str]:
     kind = type(target)
     options = {k: v for k, v in target.storage_options.items() if k not in _NOT_IDENTITY}
     return (f"{kind.__module__}.{kind.__qualname__}", tokenize(target.storage_args, options))
+
+
+def bucket_of(path: str) -> str:
+    """Name the part of a store that `path` is in: its bucket, of a URL scheme and host."""
+    scheme, separator, rest = path.partition("://")
+    if not separator or "/" in scheme:
+        scheme, separator, rest = "", "", path
+    return scheme + separator + rest.lstrip("/").partition("/")[0]
 
 
 def wrapped_filesystems(target: Any) -> list[Any]:

@@ -7,8 +7,9 @@ connection pool is not shared with anybody either: metadata and writes go throug
 A filesystem that wraps another (``dir``, ``reference``) cannot be made again for another loop, because
 the one inside it would stay behind. It keeps its loop, and is awaited there.
 
-What s3fs reads is of one version and resumed where it broke (`headrace.backends._s3fs`). The others read by
-``_cat_file``, which takes no version: an op of theirs that breaks starts again. Clients do not try again by
+What s3fs reads is of one version and resumed where it broke (`headrace.backends._s3fs`), what fsspec's HTTP
+filesystem reads of one version (`headrace.backends._http`). The others read by ``_cat_file``, which takes no
+version. An op that breaks starts again, but for s3fs. Clients do not try again by
 themselves where that can be told them: errors are judged here (`headrace.backends._faults`) and the driver
 decides.
 """
@@ -20,12 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from headrace.backends import _faults, _s3fs
+from headrace.backends import _faults, _http, _s3fs
 from headrace.backends.abc import (
     AsyncBackend,
     Defaults,
     PathSource,
     Verdict,
+    bucket_of,
     store_of,
     wrapped_filesystems,
 )
@@ -52,6 +54,7 @@ class AsyncFsspecBackend(AsyncBackend):
         super().__init__(target)
         self._reader: Any = None
         self._is_s3 = _s3fs.is_s3fs(target)
+        self._is_http = _http.is_http(target)
         self._connections = self.defaults.io_parallelism
 
     @override
@@ -94,7 +97,7 @@ class AsyncFsspecBackend(AsyncBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the store: class, options (endpoint and credentials among them) and bucket."""
-        return (*store_of(self.target), path.lstrip("/").partition("/")[0])
+        return (*store_of(self.target), bucket_of(path))
 
     @override
     def open(self, path: str, **options: Any) -> PathSource:
@@ -107,7 +110,7 @@ class AsyncFsspecBackend(AsyncBackend):
         """Read one op, a range of one version where the filesystem can."""
         source = ops.sources[ops.file[row]]
         length = int(ops.length[row])
-        if self._is_s3 and _s3fs.can_read(source, length):
+        if self._is_http or (self._is_s3 and _s3fs.can_read(source, length)):
             await self._read_version(ops, row)
             return
         first, end = source.limits(int(ops.start[row]), length)
@@ -117,7 +120,7 @@ class AsyncFsspecBackend(AsyncBackend):
 
     async def _read_version(self, ops: Ops, row: int) -> None:
         try:
-            await _s3fs.read_op(self._reader, ops, row)
+            await (_http if self._is_http else _s3fs).read_op(self._reader, ops, row)
         except ObjectChangedError as error:
             self.target.invalidate_cache(error.path)  # or a listing would name the old version again
             raise

@@ -1,4 +1,4 @@
-"""S3 through obstore, the Python binding of Rust's object_store: native requests, in bulk calls.
+"""Object stores through obstore, the Python binding of Rust's object_store: native requests, in bulk calls.
 
 A call of ``obstore.get_ranges`` makes its requests on threads of Rust's and takes the GIL once, so it is deaf
 to what Python threads do. It answers for all of its ranges or for none, takes no version, merges ranges that
@@ -12,7 +12,8 @@ touch (which then fail together), and cannot be interrupted. So there are three 
 What obstore cannot answer as the wrapped filesystem would (an error that no other attempt cures, a range past
 the end, odd bounds, keys that it would normalise) is put to that filesystem itself (I8).
 
-It serves only what translates exactly (`headrace.backends._obstore_s3`); `refuses` says why it does not.
+It serves only what translates exactly: `headrace.backends._obstore_client` says what that takes of a kind of
+storage, and `refuses` why a filesystem is not served.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from typing_extensions import override
 
-from headrace.backends import _faults, _s3fs
+from headrace.backends import _faults
 from headrace.backends import _obstore_faults as faults
+from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError
+from headrace.backends._obstore_http import HttpClient
 from headrace.backends._obstore_requests import (
     CHUNK_BYTES,
     check_version,
@@ -42,59 +45,51 @@ from headrace.backends._obstore_requests import (
     span_of,
     take_chunk,
 )
-from headrace.backends._obstore_s3 import Client, InexactError
+from headrace.backends._obstore_s3 import S3Client
 from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
-from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, store_of
+from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, bucket_of, store_of
 from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from headrace.backends.abc import AsyncBackend
     from headrace.types import Int64Array, Ops
 
-CONNECTIONS = 10
-"""Of the wrapped filesystem's instance that answers what obstore cannot."""
 
 _MOVED = frozenset({301, 302, 307, 308})
 
-_OTHERS = {
-    "gcsfs": "Google's tokens belong to gcsfs's own session",
-    "adlfs": "Azure's credentials belong to adlfs's own session",
-    "fsspec.implementations.http": "URLs, headers and redirects are aiohttp's own",
-}
-"""Filesystems of storage that obstore reads, and why their options have no exact translation."""
+_CLIENTS: tuple[type[Client], ...] = (S3Client, HttpClient)
 
 
-_S3 = "s3fs"
-
-
-def _store_kind(target: Any) -> str | None:
-    """Return the module of an object store's filesystem, a subclass's included; None for all others."""
-    for kind in type(target).__mro__:
-        for name in (_S3, *_OTHERS):
-            if f"{kind.__module__}.".startswith(f"{name}."):
-                return name
+def _client_class(target: Any) -> type[Client] | None:
+    """Return who translates an object store's filesystem, a subclass's included; None for all others."""
+    modules = [f"{kind.__module__}." for kind in type(target).__mro__]
+    for kind in _CLIENTS:
+        if any(module.startswith(f"{kind.filesystems}.") for module in modules):
+            return kind
     return None
 
 
 class ObjectSource(PathSource):
-    """An object, by bucket and key."""
+    """An object, by bucket and key; without, where only the wrapped filesystem reads what the path names."""
 
     __slots__ = ("bucket", "is_file", "key", "ops")
 
-    def __init__(self, path: str, bucket: str, key: str, *, is_file: bool, **options: Any) -> None:
+    def __init__(self, path: str, place: tuple[str, str] | None, *, is_file: bool, **options: Any) -> None:
         super().__init__(path, **options)
-        self.bucket = bucket
-        self.key = key
+        self.bucket: str | None = None
+        self.key = ""
+        if place is not None and not self.options:
+            self.bucket, self.key = place
         self.is_file = is_file
         """Whether its reads are of one open file, and so of one version."""
         self.ops = 0
 
 
 class ObstoreBackend(BulkBackend):
-    """Reads S3 for s3fs, in bulk."""
+    """Reads object stores for their fsspec filesystems, in bulk."""
 
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
@@ -110,7 +105,8 @@ class ObstoreBackend(BulkBackend):
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
-        self._stores = Stores(client_of(target))
+        self._client = client_of(target)
+        self._stores = Stores(self._client)
         self._asked: Any = None
         self._lock = threading.RLock()
 
@@ -131,24 +127,21 @@ class ObstoreBackend(BulkBackend):
     @classmethod
     @override
     def serves(cls, target: Any) -> bool:
-        """Whether the options of an s3fs filesystem translate exactly."""
-        return _store_kind(target) == _S3 and cls.refuses(target) is None
+        """Whether the options of an object store's filesystem translate exactly."""
+        return _client_class(target) is not None and cls.refuses(target) is None
 
     @classmethod
     @override
     def concerns(cls, target: Any) -> bool:
         """Whether it is an object store's filesystem."""
-        return _store_kind(target) is not None
+        return _client_class(target) is not None
 
     @classmethod
     @override
     def refuses(cls, target: Any) -> str | None:
         """Say why an object store's filesystem is not read by obstore."""
-        kind = _store_kind(target)
-        if kind is None:
+        if _client_class(target) is None:
             return None
-        if kind != _S3:
-            return _OTHERS[kind]
         if is_forked():
             return "this process was forked from one that had obstore loaded, where its calls would hang"
         try:
@@ -160,15 +153,14 @@ class ObstoreBackend(BulkBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the store: engine, class, options (endpoint and credentials among them) and bucket."""
-        return (self.name, *store_of(self.target), path.lstrip("/").partition("/")[0])
+        return (self.name, *store_of(self.target), bucket_of(path))
 
     @override
     def open(self, path: str, **options: Any) -> PathSource:
         """Return the object's name; nothing is asked of the store."""
         options.pop("as_file", None)
         is_file = "etag" in options
-        bucket, key, _ = self.target.split_path(path)
-        return ObjectSource(path, bucket, key, is_file=is_file, **options)
+        return ObjectSource(path, self._client.split(path), is_file=is_file, **options)
 
     @override
     def verdict(self, error: BaseException) -> Verdict:
@@ -189,7 +181,7 @@ class ObstoreBackend(BulkBackend):
 
     def _perform_object(self, ops: Ops, rows: Int64Array) -> None:
         source: ObjectSource = ops.sources[int(ops.file[rows[0]])]
-        bucket = self._stores.bucket(source.bucket) if _is_plain(source) else None
+        bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         lengths = ops.length[rows]
         if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
             self._ask(ops, rows)
@@ -199,7 +191,7 @@ class ObstoreBackend(BulkBackend):
             lengths = ops.length[rows]
         empty = rows[lengths == 0]
         if len(empty):
-            self._perform_empty(ops, empty, bucket, source)
+            self._ask(ops, empty)
             rows = rows[lengths != 0]
         source.ops += len(rows)
         if len(rows) == 1:
@@ -232,7 +224,7 @@ class ObstoreBackend(BulkBackend):
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = faults.fault_of(error, source.path)
             if fault is None:
-                self._note_refusal(error, source)
+                self._note_refusal(error, bucket, source)
                 # Which of them it was is not said: each has its own answer, but for a refusal of all.
                 self._one_by_one(ops, self._ask_first(ops, rows) if faults.is_of_credentials(error) else rows)
                 return
@@ -244,36 +236,26 @@ class ObstoreBackend(BulkBackend):
         deliver_all(ops, rows, found)
 
     def _one_by_one(self, ops: Ops, rows: Int64Array) -> None:
-        asyncio.run(self._read_each(ops, rows.tolist()))
-
-    async def _read_each(self, ops: Ops, rows: list[int]) -> None:
-        free = asyncio.Semaphore(self.least_call_ops)  # as many as `get_ranges` has under way
-
-        async def read(row: int) -> None:
-            async with free:
-                try:
-                    await self.read(ops, row)
-                except Exception as error:  # noqa: BLE001 - the op's own (I10)
-                    ops.fail(row, error)
-
-        await asyncio.gather(*map(read, rows))
+        # As many at once as `get_ranges` has under way.
+        asyncio.run(_each(self.read, ops, rows.tolist(), self.least_call_ops))
 
     async def read(self, ops: Ops, row: int) -> None:
         """Perform one op by a request of its own, on whatever loop runs; raises its error."""
         source: ObjectSource = ops.sources[int(ops.file[row])]
-        bucket = self._stores.bucket(source.bucket) if _is_plain(source) else None
+        bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         was_refused = row in progress_of(ops).refused
         if bucket is None or was_refused or not has_bounds(source, int(ops.length[row])):
             await self._ask_one(ops, row)
             return
         try:
-            await receive(bucket.store, source, ops, row)
+            if not await receive(bucket.store, source, ops, row, self._client.decodes):
+                await self._ask_one(ops, row)
         except ObjectChangedError:
             raise
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = faults.fault_of(error, source.path)
             if fault is None:
-                self._note_refusal(error, source)
+                self._note_refusal(error, bucket, source)
                 await self._ask_one(ops, row)
                 return
             bucket.note(0, has_failed=True)
@@ -295,7 +277,9 @@ class ObstoreBackend(BulkBackend):
         try:
             options = options_of(source.etag, *span_of(ops, row, source))
             answer = obstore.get(bucket.store, source.key, options=options)
-            if length > CHUNK_BYTES:
+            if length == UNKNOWN_LENGTH and self._client.decodes(answer):
+                self._ask(ops, np.array([row]))
+            elif length > CHUNK_BYTES:
                 check_version(source, answer.meta["e_tag"])
                 for chunk in answer.stream(CHUNK_BYTES):
                     take_chunk(ops, row, source, chunk, answer.meta["e_tag"])
@@ -309,18 +293,6 @@ class ObstoreBackend(BulkBackend):
             self._fail(ops, row, bucket, source, error)
         else:
             bucket.note(1, has_failed=False)
-
-    def _perform_empty(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> None:
-        """Answer ranges of no bytes: nothing, of an object that is there."""
-        import obstore  # noqa: PLC0415
-
-        try:
-            obstore.head(bucket.store, source.key)
-        except Exception as error:  # noqa: BLE001 - judged by what it says
-            for row in rows.tolist():
-                self._fail(ops, row, bucket, source, error)
-        else:
-            ops.got[rows] = 0
 
     # -- failures
 
@@ -339,17 +311,19 @@ class ObstoreBackend(BulkBackend):
             progress_of(ops).note([row], fault)
             ops.fail(row, fault)
             return
-        self._note_refusal(error, source)
+        self._note_refusal(error, bucket, source)
         self._ask(ops, np.array([row]))
 
-    def _note_refusal(self, error: BaseException, source: ObjectSource) -> None:
+    def _note_refusal(self, error: BaseException, bucket: BucketStore, source: ObjectSource) -> None:
         """Forget what an error says is no longer so."""
         if faults.is_another_version(error):
             self.target.invalidate_cache(source.path)  # or a listing would name the old version again
         elif faults.is_of_credentials(error):
-            self._stores.forget(source.bucket)
+            self._stores.forget(bucket.options.bucket)
         elif faults.status_of(error) in _MOVED:
-            self._stores.give_up(source.bucket, "the bucket is in another region than the one configured")
+            self._stores.give_up(
+                bucket.options.bucket, "the bucket is in another region than the one configured"
+            )
 
     def _sound_out(self, ops: Ops, rows: Int64Array) -> Int64Array:
         """Of ops that were refused (429, 503) ask the wrapped filesystem for one: its error has Retry-After.
@@ -379,14 +353,10 @@ class ObstoreBackend(BulkBackend):
         return rows
 
     def _ask(self, ops: Ops, rows: Int64Array) -> None:
-        """Have the wrapped filesystem answer some ops."""
+        """Have the wrapped filesystem answer some ops, at once."""
         from fsspec.asyn import sync  # noqa: PLC0415
 
-        for row in rows.tolist():
-            try:
-                sync(self._asker().loop, self._asking, ops, row)
-            except Exception as error:  # noqa: BLE001 - the op's own (I10)
-                ops.fail(row, error)
+        sync(self._asker().loop, _each, self._asking, ops, rows.tolist(), CONNECTIONS)
 
     async def _ask_one(self, ops: Ops, row: int) -> None:
         """Have it answer one, awaited on whatever loop runs: cancelled, it may go on for a moment (I9)."""
@@ -397,16 +367,10 @@ class ObstoreBackend(BulkBackend):
         ops.take(row, one)
 
     async def _asking(self, ops: Ops, row: int) -> None:
-        source, length = ops.sources[int(ops.file[row])], int(ops.length[row])
-        asker = self._asker()
+        is_long = int(ops.length[row]) == UNKNOWN_LENGTH
         try:
-            async with asyncio.timeout(None if length == UNKNOWN_LENGTH else self._stores.try_timeout_s):
-                if _s3fs.can_read(source, length):
-                    await _s3fs.read_op(asker, ops, row)
-                    return
-                start, end = source.limits(int(ops.start[row]), length)
-                data = await asker._cat_file(source.path, start=start, end=end, **source.options)  # noqa: SLF001
-                ops.deliver(row, data)
+            async with asyncio.timeout(None if is_long else self._stores.try_timeout_s):
+                await self._client.ask(self._asker(), ops, row)
         except Exception as error:
             _raise_again(progress_of(ops).refused.get(row), _faults.verdict(error))
             raise
@@ -415,17 +379,24 @@ class ObstoreBackend(BulkBackend):
         """Return an instance of the wrapped filesystem that any thread may call."""
         with self._lock:
             if self._asked is None:
-                options = {**self.target.storage_options, **_s3fs.reader_options(self.target, CONNECTIONS)}
-                options |= {"asynchronous": False, "loop": None, "skip_instance_cache": True}
-                self._asked = type(self.target)(**options)
-                self._asked.retries = 1  # that is one attempt
+                self._asked = self._client.asker(self.target)
             return self._asked
 
 
-def _is_plain(source: ObjectSource) -> bool:
-    """Whether obstore would read the same object: it normalises some keys, silently."""
-    parts = source.key.split("/")
-    return not source.options and "" not in parts and "." not in parts and ".." not in parts
+async def _each(
+    perform: Callable[[Ops, int], Awaitable[None]], ops: Ops, rows: list[int], at_once: int
+) -> None:
+    """Perform some ops, each with an answer of its own (I10)."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(row: int) -> None:
+        async with free:
+            try:
+                await perform(ops, row)
+            except Exception as error:  # noqa: BLE001 - the op's own
+                ops.fail(row, error)
+
+    await asyncio.gather(*map(one, rows))
 
 
 def _raise_again(fault: faults.StoreError | None, verdict: Verdict) -> None:
@@ -478,9 +449,11 @@ def client_of(target: Any) -> Client:
 
 
 def _remember(target: Any) -> Client | InexactError:
+    kind = _client_class(target)
+    assert kind is not None, "asked of object stores' filesystems alone"  # noqa: S101
     found: Client | InexactError
     try:
-        found = Client(target)
+        found = kind(target)
     except InexactError as error:
         found = error
     number = id(target)

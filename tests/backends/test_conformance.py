@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from modes import BUCKET
@@ -25,7 +27,7 @@ from headrace.backends.local import LocalBackend
 from headrace.backends.memory import MemoryBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.backends.uring import UringBackend
-from headrace.testing import BackendTests
+from headrace.testing import BackendTests, ObjectServer
 
 
 def _put_file(tmp_path: Path, name: str, data: bytes) -> str:
@@ -200,6 +202,34 @@ class TestObstore(BackendTests):
 
 
 class TestAsyncS3(TestObstore):
+    """The other engine, on the same server."""
+
+    backend_class = AsyncFsspecBackend
+
+
+class TestObstoreHttp(BackendTests):
+    """Plain HTTP, of a server whose objects need no signature."""
+
+    backend_class = ObstoreBackend
+    many_ops = 300
+    server: ClassVar[ObjectServer]
+
+    @pytest.fixture(autouse=True, scope="class")
+    def _server(self) -> Iterator[None]:
+        with ObjectServer() as server:
+            type(self).server = server
+            yield
+
+    def make_target(self, tmp_path: Path) -> Any:
+        return HTTPFileSystem(skip_instance_cache=True)
+
+    def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
+        key = f"{tmp_path.name}/{name}"
+        self.server.put("bucket", key, data)
+        return f"{self.server.url}/bucket/{key}"
+
+
+class TestAsyncHttp(TestObstoreHttp):
     """The other engine, on the same server."""
 
     backend_class = AsyncFsspecBackend

@@ -98,14 +98,6 @@ def test_asked_for_it_other_storage_is_read_as_ever(tmp_path: Any) -> None:
     assert fs.stats().engine_reason == ""
 
 
-def test_other_object_stores_are_refused_with_a_reason() -> None:
-    from fsspec.implementations.http import HTTPFileSystem
-
-    target = HTTPFileSystem(skip_instance_cache=True)
-    assert not ObstoreBackend.serves(target)
-    assert "aiohttp" in str(ObstoreBackend.refuses(target))
-
-
 def test_the_doctor_says_which_and_why(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")

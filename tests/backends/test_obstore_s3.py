@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
-from headrace.backends._obstore_s3 import Client, InexactError
+from headrace.backends._obstore_client import InexactError
+from headrace.backends._obstore_s3 import S3Client
 
 KEYS = {"key": "an-id", "secret": "a-secret"}
 LOCAL = {**KEYS, "endpoint_url": "http://127.0.0.1:9000"}
@@ -29,8 +30,8 @@ def _no_proxies_and_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def client(**options: Any) -> Client:
-    return Client(S3FileSystem(**options, skip_instance_cache=True))
+def client(**options: Any) -> S3Client:
+    return S3Client(S3FileSystem(**options, skip_instance_cache=True))
 
 
 def translated(**options: Any) -> Any:
@@ -190,8 +191,8 @@ def test_headers_of_each_request() -> None:
             "http://u:p@proxy:3",
         ),
         ({**KEYS, "config_kwargs": {"proxies": {"https": "http://proxy:3"}}}, "proxy_excludes", None),
-        ({**KEYS, "config_kwargs": {"proxies": {}}}, "proxy_excludes", "a-bucket.s3.amazonaws.com"),
-        (LOCAL, "proxy_excludes", "127.0.0.1"),
+        ({**KEYS, "config_kwargs": {"proxies": {}}}, "proxy_excludes", "*,0.0.0.0/0,::/0"),
+        (LOCAL, "proxy_excludes", "*,0.0.0.0/0,::/0"),
     ],
 )
 def test_how_connections_are_made(options: dict[str, Any], name: str, expected: object) -> None:
@@ -203,7 +204,7 @@ def test_a_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,inside.test")
     assert translated(**KEYS).client["proxy_url"] == "http://proxy:3"
     inside = translated(**KEYS, endpoint_url="https://inside.test").client
-    assert inside["proxy_excludes"] == "inside.test"
+    assert inside["proxy_excludes"] == "*,0.0.0.0/0,::/0"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_a_subclass_is_refused() -> None:
         pass
 
     with pytest.raises(InexactError, match="Other"):
-        Client(Other(**LOCAL, skip_instance_cache=True))
+        S3Client(Other(**LOCAL, skip_instance_cache=True))
 
 
 def test_a_bucket_that_is_named_in_another_way_is_refused_by_itself() -> None:

@@ -1,0 +1,333 @@
+"""fsspec's HTTP filesystem on both engines: the same requests, never bytes of another range or version."""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from fsspec.implementations.http import HTTPFileSystem
+from plain_http import Asked, PlainServer, Said, ranged
+
+import headrace
+from headrace.backends._obstore_client import InexactError
+from headrace.backends._obstore_http import HttpClient
+from headrace.backends.obstore import ObstoreBackend
+from headrace.doctor import diagnose
+from headrace.errors import ObjectChangedError
+from headrace.testing import Faults, ObjectServer
+
+DATA = np.random.default_rng(21).bytes(3_000_001)
+
+
+def password(secret: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from aiohttp 3.14 on
+        return aiohttp.BasicAuth("user", secret)
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        server.put("bucket", "data.bin", DATA)
+        yield server
+
+
+@pytest.fixture(params=["obstore", "fsspec"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def reader(engine: str = "obstore", **options: Any) -> Any:
+    target = HTTPFileSystem(**options, skip_instance_cache=True)
+    fs = headrace.HeadraceFileSystem(
+        fs=target, cloud_engine=engine, max_gap_bytes=0, retries=1, skip_instance_cache=True
+    )
+    assert fs.backend_name == {"obstore": "obstore", "fsspec": "fsspec-async"}[engine]
+    return fs
+
+
+def client(**options: Any) -> HttpClient:
+    return HttpClient(HTTPFileSystem(**options, skip_instance_cache=True))
+
+
+# -- which engine
+
+
+def test_auto_takes_it_where_it_is_exact(server: ObjectServer) -> None:
+    report = diagnose(f"{server.url}/bucket/data.bin")
+    check = next(check for check in report.checks if check.name == "target")
+    assert "backend obstore" in check.detail
+    assert "exactly" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"client_kwargs": {"trust_env": True}}, "trust_env"),
+        ({"client_kwargs": {"connector": object()}}, "connector"),
+        ({"client_kwargs": {"cookies": {"a": "b"}}}, "cookies"),
+        ({"client_kwargs": {"auth": ("user", "secret")}}, "no BasicAuth but tuple"),
+        ({"client_kwargs": {"auth": password("secret"), "headers": {"Authorization": "x"}}}, "both"),
+        ({"client_kwargs": {"headers": {"Cookie": "a=secret"}}}, "cookie"),
+        ({"client_kwargs": {"headers": [("a", "secret")]}}, "no dictionary"),
+        ({"client_kwargs": {"timeout": object()}}, "no ClientTimeout"),
+        ({"headers": {"Range": "bytes=0-1"}}, "range"),
+        ({"headers": {"Accept-Encoding": "gzip"}}, "decode"),
+        ({"allow_redirects": False}, "allow_redirects"),
+        ({"params": {"a": "b"}}, "params"),
+        ({"get_client": aiohttp.ClientSession}, "get_client"),
+        ({"ssl": object()}, "certificates"),
+        ({"proxy": "socks5://p:1"}, "no HTTP proxy"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_to_translate_is_refused(options: dict[str, Any], why: str) -> None:
+    target = HTTPFileSystem(**options, skip_instance_cache=True)
+    said = str(ObstoreBackend.refuses(target))
+    assert why in said
+    assert "secret" not in said
+    assert not ObstoreBackend.serves(target)
+
+
+def test_a_subclass_and_positional_arguments_are_refused() -> None:
+    class Other(HTTPFileSystem):  # type: ignore[misc]
+        pass
+
+    assert "Other" in str(ObstoreBackend.refuses(Other(skip_instance_cache=True)))
+    with pytest.raises(InexactError, match="positional"):
+        HttpClient(HTTPFileSystem(False, skip_instance_cache=True))
+
+
+# -- what is asked
+
+
+@pytest.mark.filterwarnings("ignore:The 'auth' parameter is deprecated:DeprecationWarning")
+def test_requests_are_those_of_aiohttp() -> None:
+    """Headers of the session and of requests, authentication and agent, on both engines."""
+    options = {
+        "client_kwargs": {
+            "auth": password("pass word"),
+            "headers": {"X-One": "session", "X-Two": "session"},
+        },
+        "headers": {"x-two": "request"},
+    }
+    seen = []
+    with PlainServer(lambda asked: ranged(asked, DATA)) as plain:
+        for engine in ("obstore", "fsspec"):
+            reader(engine, **options).cat_file(f"{plain.url}/x", start=5, end=10)
+            seen.append(plain.gets[-1].headers)
+    for headers in seen:
+        headers.pop("connection", None)
+    assert seen[0] == seen[1]
+    assert seen[0]["x-one"] == "session"
+    assert seen[0]["x-two"] == "request"
+    assert seen[0]["authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a b/c+d.bin", "a%20b", "a%2Fb", "a%3Fb", "ü/日", "a|b^c", "[a]{b}", "~!$&'()*,;=:@", "x//y", "x/./y",
+        "x/", "x?a=1&b=%20", "x#part", "%41", "a%zz", "a\\b",
+    ],
+)  # fmt: skip
+def test_urls_are_taken_as_aiohttp_takes_them(path: str) -> None:
+    with PlainServer(lambda asked: ranged(asked, asked.path.encode() * 100)) as plain:
+        found = [
+            reader(engine).cat_file(f"{plain.url}/{path}", start=2, end=300)
+            for engine in ("obstore", "fsspec")
+        ]
+        assert found[0] == found[1]
+        assert len({asked.path for asked in plain.gets}) == 1
+
+
+def test_encoded_urls_are_sent_as_they_are() -> None:
+    with PlainServer(lambda asked: ranged(asked, asked.path.encode() * 100)) as plain:
+        for path in ("%41", "%61/b"):
+            expected = (f"/{path}" * 100).encode()[2:300]
+            assert reader(encoded=True).cat_file(f"{plain.url}/{path}", start=2, end=300) == expected
+
+
+def test_variables_of_the_environment_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with PlainServer(lambda asked: ranged(asked, DATA)) as plain:
+        assert reader().cat_file(f"{plain.url}/x", start=5, end=10) == DATA[5:10]
+        assert reader().cat_file(f"http://localhost:{plain.port}/x", start=5, end=10) == DATA[5:10]
+
+
+def test_a_proxy_is_asked() -> None:
+    with PlainServer(lambda asked: ranged(asked, DATA)) as proxy:
+        assert reader(proxy=proxy.url).cat_file("http://nowhere.test/x", start=5, end=10) == DATA[5:10]
+        assert proxy.gets[0].path == "http://nowhere.test/x"
+
+
+def test_time_outs() -> None:
+    said = client(client_kwargs={"timeout": aiohttp.ClientTimeout(total=7, sock_connect=2, sock_read=0.5)})
+    options = said.store_options("http://h")
+    assert options.timeout_s == 7
+    assert options.client["connect_timeout"] == "2000ms"
+    assert options.client["read_timeout"] == "500ms"
+    assert client(timeout=3).store_options("http://h").timeout_s == 3
+    assert client().store_options("https://h").client["connect_timeout"] == "30000ms"
+
+
+def test_certificates() -> None:
+    assert client(ssl=False).store_options("https://h").client["allow_invalid_certificates"] is True
+    assert "allow_invalid_certificates" not in client().store_options("https://h").client
+    assert "allow_http" not in client().store_options("https://h").client
+
+
+# -- what comes back
+
+
+def test_ranges(server: ObjectServer, engine: str) -> None:
+    starts = np.random.default_rng(1).integers(0, len(DATA) - 5000, 300)
+    found = reader(engine).read_ranges(f"{server.url}/bucket/data.bin", starts, starts + 5000)
+    assert found.to_pylist() == [DATA[start : start + 5000] for start in starts.tolist()]
+
+
+def test_hosts_are_stores_of_their_own(server: ObjectServer) -> None:
+    with PlainServer(lambda asked: ranged(asked, DATA)) as plain:
+        fs = reader()
+        paths = [f"{plain.url}/x", f"{server.url}/bucket/data.bin"]
+        assert fs.read_ranges(paths, [1, 2], [10, 20]).to_pylist() == [DATA[1:10], DATA[2:20]]
+        channel = fs._reader.channel
+        assert channel.scheduler(paths[0]) is not channel.scheduler(paths[1])
+
+
+def test_faults_are_tried_again(server: ObjectServer, engine: str) -> None:
+    server.faults = Faults(slow_down_share=0.05, methods=frozenset({"GET"}))
+    fs = headrace.HeadraceFileSystem(
+        fs=HTTPFileSystem(skip_instance_cache=True), cloud_engine=engine, max_gap_bytes=0
+    )
+    starts = np.arange(200) * 1000
+    found = fs.read_ranges(f"{server.url}/bucket/data.bin", starts, starts + 10)
+    assert found.to_pylist() == [DATA[start : start + 10] for start in starts.tolist()]
+
+
+def test_errors_are_those_of_the_filesystem(server: ObjectServer, engine: str) -> None:
+    fs = reader(engine)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_file(f"{server.url}/bucket/missing", start=0, end=10)
+    with pytest.raises(aiohttp.ClientResponseError, match="416"):
+        fs.cat_file(f"{server.url}/bucket/data.bin", start=len(DATA) + 10, end=len(DATA) + 20)
+
+
+def test_an_open_file_is_of_one_version(server: ObjectServer, engine: str) -> None:
+    with reader(engine).open(f"{server.url}/bucket/data.bin") as file:
+        assert file.read(10) == DATA[:10]
+        server.replace("bucket", "data.bin", DATA[::-1])
+        file.seek(2_000_000)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
+
+
+def test_a_server_without_conditions_is_found_out(engine: str) -> None:
+    """It takes no ``If-Match``, but its answers say another version."""
+    versions = iter(["one", "two"])
+    with PlainServer(lambda asked: ranged(asked, DATA, ETag=f'"{next(versions)}"')) as plain:
+        file = reader(engine).open(f"{plain.url}/x", size=len(DATA))
+        assert file.read(10) == DATA[:10]
+        file.seek(2_000_000)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
+
+
+@pytest.fixture
+def no_ranges(tmp_path: Path) -> Iterator[str]:
+    """A server of Python's own, which ignores ranges."""
+    (tmp_path / "x").write_bytes(DATA)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_args: Any) -> None: ...
+
+        def copyfile(self, source: Any, output: Any) -> None:
+            with suppress(ConnectionError):  # who asked has seen enough
+                super().copyfile(source, output)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/x"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_server_that_ignores_ranges_is_an_error_and_no_wrong_bytes(no_ranges: str, engine: str) -> None:
+    fs = reader(engine)
+    assert fs.cat_file(no_ranges) == DATA
+    assert fs.cat_file(no_ranges, start=0, end=10) == DATA[:10], "what it sends begins with it"
+    found = fs.read_ranges(no_ranges, [1000, 5000], [1010, 5010]).to_pylist(on_error="return")
+    assert fs.cat_file(no_ranges, end=5) == DATA[:5]
+    found += [
+        _error_of(fs, no_ranges, start=5),
+        _error_of(fs, no_ranges, start=-5),
+        _error_of(fs, no_ranges, end=-5),
+    ]
+    assert all("ignored the range" in str(answer) for answer in found)
+
+
+def _error_of(fs: Any, path: str, **bounds: int) -> BaseException:
+    with pytest.raises(OSError, match="range") as raised:
+        fs.cat_file(path, **bounds)
+    return raised.value
+
+
+def test_a_server_that_sends_another_range_is_an_error(engine: str) -> None:
+    wrong = Said(206, {"Content-Range": f"bytes 7-16/{len(DATA)}"}, DATA[7:17])
+    with PlainServer(lambda _: wrong) as plain, pytest.raises(OSError, match="another range"):
+        reader(engine).cat_file(f"{plain.url}/x", start=100, end=110)
+
+
+def test_redirects_are_followed(engine: str) -> None:
+    """To another host too, with the variable of a proxy set, and a password left behind."""
+
+    def answer(asked: Asked) -> Said:
+        if asked.path == "/here":
+            return Said(302, {"Location": f"http://localhost:{plain.port}/there"})
+        return ranged(asked, DATA)
+
+    with PlainServer(answer) as plain:
+        fs = reader(engine, headers={"Authorization": "Bearer secret"})
+        assert fs.cat_file(f"{plain.url}/here", start=5, end=10) == DATA[5:10]
+        assert [(asked.path, "authorization" in asked.headers) for asked in plain.gets] == [
+            ("/here", True),
+            ("/there", False),
+        ]
+
+
+def test_an_encoded_body_is_decoded_as_the_filesystem_does(engine: str) -> None:
+    encoded = gzip.compress(DATA[:5000])
+    with PlainServer(lambda asked: ranged(asked, encoded, **{"Content-Encoding": "gzip"})) as plain:
+        assert reader(engine).cat_file(f"{plain.url}/x") == DATA[:5000]
+
+
+def test_a_body_of_unknown_length_is_read(engine: str) -> None:
+    chunked = Said(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")
+    with PlainServer(lambda _: chunked) as plain:
+        assert reader(engine).cat_file(f"{plain.url}/x") == b"hello"
+
+
+def test_two_identities_share_nothing() -> None:
+    def answer(asked: Asked) -> Said:
+        return ranged(asked, asked.headers["authorization"].encode() * 100)
+
+    with PlainServer(answer) as plain:
+        readers = [reader(headers={"Authorization": name}) for name in ("one", "two")]
+        found = [fs.cat_file(f"{plain.url}/x", start=0, end=3) for fs in readers]
+        assert found == [b"one", b"two"]
+        channels = [fs._reader.channel for fs in readers]
+        assert channels[0] is not channels[1]
+        assert len({channel.scheduler(f"{plain.url}/x") for channel in channels}) == 2
+        assert "Authorization" not in repr(readers[0].stats())
