@@ -3,8 +3,8 @@
 Its ``_cat_file`` returns whatever the server sends, of a server that ignores ranges the whole body. Here each
 answer is looked at before its body is taken: a range that is answered with something else is an error, and so
 is an answer of another version (``ETag``) than the one seen at open or by the first answer, which
-``If-Match`` asks for. The body is asked for as it is stored (``Accept-Encoding: identity``), as fsspec asks for
-the size: compressed on its way it would carry another ETag, and have no ranges.
+``If-Match`` asks for. The body is asked for as it is stored (``Accept-Encoding: identity``), as fsspec asks
+for the size: compressed on its way it would carry another ETag, and have no ranges.
 """
 
 from __future__ import annotations

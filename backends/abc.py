@@ -30,7 +30,7 @@ import numpy as np
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     import numpy.typing as npt
 
@@ -149,6 +149,10 @@ class Backend(abc.ABC):
     def size(self, source: Any) -> int | None:  # noqa: ARG002
         """Bytes of an open source, or None where only the filesystem's ``info`` can tell."""
         return None
+
+    def version_of(self, info: Mapping[str, Any]) -> str | None:
+        """Return the version that ``info`` of a file tells, as `open` takes it for `etag`; None for none."""
+        return info.get("ETag") or None
 
     def verdict(self, error: BaseException) -> Verdict:  # noqa: ARG002
         """Say whether the op that met `error` may be tried again, and what it tells of the store."""

@@ -31,6 +31,7 @@ from typing_extensions import override
 from headrace.backends import _faults
 from headrace.backends import _obstore_faults as faults
 from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError
+from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends._obstore_requests import (
     CHUNK_BYTES,
@@ -52,7 +53,7 @@ from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable, Mapping
 
     from headrace.backends.abc import AsyncBackend
     from headrace.types import Int64Array, Ops
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
 _MOVED = frozenset({301, 302, 307, 308})
 
-_CLIENTS: tuple[type[Client], ...] = (S3Client, HttpClient)
+_CLIENTS: tuple[type[Client], ...] = (S3Client, GcsClient, HttpClient)
 
 
 def _client_class(target: Any) -> type[Client] | None:
@@ -161,6 +162,11 @@ class ObstoreBackend(BulkBackend):
         options.pop("as_file", None)
         is_file = "etag" in options
         return ObjectSource(path, self._client.split(path), is_file=is_file, **options)
+
+    @override
+    def version_of(self, info: Mapping[str, Any]) -> str | None:
+        """Have the kind of storage say which of its texts is the version."""
+        return self._client.version_of(info)
 
     @override
     def verdict(self, error: BaseException) -> Verdict:

@@ -265,10 +265,10 @@ class SingleReader(JobMaker):
             info = backend.target.info(path)
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
-            size, etag = info.get("size"), info.get("ETag")
+            size, etag = info.get("size"), backend.version_of(info)
         if size is None:
             return None, None
-        return backend.open(path, etag=etag or None), size
+        return backend.open(path, etag=etag), size
 
     @property
     def block_bytes(self) -> int:
