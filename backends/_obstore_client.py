@@ -78,6 +78,8 @@ class Client(abc.ABC):
     """Package or module of the filesystem's class."""
     store: ClassVar[str]
     """Name of obstore's class."""
+    has_provider: ClassVar[bool] = False
+    """Whether it is given `credentials` where nobody signs too: it would look for its own otherwise."""
 
     @abc.abstractmethod
     def __init__(self, target: Any) -> None: ...
@@ -107,7 +109,7 @@ class Client(abc.ABC):
         return getattr(store, self.store)(
             options.bucket,
             config=options.config,
-            credential_provider=self.credentials if options.is_signed else None,
+            credential_provider=self.credentials if options.is_signed or self.has_provider else None,
             **how,
         )
 

@@ -1,9 +1,9 @@
 """The exact translation of a gcsfs filesystem into native GCS stores.
 
 gcsfs reads by Google's JSON interface, the native library by the XML one of the same host: the same objects,
-asked for by the same identity. The credentials are gcsfs's own object, whichever kind of ``token`` made it: it
-is asked for a token each time the native store wants one, and refreshes it as it does for gcsfs. Who pays is a
-header.
+asked for by the same identity. The credentials are gcsfs's own object, whichever kind of ``token`` made it.
+It is asked for a token each time the native store wants one, and refreshes it as it does for gcsfs. Who pays
+is a header.
 
 The version of an object in the one interface (``etag``) is another text than in the other, so an open file is
 of the version that its first read meets.
@@ -51,6 +51,7 @@ class GcsClient(Client):
 
     filesystems: ClassVar[str] = "gcsfs"
     store: ClassVar[str] = "GCSStore"
+    has_provider: ClassVar[bool] = True
 
     @override
     def __init__(self, target: Any) -> None:
@@ -102,14 +103,6 @@ class GcsClient(Client):
             "token": held.credentials.token,
             "expires_at": None if expiry is None else expiry.replace(tzinfo=UTC),
         }
-
-    @override
-    def make(self, options: StoreOptions, **how: Any) -> Any:
-        from obstore.store import GCSStore  # noqa: PLC0415
-
-        # Without signatures too: without a provider it would look for Google's default credentials.
-        make: Any = GCSStore  # its own types name every option, and these come from a table
-        return make(options.bucket, config=options.config, credential_provider=self.credentials, **how)
 
     @override
     def version_of(self, info: Mapping[str, Any]) -> str | None:

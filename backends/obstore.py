@@ -30,6 +30,7 @@ from typing_extensions import override
 
 from headrace.backends import _faults
 from headrace.backends import _obstore_faults as faults
+from headrace.backends._obstore_azure import AzureClient
 from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError
 from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends._obstore_http import HttpClient
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
 _MOVED = frozenset({301, 302, 307, 308})
 
-_CLIENTS: tuple[type[Client], ...] = (S3Client, GcsClient, HttpClient)
+_CLIENTS: tuple[type[Client], ...] = (S3Client, GcsClient, AzureClient, HttpClient)
 
 
 def _client_class(target: Any) -> type[Client] | None:
