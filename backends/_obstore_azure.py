@@ -1,8 +1,9 @@
 """The exact translation of an adlfs filesystem into native Azure stores, one for each container.
 
 adlfs has made a client of Azure's own library of its options and of the environment. That client is asked
-what the native store is to be told: endpoint, account, and who signs: an account key, a shared access signature
-or a credential that hands out tokens. Credentials are asked for each time the native store wants them.
+what the native store is to be told: endpoint, account, and who signs (an account key, a shared access
+signature, or a credential that hands out tokens). Credentials are asked for each time the native store wants
+them.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 
 _NEUTRAL = PLAIN_OPTIONS | {
     "account_host", "account_key", "account_name", "anon", "assume_container_exists", "blocksize",
-    "client_id", "client_secret", "connection_string", "connection_timeout", "credential", "default_cache_type",
-    "default_fill_cache", "location_mode", "max_concurrency", "read_timeout", "request_session", "sas_token",
-    "socket_timeout", "tenant_id", "version_aware",
+    "client_id", "client_secret", "connection_string", "connection_timeout", "credential",
+    "default_cache_type", "default_fill_cache", "location_mode", "max_concurrency", "read_timeout",
+    "request_session", "sas_token", "socket_timeout", "tenant_id", "version_aware",
 }  # fmt: skip
 """Options of adlfs that change nothing in a read, or only the client that it makes."""
 

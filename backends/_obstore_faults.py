@@ -17,6 +17,8 @@ _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
 _KIND = re.compile(r"kind: (\w+)")
 _CODE = re.compile(r"<Code>([\w.-]{1,64})</Code>")
 
+_UNFIT = re.compile(r"source: Missing(LastModified|Etag)")
+
 _CONNECTION = frozenset({"Connect", "Request", "Interrupted", "Body", "Decode"})
 _CODES = {"SlowDown": 503, "RequestTimeout": 504, "InternalError": 500, "ServiceUnavailable": 503}
 
@@ -89,6 +91,11 @@ def code_of(error: BaseException) -> str:
 def is_another_version(error: BaseException) -> bool:
     """Whether the object is no longer the one that was asked for."""
     return status_of(error) == PRECONDITION_FAILED
+
+
+def is_unfit(error: BaseException) -> bool:
+    """Whether the store leaves out of its answers what obstore wants in each, as some emulators do."""
+    return _UNFIT.search(str(error)) is not None
 
 
 def is_of_credentials(error: BaseException) -> bool:

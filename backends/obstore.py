@@ -328,9 +328,10 @@ class ObstoreBackend(BulkBackend):
         elif faults.is_of_credentials(error):
             self._stores.forget(bucket.options.bucket)
         elif faults.status_of(error) in _MOVED:
-            self._stores.give_up(
-                bucket.options.bucket, "the bucket is in another region than the one configured"
-            )
+            why = "the bucket is in another region than the one configured"
+            self._stores.give_up(bucket.options.bucket, why)
+        elif faults.is_unfit(error):
+            self._stores.give_up(bucket.options.bucket, "its answers lack headers that obstore wants")
 
     def _sound_out(self, ops: Ops, rows: Int64Array) -> Int64Array:
         """Of ops that were refused (429, 503) ask the wrapped filesystem for one: its error has Retry-After.
