@@ -118,6 +118,12 @@ class AzureClient(Client):
         return {"token": "", "expires_at": None} if self._sign is None else self._sign()
 
     @override
+    def asker(self, target: Any) -> Any:
+        asker = super().asker(target)
+        asker._timeout_kwargs["retry_total"] = 0  # noqa: SLF001 - goes with each download: one attempt
+        return asker
+
+    @override
     def version_of(self, info: Mapping[str, Any]) -> str | None:
         etag = info.get("etag")
         return f'"{str(etag).strip(chr(34))}"' if etag else None

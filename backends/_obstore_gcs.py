@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -113,7 +114,16 @@ class GcsClient(Client):
         options = {**target.storage_options, "token": "anon", "asynchronous": False, "loop": None}
         asker = type(target)(**{**options, "skip_instance_cache": True})
         asker.credentials = self._held  # its own would be asked for again, of a browser even
+        asker._request = _once(asker)  # noqa: SLF001 - one attempt: it has no other way to be told
         return asker
+
+
+def _once(asker: Any) -> Any:
+    """Return gcsfs's request without the retries around it, but with the errors that it makes of answers."""
+    from gcsfs.retry import retry_request  # noqa: PLC0415
+
+    request = type(asker)._request  # noqa: SLF001
+    return partial(retry_request(retries=1)(getattr(request, "__wrapped__", request)), asker)
 
 
 def _origin(location: str) -> str:

@@ -224,7 +224,9 @@ class S3Client(Client):
         if verify is False:
             return {"allow_invalid_certificates": True}
         if verify not in {None, True}:
-            raise InexactError("a bundle of certificates (verify=, AWS_CA_BUNDLE) replaces the system's")
+            raise InexactError(
+                "a bundle of certificates (verify=, AWS_CA_BUNDLE) replaces the system's; obstore would add it"
+            )
         return {}
 
     def _proxy_options(self, url: str) -> dict[str, Any]:

@@ -31,8 +31,11 @@ class Blobs:
     def __init__(self) -> None:
         self.blobs = {"box/data.bin": DATA}
         self.etag = '"0x1"'
+        self.status = 200
 
     def __call__(self, asked: Asked) -> Said:
+        if self.status != 200:
+            return Said(self.status)
         parts = urlsplit(asked.path)
         data = self.blobs.get(unquote(parts.path).removeprefix("/acc/"))
         if data is None:
@@ -115,6 +118,17 @@ def test_keys_are_taken_as_they_are(server: PlainServer, blobs: Blobs, key: str)
 def test_what_obstore_cannot_answer_adlfs_does(server: PlainServer) -> None:
     with pytest.raises(FileNotFoundError):
         native(**by_key(server)).cat_file("box/missing", start=0, end=10)
+
+
+def test_a_refusal_costs_one_request_of_each_client(server: PlainServer, blobs: Blobs) -> None:
+    """Azure's own library would try four times, and sleep for a minute between."""
+    fs = native(**by_key(server))
+    blobs.status = 503
+    with pytest.raises(OSError, match="503"):
+        fs.cat_file("box/data.bin", start=0, end=10)
+    assert len(server.gets) <= 3
+    blobs.status = 200
+    assert fs.cat_file("box/data.bin", start=0, end=10) == DATA[:10]
 
 
 def test_an_open_file_is_of_the_version_seen_at_open(server: PlainServer, blobs: Blobs) -> None:

@@ -31,9 +31,12 @@ class Google:
         self.objects = {"bucket/data.bin": DATA}
         self.tokens = {"Bearer a-token", "Bearer another"}
         self.etag = '"one"'
+        self.status = 200
         self.modified = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
 
     def __call__(self, asked: Asked) -> Said:
+        if self.status != 200:
+            return Said(self.status)
         said = asked.headers.get("authorization")
         if said is not None and said not in self.tokens:
             return Said(401, body=b"who?")
@@ -104,6 +107,17 @@ def test_a_server_whose_answers_lack_headers_is_left_to_gcsfs(server: PlainServe
     for start in (5, 500_000):
         assert fs.cat_file("bucket/data.bin", start=start, end=start + 9) == DATA[start : start + 9]
     assert [asked.path.startswith("/bucket/") for asked in server.gets] == [True, False, False]
+
+
+def test_a_refusal_costs_one_request_of_each_client(server: PlainServer, google: Google) -> None:
+    """gcsfs would try six times by itself, and sleep between."""
+    fs = native(server)
+    google.status = 503
+    with pytest.raises(OSError, match="503"):
+        fs.cat_file("bucket/data.bin", start=0, end=10)
+    assert len(server.gets) <= 3
+    google.status = 200
+    assert fs.cat_file("bucket/data.bin", start=0, end=10) == DATA[:10]
 
 
 @pytest.mark.parametrize("key", ["a b/c+d%20#?.bin", "x//y", "a=b&c;d~e:f@g!$'()*,[]", "ü/日", "x#1"])
