@@ -225,7 +225,7 @@ class S3Client(Client):
             return {"allow_invalid_certificates": True}
         if verify not in {None, True}:
             raise InexactError(
-                "a bundle of certificates (verify=, AWS_CA_BUNDLE) replaces the system's; obstore would add it"
+                "a bundle of certificates (verify=, AWS_CA_BUNDLE) replaces the system's; obstore would add"
             )
         return {}
 
