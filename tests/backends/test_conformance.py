@@ -212,12 +212,11 @@ class TestObstoreHttp(BackendTests):
 
     backend_class = ObstoreBackend
     many_ops = 300
-    server: ClassVar[ObjectServer]
+    server: ObjectServer
 
-    @pytest.fixture(autouse=True, scope="class")
+    @pytest.fixture(autouse=True)
     def _server(self) -> Iterator[None]:
-        with ObjectServer() as server:
-            type(self).server = server
+        with ObjectServer() as self.server:
             yield
 
     def make_target(self, tmp_path: Path) -> Any:
