@@ -421,7 +421,7 @@ def draw(storms: Sequence[Storm], found: Sequence[Straggling]) -> Any:
     names = [f"{one.engine}, {one.mode}{', hedged' if one.is_hedged else ''}" for one in singles]
     for name, colour in (("p50_s", "#8d99ae"), ("p99_s", "#edae49"), ("p999_s", "#d1495b")):
         values = [1e3 * getattr(one, name) for one in singles]
-        right.plot(values, names, "o", color=colour, label=name.removesuffix("_s"))
+        right.plot(values, names, "o", color=colour, label=name.removesuffix("_s").replace("999", "99.9"))
     right.set_xscale("log")
     right.set_xlabel("a read, ms, with 1% of stragglers of 2 s")
     if singles:
