@@ -24,6 +24,8 @@ import pyarrow as pa
 from headrace.arenas import arenas
 from headrace.batch import RangeBatch
 from headrace.cached import read_cached
+from headrace.columns import BLOCK, offsets_of
+from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.core.request import State
 from headrace.errors import ObjectChangedError
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
     from headrace.core.plan import Settled
     from headrace.ranges import Ranges
+
+FEW_REQUESTS = 10_000
+"""Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
 
 FINAL_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ObjectChangedError,
@@ -182,16 +187,19 @@ class Reader(SingleReader):
         if len(columns[0]) == 1:
             file, start, end = (int(column[0]) for column in columns)
             return plan_one(file, start, end - start, channel.max_op_bytes)
-        return plan_ranges(
-            *columns,
-            max_gap_bytes=channel.max_gap_bytes if ranges.max_gap is None else ranges.max_gap,
-            max_op_bytes=channel.max_op_bytes,
-        )
+        gap = channel.max_gap_bytes if ranges.max_gap is None else ranges.max_gap
+        most = channel.max_op_bytes
+        plan = None
+        if BLOCK < len(columns[0]) <= FEW_REQUESTS and channel.is_remote:
+            plan = plan_few(*columns, max_gap_bytes=gap, max_op_bytes=most)
+        return plan or plan_ranges(*columns, max_gap_bytes=gap, max_op_bytes=most)
 
     # -- after the ops
 
     def collect(self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array) -> RangeBatch:
         """Map ops to ranges and hand the bytes over."""
+        if len(parts) == 1 and _is_whole(parts[0]):
+            return _whole(parts[0], buffer)
         dest = np.zeros(len(ranges), np.int64)
         length = np.zeros(len(ranges), np.int64)
         errors: dict[int, Exception] = dict(ranges.errors)
@@ -244,6 +252,20 @@ def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> Non
 
     with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
         loop.call_soon_threadsafe(resolve)
+
+
+def _is_whole(part: Part) -> bool:
+    """Whether every range is there, one behind the other: no NumPy call that would give the GIL up."""
+    ops, plan = part.job.ops, part.plan
+    is_plain = plan.is_packed and part.ranges is None and not ops.errors
+    return is_plain and ops.got.tobytes() == plan.op_length.tobytes()
+
+
+def _whole(part: Part, buffer: UInt8Array) -> RangeBatch:
+    check_outcome(part.job)
+    offsets = offsets_of(part.plan.range_length)
+    hand_over(part.job, part.plan, int(offsets[-1]))
+    return RangeBatch.packed(buffer, offsets, part.plan.range_length)
 
 
 def _settle(part: Part) -> Settled:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
+from headrace.columns import offsets_of
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Priority
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Request:
             length = int(op_length[0])
             self.cumulative = [0, unknown_bytes if length == UNKNOWN_LENGTH else length]
         else:
-            self.cumulative = np.concatenate(([0], np.cumsum(op_length)))
+            self.cumulative = offsets_of(np.asarray(op_length))
         self.result_bytes = result_bytes
         self.priority = priority
         self.scan = scan
