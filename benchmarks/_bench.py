@@ -478,13 +478,16 @@ def parser(text: str) -> argparse.ArgumentParser:
     return made
 
 
-def parse_sections(options: argparse.ArgumentParser, sections: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line with the sections to run; none named is all."""
-    options.add_argument("sections", nargs="*", help=f"of {', '.join(sections)} (default: all)")
+def parse_sections(
+    options: argparse.ArgumentParser, sections: Sequence[str], on_demand: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Parse the command line with the sections to run; none named is all but those on demand."""
+    every = *sections, *on_demand
+    options.add_argument("sections", nargs="*", help=f"of {', '.join(every)}; none: all, or nearly")
     given = options.parse_args()
-    unknown = set(given.sections) - set(sections)
+    unknown = set(given.sections) - set(every)
     if unknown:
-        options.error(f"no such section: {sorted(unknown)}; there are {', '.join(sections)}")
+        options.error(f"no such section: {sorted(unknown)}; there are {', '.join(every)}")
     given.sections = given.sections or list(sections)
     given.rounds = given.rounds or (2 if given.quick else 5)
     return given

@@ -10,6 +10,7 @@ Sections, each beside no, one and two busy Python threads (scans beside none and
 * *rate*: many random ranges of one object in one call, 4 KiB and 1 MiB. Requests a second.
 * *single*: 4 KiB ranges one after another. What a read takes, median and 99th percentile.
 * *scan*: ``pyarrow.dataset`` over TPC-H lineitem, two columns and all. Rows a second.
+* *defaults*: what ``max_gap_bytes`` and ``max_op_bytes`` were chosen by; only where it is asked for.
 
 At the end stand the ratios that the project makes promises about, missed ones in bold. `_cloud_peers.py` has
 the contenders and their configuration. One that is not installed is left out and named.
@@ -47,6 +48,7 @@ from _bench import (
     save,
     show_results,
 )
+from _cloud_defaults import Beside, default_cases
 from _cloud_peers import Clients, make_clients, rate_contenders, scan_filesystems, single_contenders
 from _nginx import NginxMissingError, nginx
 from local_reads import TWO_COLUMNS, busy_thread
@@ -265,6 +267,9 @@ def make_cases(sections: Sequence[str], clients: Clients, path: Path, root: Path
         cases += single_cases(clients, path, sizes)
     if "scan" in sections:
         cases += scan_cases(clients, lineitem(root, sizes.scale), root)
+    if "defaults" in sections:
+        beside_these = [Beside(beside(count), partial(busy_threads, count)) for count in BUSY[:2]]
+        cases += default_cases(clients, path, beside_these)
     return cases
 
 
@@ -291,7 +296,7 @@ def main() -> None:
     """Run what is asked for and report."""
     options = parser(__doc__ or "")
     options.add_argument("--scale", type=float, help="TPC-H scale factor of the scans (default 0.2)")
-    given = parse_sections(options, ("rate", "single", "scan"))
+    given = parse_sections(options, ("rate", "single", "scan"), on_demand=("defaults",))
     prepare()
     sizes = QUICK if given.quick else FULL
     if given.scale:
