@@ -130,3 +130,15 @@ def take_chunk(ops: Ops, row: int, source: ObjectSource, chunk: Any, etag: str |
     progress[row] = done + n
     if etag is not None:
         source.etag = etag
+
+
+def take(ops: Ops, row: int, source: ObjectSource, answer: Any) -> None:
+    """Take an answer, if it is of the right version: a long one as it comes."""
+    etag = answer.meta["e_tag"]
+    check_version(source, etag)
+    if ops.length[row] > CHUNK_BYTES:
+        for chunk in answer.stream(CHUNK_BYTES):
+            take_chunk(ops, row, source, chunk, etag)
+        ops.got[row] = progress_of(ops).get(row, 0)
+    else:
+        ops.deliver(row, memoryview(answer.bytes()))

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from headrace.backends._obstore_client import Client, StoreOptions
 
 WORTH_OPS = 64
-"""Reads of one version, past which a store of its own pays."""
+"""Reads of one version, by however many open files, past which a store of its own pays."""
+
+COUNTED = 1024
+"""Versions whose reads are counted: those read last."""
 
 VERSIONS = 8
 """Stores of single versions kept; each holds as many connections as reads were under way at once."""
@@ -84,6 +87,7 @@ class Stores:
         self._lock = threading.RLock()
         self._buckets: dict[str, BucketStore | InexactError] = {}
         self._versions: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self.try_timeout_s = TRY_TIMEOUT_S
 
     def bucket(self, name: str) -> BucketStore | None:
@@ -101,6 +105,16 @@ class Stores:
         except InexactError as error:
             return error
         return BucketStore(options, self._make(options))
+
+    def count(self, bucket: BucketStore, key: str, etag: str, ops: int) -> int:
+        """Count reads of a version; returns how many there were."""
+        name = (bucket.options.bucket, key, etag)
+        with self._lock:
+            count = self._counts[name] = self._counts.get(name, 0) + ops
+            self._counts.move_to_end(name)
+            if len(self._counts) > COUNTED:
+                self._counts.popitem(last=False)
+            return count
 
     def version(self, bucket: BucketStore, key: str, etag: str) -> Any:
         """Return a store that reads this version and no other."""

@@ -7,7 +7,8 @@ touch (which then fail together), and cannot be interrupted. So there are three 
 * *bulk*: several short ops of one object, none of them touching, where nothing failed lately;
 * *one by one*, but at once: requests with options of their own (``If-Match``), awaited on a short-lived event
   loop. After a fault, and for the first ops of a version (see `headrace.backends._obstore_stores`);
-* *alone*: an op by itself. A long one is copied as it comes, and goes on from where it broke.
+* *alone*: an op by itself, in one call too: answer and body of a ``get`` take the GIL twice. A long one is
+  copied as it comes, and goes on from where it broke.
 
 What obstore cannot answer as the wrapped filesystem would (an error that no other attempt cures, a range past
 the end, odd bounds, keys that it would normalise) is put to that filesystem itself (I8).
@@ -36,7 +37,6 @@ from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends._obstore_requests import (
     CHUNK_BYTES,
-    check_version,
     deliver_all,
     has_bounds,
     is_strong,
@@ -45,7 +45,7 @@ from headrace.backends._obstore_requests import (
     range_of,
     receive,
     span_of,
-    take_chunk,
+    take,
 )
 from headrace.backends._obstore_s3 import S3Client
 from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
@@ -77,7 +77,7 @@ def _client_class(target: Any) -> type[Client] | None:
 class ObjectSource(PathSource):
     """An object, by bucket and key; without, where only the wrapped filesystem reads what the path names."""
 
-    __slots__ = ("bucket", "is_file", "key", "ops")
+    __slots__ = ("bucket", "is_file", "key")
 
     def __init__(self, path: str, place: tuple[str, str] | None, *, is_file: bool, **options: Any) -> None:
         super().__init__(path, **options)
@@ -87,7 +87,6 @@ class ObjectSource(PathSource):
             self.bucket, self.key = place
         self.is_file = is_file
         """Whether its reads are of one open file, and so of one version."""
-        self.ops = 0
 
 
 class ObstoreBackend(BulkBackend):
@@ -96,14 +95,16 @@ class ObstoreBackend(BulkBackend):
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
     defaults: ClassVar[Defaults] = Defaults(
-        # Of a call of `obstore.get_ranges` ten ops are under way at once, so these are some 200 requests.
+        # Twenty calls (`CALLS` of the driver) of whole grants, and the share kept for urgent reads. Of a call
+        # of `obstore.get_ranges` ten ops are under way at once, so these are some 200 requests.
         mode="standard",
-        max_gap_bytes=64 << 10,
+        max_gap_bytes=128 << 10,  # this and the next one: measured, see docs/benchmarks.md
         max_op_bytes=8 << 20,
         io_parallelism=1120,
         window_ops=1120,
     )
     options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
+    max_grant_ops: ClassVar[int] = 48  # of 80 only twelve calls fit the window
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
@@ -200,25 +201,28 @@ class ObstoreBackend(BulkBackend):
         if len(empty):
             self._ask(ops, empty)
             rows = rows[lengths != 0]
-        source.ops += len(rows)
+        if not len(rows):
+            return
+        store = self._store(bucket, source, len(rows))
         if len(rows) == 1:
-            self._alone(ops, int(rows[0]), bucket, source)
-        elif len(rows):
-            self._perform_several(ops, rows, bucket, source)
-
-    def _perform_several(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> None:
-        store = bucket.store
-        is_cold = False
-        if source.etag is not None:
-            is_cold = source.ops < WORTH_OPS or not is_strong(source.etag)
-            if not is_cold:
-                store = self._stores.version(bucket, source.key, source.etag)
-        elif source.is_file:
-            is_cold = True  # the first answer tells the version
-        if is_cold or bucket.wary_ops or is_touching(ops, rows):
+            self._alone(ops, int(rows[0]), bucket, source, store)
+        elif store is None or bucket.wary_ops or is_touching(ops, rows):
             self._one_by_one(ops, rows)
         else:
             self._bulk(ops, rows, bucket, source, store)
+
+    def _store(self, bucket: BucketStore, source: ObjectSource, n_ops: int) -> Any:
+        """Return the store that answers with the right version whatever it is asked.
+
+        None while the first answer is to tell the version, while too little of it was read for a store of its
+        own, and where it cannot be a condition: each answer must be looked at then.
+        """
+        if source.etag is None:
+            return None if source.is_file else bucket.store
+        key, etag = source.key, source.etag
+        if not is_strong(etag) or self._stores.count(bucket, key, etag, n_ops) < WORTH_OPS:
+            return None
+        return self._stores.version(bucket, key, etag)
 
     def _bulk(
         self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource, store: Any
@@ -277,23 +281,21 @@ class ObstoreBackend(BulkBackend):
 
         return SingleReads(self)
 
-    def _alone(self, ops: Ops, row: int, bucket: BucketStore, source: ObjectSource) -> None:
+    def _alone(self, ops: Ops, row: int, bucket: BucketStore, source: ObjectSource, store: Any) -> None:
         import obstore  # noqa: PLC0415
 
         length = int(ops.length[row])
         try:
-            options = options_of(source.etag, *span_of(ops, row, source))
-            answer = obstore.get(bucket.store, source.key, options=options)
-            if length == UNKNOWN_LENGTH and self._client.decodes(answer):
-                self._ask(ops, np.array([row]))
-            elif length > CHUNK_BYTES:
-                check_version(source, answer.meta["e_tag"])
-                for chunk in answer.stream(CHUNK_BYTES):
-                    take_chunk(ops, row, source, chunk, answer.meta["e_tag"])
-                ops.got[row] = progress_of(ops).get(row, 0)
+            if store is not None and 0 < length <= CHUNK_BYTES:
+                start = int(ops.start[row])
+                ops.deliver(row, memoryview(obstore.get_range(store, source.key, start=start, length=length)))
             else:
-                check_version(source, answer.meta["e_tag"])
-                ops.deliver(row, memoryview(answer.bytes()))
+                options = options_of(source.etag, *span_of(ops, row, source))
+                answer = obstore.get(bucket.store, source.key, options=options)
+                if length == UNKNOWN_LENGTH and self._client.decodes(answer):
+                    self._ask(ops, np.array([row]))
+                else:
+                    take(ops, row, source, answer)
         except ObjectChangedError as error:
             ops.fail(row, error)
         except Exception as error:  # noqa: BLE001 - judged by what it says

@@ -82,6 +82,11 @@ class Channel:
         """Longer reads are split into ops of this size."""
         return self.settings.max_op_bytes or self.backend.defaults.max_op_bytes
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether an op is a request to a store, which costs more than planning it."""
+        return self.backend.defaults.window_ops > 0
+
     def scheduler(self, path: str) -> Scheduler:
         """Return the scheduler of the device or store that `path` is on."""
         device = self.backend.device(path)

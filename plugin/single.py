@@ -159,7 +159,7 @@ class SingleReader(JobMaker):
         if not isinstance(source, PathSource):
             return self._cat_source(source, path, bounds, urgency)
         start, end = bounds
-        if isinstance(self.channel.backend, AsyncBackend) and self._is_one_op(start, end):
+        if isinstance(self.channel.backend, AsyncBackend | BulkBackend) and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
         job = self._whole_job(source, urgency)
         try:
@@ -255,7 +255,7 @@ class SingleReader(JobMaker):
     ) -> tuple[Any, int | None]:
         """Open a file for `HeadraceFile`; None where the store cannot tell its length.
 
-        On async stores the reads are of the version that ``info`` tells of, from a listing if there is one;
+        On object stores the reads are of the version that ``info`` tells of, from a listing if there is one;
         with neither that nor `etag`, of the version that the first of them meets.
         """
         backend = self.channel.backend

@@ -364,6 +364,25 @@ def test_bulk_reads_of_a_version(
     assert {type(answer) for answer in again.answers()} == {ObjectChangedError}
 
 
+def test_single_reads_of_a_version(
+    server: ObjectServer, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own store, in one call; what several open files read of it counts together."""
+    monkeypatch.setattr("headrace.backends.obstore.WORTH_OPS", 3)
+    fs = native(server, scheduled_mode)
+    files = [fs.open(PATH, "rb") for _ in range(4)]
+    assert [file.read(10) for file in files] == [DATA[:10]] * 4
+    versions = fs.channel.backend._stores._versions
+    assert len(versions) == 1
+    assert len({request.headers.get("if-match") for request in gets(server)} - {None}) == 1
+    server.replace("bucket", "data.bin", OTHER)
+    files[0].seek(500_000)
+    with pytest.raises(ObjectChangedError):
+        files[0].read(10)
+    for file in files:
+        file.close()
+
+
 def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
     backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
     kept = backend._stores
