@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import socket
 import struct
@@ -207,11 +208,23 @@ def reset(transport: asyncio.BaseTransport | None) -> None:
         transport.abort()
 
 
-def storage_options(url: str, access_key_id: str) -> dict[str, Any]:
+_numbers = itertools.count(1)
+
+
+def new_secret() -> str:
+    """Return the secret of a new server's clients.
+
+    A later server may get the port of an earlier one. To its clients it is another store all the same: what
+    was learnt of the earlier one (its window, its retries) says nothing of it.
+    """
+    return f"test-secret-{next(_numbers)}"
+
+
+def storage_options(url: str, access_key_id: str, secret: str) -> dict[str, Any]:
     """Return options with which s3fs reaches the server at `url`."""
     return {
         "key": access_key_id,
-        "secret": "test-secret",
+        "secret": secret,
         "endpoint_url": url,
         "client_kwargs": {"region_name": REGION},
     }

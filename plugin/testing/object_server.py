@@ -37,6 +37,7 @@ from headrace.testing._serving import (
     Sending,
     ServedRequest,
     client_port,
+    new_secret,
     received,
     request_id,
     reset,
@@ -100,6 +101,7 @@ class ObjectServer:
         self._log: list[ServedRequest] = []
         self._in_progress = self._most_in_progress = self._connections_made = 0
         self._failure: BaseException | None = None
+        self._secret = new_secret()
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -181,7 +183,7 @@ class ObjectServer:
 
     def storage_options(self, access_key_id: str = "test-key") -> dict[str, Any]:
         """Return options with which s3fs reaches this server as `access_key_id`."""
-        return storage_options(self.url, access_key_id)
+        return storage_options(self.url, access_key_id, self._secret)
 
     # What it stores
 

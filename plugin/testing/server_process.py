@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from headrace.testing._serving import storage_options
+from headrace.testing._serving import new_secret, storage_options
 from headrace.testing.object_server import ObjectServer
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class ObjectServerProcess:
         self._options = {"faults": faults, "seed": seed, "access_key_ids": known}
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
+        self._secret = new_secret()
 
     def __enter__(self) -> Self:
         """Start it, and return once it listens."""
@@ -99,7 +100,7 @@ class ObjectServerProcess:
 
     def storage_options(self, access_key_id: str = "test-key") -> dict[str, Any]:
         """Return options with which s3fs reaches this server as `access_key_id`."""
-        return storage_options(self._url, access_key_id)
+        return storage_options(self._url, access_key_id, self._secret)
 
     def put(self, bucket: str, key: str, data: bytes) -> str:
         """Store an object, make its bucket if need be, and return its ETag."""
