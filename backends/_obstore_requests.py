@@ -7,6 +7,7 @@ that either client goes on where the other stopped.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,11 +115,21 @@ def deliver_all(ops: Ops, rows: Int64Array, found: list[Any]) -> None:
     ops.got[rows] = got
 
 
+_making = threading.RLock()
+
+
 def progress_of(ops: Ops) -> Progress:
-    """Return what earlier attempts left behind; `_s3fs` goes on from the bytes."""
-    if not isinstance(ops.state, Progress):
-        ops.state = Progress(ops.state or {})
-    return ops.state
+    """Return what earlier attempts left behind; `_s3fs` goes on from the bytes.
+
+    It is one for all calls of a request, whichever thread asks first.
+    """
+    progress = ops.state
+    if not isinstance(progress, Progress):
+        with _making:
+            progress = ops.state
+            if not isinstance(progress, Progress):
+                progress = ops.state = Progress(progress or {})
+    return progress
 
 
 def take_chunk(ops: Ops, row: int, source: ObjectSource, chunk: Any, etag: str | None) -> None:

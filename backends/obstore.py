@@ -180,6 +180,7 @@ class ObstoreBackend(BulkBackend):
     @override
     def perform(self, ops: Ops, rows: Int64Array) -> None:
         """Perform `rows`, object by object."""
+        progress_of(ops)  # before `_s3fs` would note something of its own
         files = ops.file[rows]
         if (files == files[0]).all():
             self._perform_object(ops, rows)
@@ -194,7 +195,7 @@ class ObstoreBackend(BulkBackend):
         if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
             self._ask(ops, rows)
             return
-        if ops.state is not None:
+        if progress_of(ops).refused:
             rows = self._sound_out(ops, rows)
             lengths = ops.length[rows]
         empty = rows[lengths == 0]

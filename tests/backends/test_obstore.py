@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ from targets import at_rest, outcome
 
 import headrace
 import headrace.backends._obstore_stores as stores
+from headrace.backends._obstore_requests import progress_of
 from headrace.backends.abc import AsyncBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
@@ -381,6 +383,32 @@ def test_single_reads_of_a_version(
         files[0].read(10)
     for file in files:
         file.close()
+
+
+def test_calls_of_one_read_share_what_arrived() -> None:
+    """Were it two, a long op would lose its place, and its next piece go to the wrong one."""
+    both = threading.Barrier(2)
+
+    class Shared:
+        seen = threading.local()
+        kept: Any = None
+
+        @property
+        def state(self) -> Any:
+            found = self.kept
+            if not hasattr(self.seen, "it"):
+                self.seen.it = True
+                both.wait(10)
+            return found
+
+        @state.setter
+        def state(self, made: Any) -> None:
+            self.kept = made
+
+    ops: Any = Shared()
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(progress_of, [ops, ops])
+    assert one is other is ops.kept
 
 
 def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
