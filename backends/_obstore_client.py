@@ -78,6 +78,8 @@ class Client(abc.ABC):
     """Package or module of the filesystem's class."""
     store: ClassVar[str]
     """Name of obstore's class."""
+    asks_for_versions: ClassVar[bool] = False
+    """Whether `ask` has its answers be of the source's version."""
     has_provider: ClassVar[bool] = False
     """Whether it is given `credentials` where nobody signs too: it would look for its own otherwise."""
 

@@ -62,6 +62,7 @@ class HttpClient(Client):
 
     filesystems: ClassVar[str] = "fsspec.implementations.http"
     store: ClassVar[str] = "HTTPStore"
+    asks_for_versions: ClassVar[bool] = True
 
     @override
     def __init__(self, target: Any) -> None:

@@ -37,6 +37,7 @@ from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends._obstore_requests import (
     CHUNK_BYTES,
+    check_version,
     deliver_all,
     has_bounds,
     is_strong,
@@ -236,7 +237,7 @@ class ObstoreBackend(BulkBackend):
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = faults.fault_of(error, source.path)
             if fault is None:
-                self._note_refusal(error, bucket, source)
+                self._note_refusal(error, bucket)
                 # Which of them it was is not said: each has its own answer, but for a refusal of all.
                 self._one_by_one(ops, self._ask_first(ops, rows) if faults.is_of_credentials(error) else rows)
                 return
@@ -260,20 +261,16 @@ class ObstoreBackend(BulkBackend):
             await self._ask_one(ops, row)
             return
         try:
-            if not await receive(bucket.store, source, ops, row, self._client.decodes):
-                await self._ask_one(ops, row)
-        except ObjectChangedError:
-            raise
+            is_whole = await receive(bucket.store, source, ops, row, self._client.decodes)
         except Exception as error:  # noqa: BLE001 - judged by what it says
-            fault = faults.fault_of(error, source.path)
-            if fault is None:
-                self._note_refusal(error, bucket, source)
-                await self._ask_one(ops, row)
-                return
-            bucket.note(0, has_failed=True)
-            progress_of(ops).note([row], fault)
-            raise fault from None
-        bucket.note(1, has_failed=False)
+            fault = await self._judged(ops, row, bucket, source, error)
+            if fault is not None:
+                raise fault from None
+            is_whole = False
+        else:
+            bucket.note(1, has_failed=False)
+        if not is_whole:
+            await self._ask_one(ops, row)
 
     @override
     def singly(self) -> AsyncBackend:
@@ -297,38 +294,38 @@ class ObstoreBackend(BulkBackend):
                     self._ask(ops, np.array([row]))
                 else:
                     take(ops, row, source, answer)
-        except ObjectChangedError as error:
-            ops.fail(row, error)
         except Exception as error:  # noqa: BLE001 - judged by what it says
-            self._fail(ops, row, bucket, source, error)
+            fault = asyncio.run(self._judged(ops, row, bucket, source, error))
+            if fault is None:
+                self._ask(ops, np.array([row]))
+            else:
+                ops.fail(row, fault)
         else:
             bucket.note(1, has_failed=False)
 
     # -- failures
 
-    def _fail(
+    async def _judged(
         self, ops: Ops, row: int, bucket: BucketStore, source: ObjectSource, error: BaseException
-    ) -> None:
-        """Note what an op's failure means, or have the wrapped filesystem say it."""
+    ) -> OSError | None:
+        """Note what an op's error means; return what it failed of; None: the wrapped filesystem says it."""
         if faults.is_another_version(error):
+            now = await _version_now(bucket.store, source.key)
+            error = ObjectChangedError(source.path, source.etag or "unknown", now)
+        if isinstance(error, ObjectChangedError):
             self.target.invalidate_cache(source.path)  # or a listing would name the old version again
-            now = _version_now(bucket.store, source.key)
-            ops.fail(row, ObjectChangedError(source.path, source.etag or "unknown", now))
-            return
+            return error
         fault = faults.fault_of(error, source.path)
-        if fault is not None:
+        if fault is None:
+            self._note_refusal(error, bucket)
+        else:
             bucket.note(0, has_failed=True)
             progress_of(ops).note([row], fault)
-            ops.fail(row, fault)
-            return
-        self._note_refusal(error, bucket, source)
-        self._ask(ops, np.array([row]))
+        return fault
 
-    def _note_refusal(self, error: BaseException, bucket: BucketStore, source: ObjectSource) -> None:
+    def _note_refusal(self, error: BaseException, bucket: BucketStore) -> None:
         """Forget what an error says is no longer so."""
-        if faults.is_another_version(error):
-            self.target.invalidate_cache(source.path)  # or a listing would name the old version again
-        elif faults.is_of_credentials(error):
+        if faults.is_of_credentials(error):
             self._stores.forget(bucket.options.bucket)
         elif faults.status_of(error) in _MOVED:
             why = "the bucket is in another region than the one configured"
@@ -382,9 +379,27 @@ class ObstoreBackend(BulkBackend):
         try:
             async with asyncio.timeout(None if is_long else self._stores.try_timeout_s):
                 await self._client.ask(self._asker(), ops, row)
+                await self._check_asked(ops, row)
         except Exception as error:
             _raise_again(progress_of(ops).refused.get(row), _faults.verdict(error))
             raise
+
+    async def _check_asked(self, ops: Ops, row: int) -> None:
+        """Check the version after an answer of the wrapped filesystem, where that looks at none itself."""
+        import obstore  # noqa: PLC0415
+
+        source: ObjectSource = ops.sources[int(ops.file[row])]
+        if self._client.asks_for_versions or source.etag is None or source.bucket is None:
+            return
+        bucket = self._stores.bucket(source.bucket)
+        if bucket is None:
+            return  # nothing is native here, so its versions are left to that filesystem as well
+        try:
+            check_version(source, (await obstore.head_async(bucket.store, source.key))["e_tag"])
+        except Exception as error:  # noqa: BLE001 - judged by what it says
+            fault = await self._judged(ops, row, bucket, source, error)
+            now = f"unknown ({type(error).__name__})"
+            raise fault or ObjectChangedError(source.path, source.etag, now) from None
 
     def _asker(self) -> Any:
         """Return an instance of the wrapped filesystem that any thread may call."""
@@ -430,11 +445,11 @@ def is_touching(ops: Ops, rows: Int64Array) -> bool:
     return False
 
 
-def _version_now(store: Any, key: str) -> str:
+async def _version_now(store: Any, key: str) -> str:
     import obstore  # noqa: PLC0415
 
     try:
-        return str(obstore.head(store, key)["e_tag"])
+        return str((await obstore.head_async(store, key))["e_tag"])
     except Exception as error:  # noqa: BLE001 - only for the message
         return f"unknown ({type(error).__name__})"
 

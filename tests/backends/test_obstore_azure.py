@@ -19,6 +19,8 @@ import headrace
 from headrace.backends._obstore_azure import AzureClient
 from headrace.backends.obstore import ObstoreBackend
 from headrace.errors import ObjectChangedError
+from headrace.testing.perform import make_ops
+from headrace.types import NOT_YET
 
 DATA = np.random.default_rng(41).bytes(2_000_001)
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQ="
@@ -32,10 +34,13 @@ class Blobs:
         self.blobs = {"box/data.bin": DATA}
         self.etag = '"0x1"'
         self.status = 200
+        self.head_status = 200
 
     def __call__(self, asked: Asked) -> Said:
         if self.status != 200:
             return Said(self.status)
+        if asked.method == "HEAD" and self.head_status != 200:
+            return Said(self.head_status)
         parts = urlsplit(asked.path)
         data = self.blobs.get(unquote(parts.path).removeprefix("/acc/"))
         if data is None:
@@ -137,6 +142,43 @@ def test_an_open_file_is_of_the_version_seen_at_open(server: PlainServer, blobs:
         blobs.etag = '"0x2"'
         with pytest.raises(ObjectChangedError):
             file.read(10)
+
+
+def test_reads_of_several_ops_and_of_refused_ones_are_of_that_version_too(
+    server: PlainServer, blobs: Blobs
+) -> None:
+    """Those go one by one, and through adlfs, which takes no version."""
+    backend = ObstoreBackend(target(**by_key(server)))
+    source = backend.open("box/data.bin", etag='"0x1"')
+    placed = make_ops([source], [(0, 1000 * k, 1000 * k + 10) for k in range(5)])
+    blobs.status = 503
+    backend.perform(placed.ops, np.arange(3))
+    placed.ops.errors.clear()  # as the driver does
+    placed.ops.got[:] = NOT_YET
+    blobs.status, blobs.etag = 200, '"0x2"'
+    backend.perform(placed.ops, np.arange(5))
+    assert [type(answer) for answer in placed.answers()] == [ObjectChangedError] * 5
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+def test_what_the_store_says_when_it_is_asked_for_the_version(
+    server: PlainServer, blobs: Blobs, status: int
+) -> None:
+    """An answer of adlfs counts once the store has said that the version is still that one."""
+    backend = ObstoreBackend(target(**by_key(server)))
+    placed = make_ops([backend.open("box/data.bin", etag='"0x1"')], [(0, 5, 10)])
+    blobs.status = 503
+    backend.perform(placed.ops, np.arange(1))
+    placed.ops.errors.clear()
+    blobs.status, blobs.head_status = 200, status
+    backend.perform(placed.ops, np.arange(1))
+    (answer,) = placed.answers()
+    if status == 200:
+        assert answer == DATA[5:10]
+    else:
+        assert isinstance(answer, OSError)
+        assert isinstance(answer, ObjectChangedError) == (status == 404)
+        assert backend.verdict(answer).is_retryable == (status == 503), "another attempt may tell"
 
 
 def test_variables_of_the_native_library_change_nothing(
