@@ -15,7 +15,7 @@ from typing_extensions import override
 from headrace.backends.abc import AsyncBackend, Defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     from headrace.backends.abc import PathSource
     from headrace.backends.obstore import ObstoreBackend
@@ -57,6 +57,11 @@ class SingleReads(AsyncBackend):
     def open(self, path: str, **options: Any) -> PathSource:
         """Return the object's name."""
         return self._bulk.open(path, **options)
+
+    @override
+    def version_of(self, info: Mapping[str, Any]) -> str | None:
+        """Return the version as bulk reads take it."""
+        return self._bulk.version_of(info)
 
     @override
     async def read(self, ops: Ops, row: int) -> None:

@@ -136,8 +136,10 @@ def test_a_refusal_costs_one_request_of_each_client(server: PlainServer, blobs: 
     assert fs.cat_file("box/data.bin", start=0, end=10) == DATA[:10]
 
 
-def test_an_open_file_is_of_the_version_seen_at_open(server: PlainServer, blobs: Blobs) -> None:
-    with native(**by_key(server)).open("box/data.bin") as file:
+@pytest.mark.parametrize("hedge", [0, 0.1])
+def test_an_open_file_is_of_the_version_seen_at_open(server: PlainServer, blobs: Blobs, hedge: float) -> None:
+    fs = headrace.HeadraceFileSystem(fs=target(**by_key(server)), hedge=hedge, skip_instance_cache=True)
+    with fs.open("box/data.bin") as file:
         assert file._source.etag == '"0x1"'
         blobs.etag = '"0x2"'
         with pytest.raises(ObjectChangedError):
