@@ -50,8 +50,8 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
 def _headers(fs: Any, source: PathSource) -> dict[str, str]:
     given = source.options.get("headers", fs.kwargs.get("headers")) or {}
     headers = {"Accept-Encoding": "identity", **given}
-    if source.etag and not source.etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
-        headers["If-Match"] = source.etag
+    if source.condition:
+        headers["If-Match"] = source.condition
     return headers
 
 

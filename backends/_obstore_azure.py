@@ -118,8 +118,8 @@ class AzureClient(Client):
         return {"token": "", "expires_at": None} if self._sign is None else self._sign()
 
     @override
-    def asker(self, target: Any) -> Any:
-        asker = super().asker(target)
+    def asker(self, target: Any, **changed: Any) -> Any:
+        asker = super().asker(target, **changed)
         asker._timeout_kwargs["retry_total"] = 0  # noqa: SLF001 - goes with each download: one attempt
         return asker
 

@@ -123,9 +123,9 @@ class Client(abc.ABC):
         """Whether the filesystem would return something else than the body of an answer, a whole object's."""
         return False
 
-    def asker(self, target: Any) -> Any:
+    def asker(self, target: Any, **changed: Any) -> Any:
         """Make an instance of the filesystem, with connections of its own, that any thread may call."""
-        options = {**target.storage_options, "asynchronous": False, "loop": None}
+        options = {**target.storage_options, **changed, "asynchronous": False, "loop": None}
         return type(target)(**{**options, "skip_instance_cache": True})
 
     async def ask(self, asker: Any, ops: Ops, row: int) -> None:

@@ -110,9 +110,8 @@ class GcsClient(Client):
         return None
 
     @override
-    def asker(self, target: Any) -> Any:
-        options = {**target.storage_options, "token": "anon", "asynchronous": False, "loop": None}
-        asker = type(target)(**{**options, "skip_instance_cache": True})
+    def asker(self, target: Any, **changed: Any) -> Any:
+        asker = super().asker(target, token="anon", **changed)  # noqa: S106 - nobody's
         asker.credentials = self._held  # its own would be asked for again, of a browser even
         asker._request = _once(asker)  # noqa: SLF001 - one attempt: it has no other way to be told
         return asker

@@ -40,11 +40,6 @@ class Progress(dict[int, int]):
             self.refused.update(dict.fromkeys(rows, fault))
 
 
-def is_strong(etag: str | None) -> bool:
-    """Whether a version can be a condition: a weak one never matches (RFC 9110, 13.1.1)."""
-    return etag is not None and not etag.startswith("W/")
-
-
 def check_version(source: ObjectSource, etag: str | None) -> None:
     """Have the reads of an open file be of one version: that of its opening, or that the first one met."""
     if source.is_file and source.etag is None:
@@ -66,11 +61,12 @@ def has_bounds(source: ObjectSource, length: int) -> bool:
     return range_of(source) is not None if length == UNKNOWN_LENGTH else length > 0
 
 
-def options_of(etag: str | None, start: int, end: int | None) -> Any:
-    """Return the options of one request; an end of None is that of the object."""
+def options_of(ops: Ops, row: int, source: ObjectSource) -> Any:
+    """Return the options of one request: the range that is still to be read, and the version."""
+    start, end = span_of(ops, row, source)  # an end of None is that of the object
     options: dict[str, Any] = {} if end is None else {"range": (start, end)}
-    if is_strong(etag):
-        options["if_match"] = etag
+    if source.condition:
+        options["if_match"] = source.condition
     return options
 
 
@@ -89,8 +85,7 @@ async def receive(
     """Read one op by one request; False where its answer, a whole object, is one that `decodes` names."""
     import obstore  # noqa: PLC0415
 
-    options = options_of(source.etag, *span_of(ops, row, source))
-    answer = await obstore.get_async(store, source.key, options=options)
+    answer = await obstore.get_async(store, source.key, options=options_of(ops, row, source))
     if ops.length[row] == UNKNOWN_LENGTH and decodes(answer):
         return False
     etag = answer.meta["e_tag"]

@@ -165,10 +165,8 @@ class S3Client(Client):
         }
 
     @override
-    def asker(self, target: Any) -> Any:
-        options = {**target.storage_options, **_s3fs.reader_options(target, CONNECTIONS)}
-        options |= {"asynchronous": False, "loop": None, "skip_instance_cache": True}
-        asker = type(target)(**options)
+    def asker(self, target: Any, **changed: Any) -> Any:
+        asker = super().asker(target, **_s3fs.reader_options(target, CONNECTIONS), **changed)
         asker.retries = 1  # that is one attempt
         return asker
 

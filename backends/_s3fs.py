@@ -128,8 +128,8 @@ async def _get(fs: Any, source: PathSource, first: int, end: int | None) -> dict
     conditions = {} if version is None else {"VersionId": version}
     if first or end is not None:  # an empty object has no range
         conditions["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
-    if source.etag and not source.etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
-        conditions["IfMatch"] = source.etag
+    if source.condition:
+        conditions["IfMatch"] = source.condition
     try:
         return await _call(fs, "get_object", Bucket=bucket, Key=key, **conditions)
     except OSError as error:

@@ -293,6 +293,11 @@ class PathSource:
         self.bounds = bounds
         self.options = options or {}
 
+    @property
+    def condition(self) -> str | None:
+        """The version for ``If-Match``; None for a weak one too, which never matches (RFC 9110, 13.1.1)."""
+        return None if self.etag is None or self.etag.startswith("W/") else self.etag
+
     def limits(self, start: int, length: int) -> tuple[int | None, int | None]:
         """Return start and end as ``cat_file`` takes them."""
         return self.bounds if length == UNKNOWN_LENGTH else (start, start + length)

@@ -40,12 +40,10 @@ from headrace.backends._obstore_requests import (
     check_version,
     deliver_all,
     has_bounds,
-    is_strong,
     options_of,
     progress_of,
     range_of,
     receive,
-    span_of,
     take,
 )
 from headrace.backends._obstore_s3 import S3Client
@@ -221,8 +219,8 @@ class ObstoreBackend(BulkBackend):
         """
         if source.etag is None:
             return None if source.is_file else bucket.store
-        key, etag = source.key, source.etag
-        if not is_strong(etag) or self._stores.count(bucket, key, etag, n_ops) < WORTH_OPS:
+        key, etag = source.key, source.condition
+        if etag is None or self._stores.count(bucket, key, etag, n_ops) < WORTH_OPS:
             return None
         return self._stores.version(bucket, key, etag)
 
@@ -288,8 +286,7 @@ class ObstoreBackend(BulkBackend):
                 start = int(ops.start[row])
                 ops.deliver(row, memoryview(obstore.get_range(store, source.key, start=start, length=length)))
             else:
-                options = options_of(source.etag, *span_of(ops, row, source))
-                answer = obstore.get(bucket.store, source.key, options=options)
+                answer = obstore.get(bucket.store, source.key, options=options_of(ops, row, source))
                 if length == UNKNOWN_LENGTH and self._client.decodes(answer):
                     self._ask(ops, np.array([row]))
                 else:

@@ -27,14 +27,14 @@ _NAMES = ({"path", "lpath"}, {"value", "data", "text", "rpath"})
 _UNKNOWN_BYTES = MOST_PARTS * UPLOAD_BYTES
 
 
-@contextlib.contextmanager
-def counted(fs: Delegation, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def counted(
+    fs: Delegation, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> contextlib.AbstractContextManager[Any]:
     """Count what a call of the filesystem's method `name` sends, until it is over."""
-    found = _sent(name.lstrip("_"), args, kwargs) if _counts(fs.channel) else {}
-    with contextlib.ExitStack() as under_way:
-        for path, nbytes in found.items():
-            under_way.enter_context(_under_way(fs, path, nbytes))
-        yield
+    name = name.lstrip("_")
+    if name not in _WHOLE | _FROM_DISK or not _counts(fs.channel):
+        return contextlib.nullcontext()
+    return _all_under_way(fs, _sent(name, args, kwargs))
 
 
 def count_parts(fs: Delegation, file: Any, path: str) -> None:
@@ -48,6 +48,14 @@ def count_parts(fs: Delegation, file: Any, path: str) -> None:
 
 def _counts(channel: Channel | None) -> bool:
     return channel is not None and channel.backend.defaults.window_ops > 0
+
+
+@contextlib.contextmanager
+def _all_under_way(fs: Delegation, sizes: dict[str, int]) -> Iterator[None]:
+    with contextlib.ExitStack() as under_way:
+        for path, nbytes in sizes.items():
+            under_way.enter_context(_under_way(fs, path, nbytes))
+        yield
 
 
 @contextlib.contextmanager
@@ -83,8 +91,6 @@ def _counting(kind: Any) -> Any:
 
 def _sent(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
     """Return the bytes that a call sends, by path; nothing for a call that its method will refuse."""
-    if name not in _WHOLE | _FROM_DISK:
-        return {}
     first, second = (_argument(k, args, kwargs) for k in (0, 1))
     if name in _FROM_DISK:
         path = second[0] if isinstance(second, list) and second else second

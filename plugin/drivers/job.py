@@ -145,7 +145,7 @@ class Job:
 
     def complete_all(self, performed: list[tuple[Grant, int, int]], *, is_hit: bool = False) -> None:
         """Tell it of several grants' ops and bytes in one section: what that admits is one grant."""
-        self._complete(performed, sorted(self.ops.errors), is_hit=is_hit)
+        self._complete(performed, sorted(self.ops.errors) if self.fails_fast else [], is_hit=is_hit)
 
     def _complete(
         self,
