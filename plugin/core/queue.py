@@ -123,13 +123,15 @@ class PriorityQueue(Generic[R]):
 
     def push(self, request: R, now: float) -> None:
         """Add a request, or add it again after its priority changed."""
+        level = self._levels.get(request.priority.base)
+        # Asked while the row of a request that moves still speaks for it.
+        is_idle = level is None or level.head() is None
         self._ticket += 1
         request.queue_ticket = self._ticket
-        level = self._levels.get(request.priority.base)
         if level is None:
             level = self._levels[request.priority.base] = _Level(request.priority.base, now)
             heapq.heappush(self._keys, (level.key, level.base))
-        elif level.head() is None:
+        elif is_idle:
             # It was idle, and time spent idle is no waiting: it must not count as age.
             level.since(now)
             heapq.heappush(self._keys, (level.key, level.base))

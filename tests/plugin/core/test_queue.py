@@ -125,6 +125,17 @@ def test_idle_time_is_no_age(is_served: bool) -> None:
     assert queue.head().seq == 4  # type: ignore[union-attr]
 
 
+def test_a_request_that_moves_inside_its_base_keeps_its_age() -> None:
+    """It is alone there, so its old row is all that says how long the base has waited."""
+    queue: Queue = PriorityQueue()
+    moved = Item(1, base=1, position=5)
+    push_all(queue, [moved, Item(2, base=0)])
+    moved.priority = Priority(1, 0)
+    push_all(queue, [moved], now=6.0)
+    order = [serve(queue, float(second), is_last=False).seq for second in range(6, 12)]  # type: ignore[union-attr]
+    assert order[:2] == [2, 1], "it had waited for six seconds"
+
+
 def test_a_sweep_keeps_the_age_of_who_waits() -> None:
     """A storm of cancellations must not start everybody's wait anew: they would starve."""
     queue: Queue = PriorityQueue()
