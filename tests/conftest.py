@@ -21,6 +21,7 @@ import functools
 import gc
 import logging
 import os
+import signal
 import threading
 import time
 from contextlib import AbstractContextManager
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 hypothesis_profiles.load_profile()
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every child.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SETTLE_S = 10.0
 WAIT_S = 30.0
