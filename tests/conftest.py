@@ -81,6 +81,18 @@ def environment_mode(mode: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     headrace.reload()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run once what would run for each engine and is read by none: everything under ``off``."""
+    config.hook.pytest_deselected(items=[item for item in items if _is_repeated(item)])
+    items[:] = [item for item in items if not _is_repeated(item)]
+
+
+def _is_repeated(item: pytest.Item) -> bool:
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    is_off = "off" in (given.get("mode"), given.get("options"))
+    return is_off and given.get("cloud_engine") == "fsspec"
+
+
 @pytest.fixture(params=["obstore", "fsspec"])
 def cloud_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Have one of the engines read object stores, by the environment."""

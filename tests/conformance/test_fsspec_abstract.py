@@ -1,7 +1,7 @@
 """fsspec's own suite for third-party filesystems, over local, memory and S3, in every mode.
 
 ``fsspec.tests.abstract`` has five classes (Copy, Get, Put, Open, Pipe; 137 tests).  Each runs here
-over headrace around three filesystems, under lite, standard and off: 1,233 tests.
+over headrace around three filesystems, under lite, standard and off, on S3 with either engine.
 
 What the wrapped filesystem itself fails is overridden below, one test at a time, by name and with
 its reason, as a strict xfail; the same override also runs over the plain filesystem, so that the
