@@ -87,6 +87,7 @@ class AsyncDriver:
         self._taken = 0
         self._tasks = 0
         self._pid = os.getpid()  # a forked child must leave its parent's loop alone
+        self._completer_ident = 0  # of the thread that runs the loop, while it completes an op
         self._closing: asyncio.Task[None] | None = None
         backend.bind(self.loop)
 
@@ -159,6 +160,9 @@ class AsyncDriver:
         job.notify()
 
     def _call(self, function: Any, *args: Any) -> None:
+        if self._completer_ident == threading.get_ident():
+            self.loop.call_soon(function, *args)  # inside a turn of the loop, which looks before it rests
+            return
         self.loop.call_soon_threadsafe(function, *args)
         self._revive()
 
@@ -233,7 +237,11 @@ class AsyncDriver:
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
-        job.complete_tried(grant, np.arange(grant.lo, grant.hi), grant.bytes_left)
+        try:
+            self._completer_ident = threading.get_ident()
+            job.complete_tried(grant, np.arange(grant.lo, grant.hi), grant.bytes_left)
+        finally:
+            self._completer_ident = 0
 
 
 class LiteAsyncDriver(AsyncDriver):
