@@ -115,7 +115,10 @@ class Channel:
         defaults = self.backend.defaults
         if defaults.window_ops:
             most = self.io_parallelism
-            return Window(initial=min(defaults.window_ops, most), least=1, most=most)
+            initial = min(defaults.window_ops, most)
+            # Beside threads that compute now and then, trials find too small a limit at times: latency alone
+            # takes no more than half of the first one. A store that throttles may take all but one request.
+            return Window(initial=initial, least=(initial + 1) // 2, most=most)
         if defaults.window_bytes:
             return Window(initial=defaults.window_bytes, least=self.max_op_bytes, most=1 << 30)
         return None

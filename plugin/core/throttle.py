@@ -30,18 +30,11 @@ _AGEING = 1 / 8  # of the share throttled: how fast what was before is given up
 
 
 class Throttle:
-    """The limit of a window while its store throttles.
+    """The limit of a window while its store throttles: one request at the least."""
 
-    Parameters
-    ----------
-    least
-        The limit is never below.
-    """
+    __slots__ = ("_before", "_knee", "_limit", "_ok", "_throttled", "is_active", "is_counting")
 
-    __slots__ = ("_before", "_knee", "_least", "_limit", "_ok", "_throttled", "is_active", "is_counting")
-
-    def __init__(self, least: int) -> None:
-        self._least = least
+    def __init__(self) -> None:
         self._limit = self._before = self._knee = 0.0
         self._ok = self._throttled = 0
         self.is_counting = False
@@ -52,7 +45,7 @@ class Throttle:
     @property
     def limit(self) -> int:
         """Requests allowed in flight now."""
-        return max(self._least, int(self._limit))
+        return max(1, int(self._limit))
 
     def count(self, limit: int, *, ok: int = 0, throttled: int = 0) -> None:
         """Count answers; `limit` is the window's own, where this is not active."""
@@ -87,4 +80,4 @@ class Throttle:
             self._knee = max(self._limit, self._knee / 2)
         if share <= _STORM_SHARE:
             self._before *= 1 - _AGEING * share
-        self._limit = max(self._least, self._limit * (1 - share**2 / 2))
+        self._limit = max(1.0, self._limit * (1 - share**2 / 2))

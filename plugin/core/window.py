@@ -167,7 +167,8 @@ class Window:
     Parameters
     ----------
     initial, least, most : int
-        The first limit and the bounds it never leaves, ``1 <= least <= initial <= most``.
+        The first limit and the bounds of trials, ``1 <= least <= initial <= most``. A store that answers
+        that it wants less gets less, down to a single request.
 
     Raises
     ------
@@ -199,7 +200,7 @@ class Window:
         self._ceiling = self._first = initial
         self._urgent_legs = 0  # for which urgent reads are expected
         self._evidence = _Evidence()
-        self._throttle = Throttle(least)
+        self._throttle = Throttle()
         self._leg: _Leg | None = None  # the previous leg of the trial
         self._op_units = 0  # the largest op of the last leg
         self._best_rate = self._base_latency_s = 0.0

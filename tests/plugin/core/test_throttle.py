@@ -14,14 +14,14 @@ def _round(throttle: Throttle, limit: int, *, throttled: int) -> None:
 
 
 def test_a_stray_refusal_does_nothing() -> None:
-    throttle = Throttle(1)
+    throttle = Throttle()
     _round(throttle, 64, throttled=15)
     assert not throttle.is_active
     assert not throttle.is_counting
 
 
 def test_a_storm_halves_the_limit_each_round() -> None:
-    throttle, seen = Throttle(1), []
+    throttle, seen = Throttle(), []
     for _ in range(7):
         _round(throttle, max(16, throttle.limit if throttle.is_active else 64), throttled=10_000)
         seen.append(throttle.limit)
@@ -29,13 +29,13 @@ def test_a_storm_halves_the_limit_each_round() -> None:
 
 
 def test_half_of_a_round_costs_an_eighth() -> None:
-    throttle = Throttle(1)
+    throttle = Throttle()
     _round(throttle, 64, throttled=32)
     assert throttle.limit == 56
 
 
 def test_it_doubles_in_a_round_trip_and_then_goes_slowly_until_it_is_back() -> None:
-    throttle = Throttle(1)
+    throttle = Throttle()
     for _ in range(6):
         _round(throttle, max(16, throttle.limit if throttle.is_active else 64), throttled=10_000)
     assert throttle.limit == 1
@@ -49,6 +49,13 @@ def test_it_doubles_in_a_round_trip_and_then_goes_slowly_until_it_is_back() -> N
     assert seen[-1] == 64
     assert 10 <= len(seen) - 5 <= 12
     assert not throttle.is_counting
+
+
+def test_a_store_that_throttles_takes_more_than_latency_may() -> None:
+    window = Window(initial=64, least=32, most=64)
+    for _ in range(64 + 32 + 16 * 5):
+        window.note_throttled(1.0)
+    assert window.limit == 1
 
 
 def test_a_window_is_throttled_and_goes_on_where_it_was() -> None:
