@@ -42,14 +42,14 @@ def _slash_join(*parts: str) -> str:
     return "/".join(parts)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(s3_server: dict[str, object]) -> dict[str, object]:
     """Storage options that reach a server with the bucket `BUCKET`."""
     fsspec.filesystem("s3", **s3_server).mkdir(BUCKET)
     return s3_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def globs(bucket: dict[str, object]) -> str:
     """A folder that most of the tests only read: made once, where the suite makes it for each of them."""
     fs = fsspec.filesystem("s3", **bucket)
@@ -78,14 +78,16 @@ class MemoryFixtures(abstract.AbstractFixtures):
 
     @pytest.fixture
     def fs(self, mode: str) -> Iterator[Any]:
-        self._clear()
-        yield _wrapped(mode, "memory")
-        self._clear()
-
-    def _clear(self) -> None:
         memory = fsspec.filesystem("memory")
+        kept = dict(memory.store), list(memory.pseudo_dirs)  # other tests' files, which this suite would list
+        self._fill(memory, {}, [""])
+        yield _wrapped(mode, "memory")
+        self._fill(memory, *kept)
+
+    def _fill(self, memory: Any, files: dict[str, Any], folders: list[str]) -> None:
         memory.store.clear()
-        memory.pseudo_dirs[:] = [""]
+        memory.store.update(files)
+        memory.pseudo_dirs[:] = folders
 
     @pytest.fixture
     def fs_join(self) -> Callable[..., str]:
