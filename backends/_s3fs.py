@@ -13,6 +13,7 @@ pays, encryption keys) and its exceptions.
 from __future__ import annotations
 
 import errno
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends._faults import PRECONDITION_FAILED, status_of
@@ -64,14 +65,13 @@ def _user_agent(target: Any, given: Mapping[str, Any]) -> dict[str, str]:
     import botocore.session  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
-    import headrace  # noqa: PLC0415
-
     session = botocore.session.Session(**target.kwargs)
     try:
         has_name = given.get("user_agent_appid") or session.get_config_variable("user_agent_appid")
     except BotoCoreError:
         return {}  # of the profile: s3fs says it when it connects
-    return {} if has_name else {"user_agent": f"headrace/{headrace.__version__} {session.user_agent()}"}
+    ours = f"headrace/{metadata.version('headrace')}"
+    return {} if has_name else {"user_agent": f"{ours} {session.user_agent()}"}
 
 
 def can_read(source: PathSource, length: int) -> bool:
