@@ -179,7 +179,6 @@ class ObstoreBackend(BulkBackend):
     @override
     def perform(self, ops: Ops, rows: Int64Array) -> None:
         """Perform `rows`, object by object."""
-        progress_of(ops)  # before `_s3fs` would note something of its own
         files = ops.file[rows]
         if (files == files[0]).all():
             self._perform_object(ops, rows)
@@ -188,13 +187,14 @@ class ObstoreBackend(BulkBackend):
             self._perform_object(ops, rows[files == file])
 
     def _perform_object(self, ops: Ops, rows: Int64Array) -> None:
+        refused = progress_of(ops).refused  # made before `_s3fs` would note something of its own
         source: ObjectSource = ops.sources[int(ops.file[rows[0]])]
         bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         lengths = ops.length[rows]
         if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
             self._ask(ops, rows)
             return
-        if progress_of(ops).refused:
+        if refused:
             rows = self._sound_out(ops, rows)
             lengths = ops.length[rows]
         empty = rows[lengths == 0]
@@ -259,15 +259,15 @@ class ObstoreBackend(BulkBackend):
             await self._ask_one(ops, row)
             return
         try:
-            is_whole = await receive(bucket.store, source, ops, row, self._client.decodes)
+            is_answered = await receive(bucket.store, source, ops, row, self._client.decodes)
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = await self._judged(ops, row, bucket, source, error)
             if fault is not None:
                 raise fault from None
-            is_whole = False
+            is_answered = False
         else:
             bucket.note(1, has_failed=False)
-        if not is_whole:
+        if not is_answered:
             await self._ask_one(ops, row)
 
     @override

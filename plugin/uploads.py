@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WHOLE = frozenset({"pipe", "pipe_file", "write_bytes", "write_text"})
 _FROM_DISK = frozenset({"put", "put_file", "upload"})
+_SENDING = _WHOLE | _FROM_DISK
 _NAMES = ({"path", "lpath"}, {"value", "data", "text", "rpath"})
 """What filesystems call the first two arguments of these."""
 
@@ -32,7 +33,7 @@ def counted(
 ) -> contextlib.AbstractContextManager[Any]:
     """Count what a call of the filesystem's method `name` sends, until it is over."""
     name = name.lstrip("_")
-    if name not in _WHOLE | _FROM_DISK or not _counts(fs.channel):
+    if name not in _SENDING or not _counts(fs.channel):
         return contextlib.nullcontext()
     return _all_under_way(fs, _sent(name, args, kwargs))
 

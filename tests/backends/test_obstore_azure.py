@@ -14,13 +14,12 @@ import pytest
 from adlfs import AzureBlobFileSystem
 from azure.core.credentials import AccessToken, AzureNamedKeyCredential, AzureSasCredential
 from plain_http import Asked, PlainServer, Said, ranged
+from refusals import read_refused
 
 import headrace
 from headrace.backends._obstore_azure import AzureClient
 from headrace.backends.obstore import ObstoreBackend
 from headrace.errors import ObjectChangedError
-from headrace.testing.perform import make_ops
-from headrace.types import NOT_YET
 
 DATA = np.random.default_rng(41).bytes(2_000_001)
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQ="
@@ -152,12 +151,9 @@ def test_reads_of_several_ops_and_of_refused_ones_are_of_that_version_too(
     """Those go one by one, and through adlfs, which takes no version."""
     backend = ObstoreBackend(target(**by_key(server)))
     source = backend.open("box/data.bin", etag='"0x1"')
-    placed = make_ops([source], [(0, 1000 * k, 1000 * k + 10) for k in range(5)])
-    blobs.status = 503
-    backend.perform(placed.ops, np.arange(3))
-    placed.ops.errors.clear()  # as the driver does
-    placed.ops.got[:] = NOT_YET
-    blobs.status, blobs.etag = 200, '"0x2"'
+    rows = [(0, 1000 * k, 1000 * k + 10) for k in range(5)]
+    placed = read_refused(backend, source, rows, 3, blobs)
+    blobs.etag = '"0x2"'
     backend.perform(placed.ops, np.arange(5))
     assert [type(answer) for answer in placed.answers()] == [ObjectChangedError] * 5
 
@@ -168,11 +164,8 @@ def test_what_the_store_says_when_it_is_asked_for_the_version(
 ) -> None:
     """An answer of adlfs counts once the store has said that the version is still that one."""
     backend = ObstoreBackend(target(**by_key(server)))
-    placed = make_ops([backend.open("box/data.bin", etag='"0x1"')], [(0, 5, 10)])
-    blobs.status = 503
-    backend.perform(placed.ops, np.arange(1))
-    placed.ops.errors.clear()
-    blobs.status, blobs.head_status = 200, status
+    placed = read_refused(backend, backend.open("box/data.bin", etag='"0x1"'), [(0, 5, 10)], 1, blobs)
+    blobs.head_status = status
     backend.perform(placed.ops, np.arange(1))
     (answer,) = placed.answers()
     if status == 200:

@@ -14,14 +14,13 @@ import pytest
 from gcsfs.core import GCSFileSystem
 from google.oauth2.credentials import Credentials
 from plain_http import Asked, PlainServer, Said, ranged
+from refusals import read_refused
 
 import headrace
 from headrace.backends._obstore_client import InexactError
 from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends.obstore import ObstoreBackend
 from headrace.errors import ObjectChangedError
-from headrace.testing.perform import make_ops
-from headrace.types import NOT_YET
 
 DATA = np.random.default_rng(31).bytes(2_000_001)
 
@@ -143,12 +142,9 @@ def test_reads_of_several_ops_and_of_refused_ones_are_of_that_version_too(
     """Those go one by one, and through gcsfs, which takes no version."""
     backend = ObstoreBackend(target(server))
     source = backend.open("bucket/data.bin", etag='"one"')
-    placed = make_ops([source], [(0, 1000 * k, 1000 * k + 10) for k in range(5)])
-    google.status = 503
-    backend.perform(placed.ops, np.arange(3))
-    placed.ops.errors.clear()  # as the driver does
-    placed.ops.got[:] = NOT_YET
-    google.status, google.etag = 200, '"two"'
+    rows = [(0, 1000 * k, 1000 * k + 10) for k in range(5)]
+    placed = read_refused(backend, source, rows, 3, google)
+    google.etag = '"two"'
     backend.perform(placed.ops, np.arange(5))
     assert [type(answer) for answer in placed.answers()] == [ObjectChangedError] * 5
 
