@@ -30,7 +30,6 @@ from headrace.drivers import interrupts
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
-from headrace.large import cat_large
 from headrace.ranges import answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
 from headrace.read import Read
 from headrace.reader import Reader
@@ -327,9 +326,9 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         interrupts.arm()
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:
-            large = cat_large(reader, asked.plain, urgency)
-            if large is not None:
-                return large if on_error == "return" else raise_first(large)
+            long = reader.read_long(asked.plain, urgency)
+            if long is not None:
+                return long if on_error == "return" else raise_first(long)
         batch = reader.read(asked.plain, urgency)
         return asked.answers(batch, self._cat_bounds, on_error)
 

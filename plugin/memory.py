@@ -55,13 +55,37 @@ def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
     hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
     """
-    data: bytes = _new_bytes(None, length)
-    address = id(data) + _BYTES_HEADER
-    if length >= MAPPED_BYTES:
-        _advise_huge(address, length)
-    memory: Any = (ctypes.c_char * length).from_address(address)
-    memory.owner = data  # the array, and with it every op in flight, keeps the bytes alive (I9)
-    return data, np.frombuffer(memory, np.uint8)
+    (data,), memory, _ = scattered_bytes([length])
+    return data, memory
+
+
+def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[int]]:
+    """Return new `bytes` of these lengths, one array to fill them through, and where in it each begins.
+
+    The array spans all that lies between the first and the last of them, whoever's it is: only
+    ``[begin, begin + length)`` of each may be touched, and the whole never copied.
+    """
+    pieces = [_new_bytes(None, length) for length in lengths]
+    addresses = [id(piece) + _BYTES_HEADER for piece in pieces]
+    for address, length in zip(addresses, lengths, strict=True):
+        if length >= MAPPED_BYTES:
+            _advise_huge(address, length)
+    first = min(addresses)
+    end = max(address + length for address, length in zip(addresses, lengths, strict=True))
+    return pieces, np.asarray(_Span(first, end - first, pieces)), [address - first for address in addresses]
+
+
+class _Span:
+    """Memory at an address, for NumPy to make an array of; with the array lives its owner (I9)."""
+
+    def __init__(self, address: int, nbytes: int, owner: object) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+        }
+        self.owner = owner
 
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize

@@ -31,6 +31,11 @@ class Part:
     ranges: Int64Array | None
     """Which of the caller's ranges, or None for all of them."""
 
+    @property
+    def rows(self) -> Int64Array | slice:
+        """Index of its ranges among the caller's."""
+        return slice(None) if self.ranges is None else self.ranges
+
 
 class Read:
     """A submitted read: its result is asked for with `result`, once it is wanted.

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,20 +33,26 @@ from headrace.core.request import State
 from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
-from headrace.memory import result_buffer
+from headrace.memory import result_buffer, scattered_bytes
 from headrace.ranges import checked_out
 from headrace.read import Part, Read
 from headrace.single import SingleReader, advise_scattered
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from headrace.core.plan import Settled
     from headrace.ranges import Ranges
 
 FEW_REQUESTS = 10_000
 """Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
+
+LONG_BYTES = 256 << 10
+"""From here on, copying a range out of a common buffer costs more than an op of its own."""
+
+LONG_OP_BYTES = 1 << 20
+"""Long ranges are cut into longer ops than scans: fewer of them, where nothing is parsed in between."""
 
 FINAL_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ObjectChangedError,
@@ -64,6 +72,40 @@ class Reader(SingleReader):
         if cached is not None:
             return cached
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
+        with self._performed(parts):
+            return self.collect(ranges, parts, buffer)
+
+    def read_long(self, ranges: Ranges, urgency: Urgency) -> list[bytes | Exception] | None:
+        """Read ranges that are all long straight into the `bytes` of each, or say that they are not.
+
+        The copy out of a common buffer is what they would cost most. The buffer of the request is whatever
+        memory lies between the first and the last of those bytes, so nothing is merged and nothing gathered.
+        """
+        lengths = ranges.ends - ranges.starts
+        if not len(lengths) or lengths.min() < LONG_BYTES:
+            return None
+        check_not_exiting()
+        pieces, memory, begins = scattered_bytes(lengths.tolist())
+        sources, groups = self._open(ranges), self._by_device(ranges)
+        plans = [self._plan_apart(ranges, chosen, np.array(begins)) for chosen in groups.values()]
+        parts = self._parts(urgency, sources, groups, plans, memory)
+        with self._performed(parts):
+            settled = self._settle_all(ranges, parts)
+        answers: list[bytes | Exception] = [
+            piece if got == len(piece) else piece[:got]
+            for piece, got in zip(pieces, settled.length.tolist(), strict=True)
+        ]
+        if settled.again:
+            more, at = self._ask_again(ranges, sources, settled)
+            for row, begin in zip(settled.again, at.tolist(), strict=True):
+                answers[row] = more[begin : begin + int(settled.length[row])].tobytes()
+        for row, error in settled.errors.items():
+            answers[row] = error
+        return answers
+
+    @contextlib.contextmanager
+    def _performed(self, parts: list[Part]) -> Iterator[None]:
+        """Run the parts of a read to their end, and leave nothing of them behind."""
         timeout_s = self.channel.settings.timeout_s
         try:
             if len(parts) == 1:
@@ -73,7 +115,7 @@ class Reader(SingleReader):
                     self.channel.driver.launch(part.job)
                 for part in parts:
                     self.channel.driver.wait(part.job, timeout_s)
-            return self.collect(ranges, parts, buffer)
+            yield
         finally:
             for part in parts:
                 if part.job.request.state is not State.RETIRED:
@@ -119,8 +161,7 @@ class Reader(SingleReader):
     def _prepare(
         self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, *, is_awaited: bool = False
     ) -> tuple[list[Part], UInt8Array]:
-        sources = self._open(ranges)
-        groups = self._by_device(ranges)
+        sources, groups = self._open(ranges), self._by_device(ranges)
         plans = [self._plan(ranges, chosen) for chosen in groups.values()]
         total = sum(plan.buffer_bytes for plan in plans)
         if out is not None:
@@ -130,18 +171,26 @@ class Reader(SingleReader):
         else:
             # Not of used memory: nothing of it may be resident while the request is queued (I2).
             buffer = result_buffer(total)
-        parts, base = [], 0
+        begins = accumulate((plan.buffer_bytes for plan in plans), initial=0)
+        moved = [plan.moved(begin) for plan, begin in zip(plans, begins, strict=False)]
+        return self._parts(urgency, sources, groups, moved, buffer), buffer
+
+    def _parts(
+        self,
+        urgency: Urgency,
+        sources: list[Any],
+        groups: dict[str, Int64Array | None],
+        plans: list[Plan],
+        buffer: UInt8Array,
+    ) -> list[Part]:
+        """Make the request of each device."""
+        parts = []
         group = object() if len(plans) > 1 else None
         for (path, chosen), plan in zip(groups.items(), plans, strict=True):
-            ops = Ops.of(
-                sources,
-                (plan.op_file, plan.op_start, plan.op_length, plan.op_dest + base),
-                buffer,
-            )
-            job = self.job(ops, path, plan.buffer_bytes, urgency, group=group)
+            columns = (plan.op_file, plan.op_start, plan.op_length, plan.op_dest)
+            job = self.job(Ops.of(sources, columns, buffer), path, plan.buffer_bytes, urgency, group=group)
             parts.append(Part(job, plan, chosen))
-            base += plan.buffer_bytes
-        return parts, buffer
+        return parts
 
     def _open(self, ranges: Ranges) -> list[Any]:
         """Open each file; one that cannot be opened fails its own ranges."""
@@ -179,11 +228,15 @@ class Reader(SingleReader):
                 found[ranges.paths[devices.index(device)]] = chosen
         return found
 
-    def _plan(self, ranges: Ranges, chosen: Int64Array | None) -> Plan:
-        columns = (ranges.file, ranges.starts, ranges.ends)
-        if chosen is not None:
-            columns = (ranges.file[chosen], ranges.starts[chosen], ranges.ends[chosen])
+    def _plan_apart(self, ranges: Ranges, chosen: Int64Array | None, dest: Int64Array) -> Plan:
+        """Plan ranges that are read each to a place of its own."""
         channel = self.channel
+        most = channel.settings.max_op_bytes or max(channel.max_op_bytes, LONG_OP_BYTES)
+        plan = plan_ranges(*_columns(ranges, chosen), max_gap_bytes=-1, max_op_bytes=most)
+        return plan.placed(dest if chosen is None else dest[chosen])
+
+    def _plan(self, ranges: Ranges, chosen: Int64Array | None) -> Plan:
+        columns, channel = _columns(ranges, chosen), self.channel
         if len(columns[0]) == 1:
             file, start, end = (int(column[0]) for column in columns)
             return plan_one(file, start, end - start, channel.max_op_bytes)
@@ -200,47 +253,70 @@ class Reader(SingleReader):
         """Map ops to ranges and hand the bytes over."""
         if len(parts) == 1 and _is_whole(parts[0]):
             return _whole(parts[0], buffer)
+        settled = self._settle_all(ranges, parts)
         dest = np.zeros(len(ranges), np.int64)
-        length = np.zeros(len(ranges), np.int64)
-        errors: dict[int, Exception] = dict(ranges.errors)
-        again: list[int] = []
-        base = 0
+        for part in parts:
+            dest[part.rows] = part.plan.range_dest
+        if settled.again:
+            # Of the same sources: of the versions they stand for.
+            more, at = self._ask_again(ranges, parts[0].job.ops.sources, settled)
+            dest[settled.again] = len(buffer) + at
+            buffer = np.concatenate((buffer, more))
+        return RangeBatch(pa.py_buffer(buffer), dest, settled.length, settled.errors)
+
+    def _settle_all(self, ranges: Ranges, parts: Sequence[Part]) -> _Outcome:
+        """Map ops to ranges and release what was reserved."""
+        outcome = _Outcome(np.zeros(len(ranges), np.int64), dict(ranges.errors), [])
         for part in parts:
             check_outcome(part.job)
             settled = _settle(part)
-            rows = part.ranges if part.ranges is not None else slice(None)
-            dest[rows], length[rows] = part.plan.range_dest + base, settled.length
-            again += _note_failures(part, settled, errors)
+            outcome.length[part.rows] = settled.length
+            outcome.again += _note_failures(part, settled, outcome.errors)
             hand_over(part.job, part.plan, int(settled.length.sum()))
-            base += part.plan.buffer_bytes
-        if again:
-            sources = parts[0].job.ops.sources  # and the versions they stand for
-            buffer = self._ask_again(ranges, sources, sorted(again), (buffer, dest, length), errors)
-        return RangeBatch(pa.py_buffer(buffer), dest, length, errors)
+        outcome.again.sort()
+        return outcome
 
     def _ask_again(
-        self,
-        ranges: Ranges,
-        sources: list[Any],
-        again: list[int],
-        placed: tuple[UInt8Array, Int64Array, Int64Array],
-        errors: dict[int, Exception],
-    ) -> UInt8Array:
-        """Read some ranges each on its own, as one unsplit op; returns the longer buffer."""
-        buffer, dest, length = placed
-        rows = np.array(again, np.int64)
+        self, ranges: Ranges, sources: list[Any], settled: _Outcome
+    ) -> tuple[UInt8Array, Int64Array]:
+        """Read some ranges each on its own, as one unsplit op; returns their bytes and where each begins."""
+        rows = np.array(settled.again, np.int64)
         sizes = ranges.ends[rows] - ranges.starts[rows]
-        more = result_buffer(int(sizes.sum()))
-        at = np.concatenate(([0], np.cumsum(sizes)))
-        ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at[:-1]), more)
-        job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(more), Urgency())
+        found = result_buffer(int(sizes.sum()))
+        at = np.cumsum(sizes) - sizes
+        ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at), found)
+        job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(found), Urgency())
         self.run(job, self.channel.settings.timeout_s)
-        for op, row in enumerate(again):
-            dest[row], length[row] = len(buffer) + int(at[op]), int(ops.got[op])
-            if op in ops.errors:
-                errors[row] = _as_exception(ops.errors[op])
+        settled.length[rows] = ops.got
+        for op, error in ops.errors.items():
+            settled.errors[settled.again[op]] = _as_exception(error)
         hand_over(job, None, int(ops.got.sum()))
-        return np.concatenate((buffer, more))
+        return found, at
+
+
+@dataclass(slots=True, eq=False)
+class _Outcome:
+    """What became of a read's ranges.
+
+    Attributes
+    ----------
+    length
+        ``int64[n]``: bytes delivered.
+    errors
+        Of the ranges that failed, by position.
+    again
+        Ranges that must be asked again on their own to learn their answer, ascending.
+    """
+
+    length: Int64Array
+    errors: dict[int, Exception]
+    again: list[int]
+
+
+def _columns(ranges: Ranges, chosen: Int64Array | None) -> tuple[Int64Array, ...]:
+    """Return ``(file, start, end)`` of all ranges, or of those chosen."""
+    columns = (ranges.file, ranges.starts, ranges.ends)
+    return columns if chosen is None else tuple(column[chosen] for column in columns)
 
 
 def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> None:

@@ -23,7 +23,7 @@ no state, no I/O, any thread. Arrays of a plan may share memory and must not be 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +91,19 @@ class Plan:
     is_packed: bool
     gap_bytes: int
     shared_bytes: int
+
+    def moved(self, begin: int) -> Plan:
+        """Lay it out `begin` bytes further on."""
+        if not begin:
+            return self
+        return replace(self, op_dest=self.op_dest + begin, range_dest=self.range_dest + begin)
+
+    def placed(self, dest: Int64Array) -> Plan:
+        """Lay each range out at a place of its own, ``int64[n]``; nothing was merged, and none is empty."""
+        order = np.argsort(self.range_first_op)
+        of_op = np.repeat(order, (self.range_end_op - self.range_first_op)[order])
+        op_dest = self.op_dest + (dest - self.range_dest)[of_op]
+        return replace(self, op_dest=op_dest, range_dest=dest, is_packed=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

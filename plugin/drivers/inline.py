@@ -137,26 +137,8 @@ class LiteDriver:
             if request.grants or request.state is not State.COMPLETE:
                 abandon(job)
 
-    def launch_awaited(self, job: Job) -> None:
-        """Submit one of several reads of this thread, which are waited for in their order."""
-        job.request.on_wake = partial(self._wake, job)
-        job.request.is_awaited = True
-        job.is_ahead = True
-        job.submit()
-        _start_granted(job)
-
-    def wait_awaited(self, job: Job, timeout_s: float | None = None) -> None:
-        """Perform it, and what of the reads behind it may be started meanwhile."""
-        self._perform(job, timeout_s)
-
-    def leave(self, job: Job) -> None:
-        """Leave nothing of it behind."""
-        job.is_left = True
-        if job.request.grants or job.request.state is not State.RETIRED:
-            abandon(job)
-
     def _wake(self, job: Job, request: Request) -> None:
-        if request.inbox and (job.under_way or job.is_ahead) and not _is_bound(job):
+        if request.inbox and job.under_way and not _is_bound(job):
             # Weakly: its consumer may start these itself, be over, and want its file closed.
             self._passed_over.append(weakref.ref(job))
         job.waiter.wake()
@@ -271,20 +253,6 @@ class LoopDriver:
         job.request.on_wake = partial(self._wake, job)
         job.submit()
 
-    def launch_awaited(self, job: Job) -> None:
-        """Submit one of several reads which are waited for in their order."""
-        job.request.is_awaited = True
-        self.launch(job)
-
-    def wait_awaited(self, job: Job, timeout_s: float | None = None) -> None:
-        """Wait for what `launch_awaited` submitted."""
-        self.wait(job, timeout_s)
-
-    def leave(self, job: Job) -> None:
-        """Leave nothing of it behind."""
-        if job.request.state is not State.RETIRED:
-            job.cancel()
-
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit and return when the request is over."""
         job.request.is_awaited = True
@@ -324,9 +292,15 @@ class LoopDriver:
             if _is_bound(job):
                 self.workers.put(partial(_perform, job, grant))
                 continue
-            rows = start(job, grant)
-            if len(rows):
+            for rows in _shares(job, start(job, grant)):
                 self.workers.put(partial(finish, job, grant, rows))
+
+
+def _shares(job: Job, rows: Int64Array) -> list[Int64Array]:
+    """Cut what is to be finished into the shares of workers: long ops one by one, short ones together."""
+    if len(rows) > 1 and job.ops.length[rows[0]] >= _LONG_BYTES:
+        return np.split(rows, len(rows))
+    return [rows] if len(rows) else []
 
 
 def _perform(job: Job, grant: Grant) -> None:

@@ -59,8 +59,6 @@ class Job:
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
     under_way
         Grants whose rows were started and are to be finished, on inline backends.
-    is_ahead
-        Its consumer performs another read first, and starts this one's ops beside it.
     is_left
         Its consumer left: nobody may start anything for it any more.
     tasks
@@ -74,7 +72,6 @@ class Job:
         "engine",
         "fails_fast",
         "hands",
-        "is_ahead",
         "is_left",
         "ops",
         "request",
@@ -105,7 +102,6 @@ class Job:
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
         self.under_way: list[tuple[Grant, Int64Array]] = []  # as `Request.inbox`
-        self.is_ahead = False
         self.is_left = False
 
     def notify(self) -> None:

@@ -8,6 +8,8 @@ import pytest
 import recording
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
+from headrace.reader import LONG_BYTES
+
 
 def test_cat_ranges(target: Target, options: dict[str, object]) -> None:
     paths = [target.big, target.small, target.big]
@@ -85,6 +87,21 @@ def test_cat_ranges_returns_errors(target: Target, options: dict[str, object]) -
     assert _kinds(fs.cat_ranges(paths, starts, ends)) == expected
     assert _kinds(fs.cat_ranges(paths, starts, ends, on_error="return")) == expected
     assert expected[0] == CONTENT[:5]
+    assert at_rest(fs)
+
+
+@pytest.mark.parametrize("max_op_bytes", [64 << 10, None])
+def test_long_ranges_have_answers_of_their_own(
+    target: Target, options: dict[str, object], max_op_bytes: int | None
+) -> None:
+    """They are read into the caller's bytes: whole, cut short by the end, past it, twice, or not there."""
+    fs = target.headrace(**options, max_op_bytes=max_op_bytes)
+    starts = [20_000, 0, SIZE - 5, SIZE, SIZE + 10, 0, 20_000]
+    ends = [start + LONG_BYTES for start in starts]
+    paths = [target.big] * 5 + [target.missing, target.big]
+    expected = _kinds(target.plain.cat_ranges(paths, starts, ends))
+    assert _kinds(fs.cat_ranges(paths, starts, ends)) == expected
+    assert expected[0] == CONTENT[20_000 : 20_000 + LONG_BYTES]
     assert at_rest(fs)
 
 

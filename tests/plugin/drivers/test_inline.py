@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from headrace.backends.memory import MemoryBackend
-from headrace.drivers.inline import LiteDriver
+from headrace.drivers.inline import LiteDriver, _shares
 from headrace.drivers.job import Waiter
 
 
@@ -19,7 +21,6 @@ class Started:
         self.backend = MemoryBackend(None)
         self.ops = None
         self.under_way = [(None, np.arange(3))]
-        self.is_ahead = False
         self.waiter = Waiter()
 
 
@@ -37,3 +38,12 @@ def test_a_read_that_was_passed_over_is_not_kept() -> None:
     del job, untyped
     assert gone() is None
     driver._start_for_others()
+
+
+@pytest.mark.parametrize(("length", "shares"), [(4096, [[0, 1, 2]]), (1 << 20, [[0], [1], [2]])])
+def test_workers_share_long_ops(length: int, shares: list[list[int]]) -> None:
+    """One worker would copy them one after the other; short ones are not worth a worker each."""
+    job: Any = Started()
+    job.ops = SimpleNamespace(length=np.full(3, length))
+    assert [rows.tolist() for rows in _shares(job, np.arange(3))] == shares
+    assert _shares(job, np.arange(0)) == []
