@@ -9,7 +9,7 @@ Which reads go where:
 * Long ops are probed and read as in the `local` backend: for them a ring is no faster, and copies of that
   length must not keep the GIL.
 * With ``uring_direct`` all that is scheduled goes through the ring and around the page cache
-  (`headrace.backends._direct`). Single small reads stay as they are.
+  (`headrace.backends._direct`). Single small reads, and a few of them in a call, stay as they are.
 
 A read that a ring could not do (an error, fewer bytes than asked, the kernel out of room) is done again by
 ``preadv``, which reads the rest or raises the error that Python users know.

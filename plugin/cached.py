@@ -16,15 +16,15 @@ from headrace.arenas import arenas
 from headrace.backends.abc import InlineBackend
 from headrace.batch import RangeBatch
 from headrace.columns import difference, largest, offsets_of
+from headrace.quick import advise_scattered
 from headrace.ranges import checked_out
-from headrace.single import advise_scattered
 from headrace.types import Ops
 
 if TYPE_CHECKING:
     from headrace.core.scheduler import Scheduler
+    from headrace.quick import QuickReader
     from headrace.ranges import Ranges
     from headrace.runtime import Channel
-    from headrace.single import SingleReader
 
 SLICE_BYTES = 1 << 20
 """Copied within one section: a tenth of a millisecond or two."""
@@ -33,7 +33,7 @@ TURN_ROWS = 4096
 """Copied at a time on the loop thread, which others wait for."""
 
 
-def read_cached(reader: SingleReader, ranges: Ranges, out: Any) -> RangeBatch | None:
+def read_cached(reader: QuickReader, ranges: Ranges, out: Any) -> RangeBatch | None:
     """Answer ranges from the page cache, or say that they must be scheduled."""
     channel = reader.channel
     if not channel.quick_bytes or not len(ranges) or not isinstance(channel.backend, InlineBackend):

@@ -30,13 +30,13 @@ from headrace.drivers import interrupts
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
+from headrace.quick import FEW
 from headrace.ranges import answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
 from headrace.read import Read
 from headrace.reader import Reader
 from headrace.redact import redact
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings
-from headrace.single import FEW
 from headrace.target import make_target
 from headrace.types import Priority
 

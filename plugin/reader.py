@@ -34,9 +34,10 @@ from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, scattered_bytes
+from headrace.quick import advise_scattered
 from headrace.ranges import checked_out
 from headrace.read import Part, Read
-from headrace.single import SingleReader, advise_scattered
+from headrace.single import SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:

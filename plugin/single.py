@@ -1,38 +1,28 @@
 """Reads of one range: of an open file, or by path with whatever bounds the filesystem understands.
 
-A small one that the page cache holds is answered without a request (`SingleReader.read_now`): lite scheduling
-at its shortest. Everything else is a job like any other.
+A small local one is answered at once where it can be (`headrace.quick`). Everything else is a job like any
+other.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
-from headrace.core.request import Request, State
-from headrace.drivers.inline import LoopDriver, abandon
-from headrace.drivers.job import Job
-from headrace.jobs import JobMaker, Urgency, check_outcome, hand_over
+from headrace.core.request import State
+from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
+from headrace.quick import QuickReader, advise_scattered
 from headrace.ranges import answer_or_error, is_plain, resolve_bounds
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from headrace.core.scheduler import Scheduler
+    from headrace.drivers.job import Job
     from headrace.runtime import Channel
-
-FEW = 16
-"""Up to so many ranges are tried one by one in the page cache before they are planned."""
-
-ADVICE_RANDOM = 1
-"""posix_fadvise(2)."""
 
 LOCAL_BLOCK_BYTES = 128 << 10
 REMOTE_BLOCK_BYTES = 1 << 20
@@ -42,7 +32,7 @@ REMOTE_BLOCK_BYTES = 1 << 20
 T = TypeVar("T")
 
 
-class SingleReader(JobMaker):
+class SingleReader(QuickReader):
     """Reads one range at a time."""
 
     # -- one range of an open file
@@ -52,69 +42,12 @@ class SingleReader(JobMaker):
         if not length:
             return b""
         if length <= self.channel.quick_bytes:
-            small = self.on_driver(self._read_now, source, path, start, length)
+            small = self.read_now(source, path, start, length)
             if small is not None:
                 return small
         data, out = writable_bytes(length)
         got = self.read_into(source, path, start, out, urgency)
         return data if got == length else data[:got]
-
-    def on_driver(self, function: Callable[..., T | None], *args: Any) -> T | None:
-        """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard).
-
-        None in a signal handler that interrupted a section: nobody may wait for the engine's lock there.
-        """
-        if self.channel.engine.is_inside():
-            return None
-        driver = self.channel.driver
-        return driver.call(function, *args) if isinstance(driver, LoopDriver) else function(*args)
-
-    def _read_now(self, source: Any, path: str, start: int, length: int) -> bytes | None:
-        """Read a few bytes without a plan, or say that the scheduler must be asked.
-
-        What needs no waiting is admitted, performed and complete in one section: the thread keeps the GIL
-        throughout, nobody can be more urgent meanwhile, and nothing of it is left to release (I3). A miss
-        is admitted past the queue, if there is room, and in lite read by this thread.
-        """
-        data = self._probe(source, path, start, length)
-        if data is not None or isinstance(self.channel.driver, LoopDriver):
-            return data
-        request = Request([length], result_bytes=length, label=path)
-        job = Job(self.channel.engine, self.channel.scheduler(path), request, _NO_OPS, self.channel.backend)
-        try:
-            with job.engine.lock, job.engine:
-                if not self._can_start(job.scheduler, length):
-                    return None
-                grant = job.scheduler.start_now(request, perf_counter())
-            backend: Any = self.channel.backend
-            data = bytes(backend.read_one(source, start, length))
-            job.complete(grant, 1, length)
-            hand_over(job, None, len(data))
-        finally:
-            if request.seq and request.state is not State.RETIRED:
-                abandon(job)
-        return data
-
-    def _can_start(self, scheduler: Scheduler, length: int) -> bool:
-        """Whether a small read may be performed at once: it is small, untraced, and there is room."""
-        engine = self.channel.engine
-        return (
-            0 < length <= self.channel.quick_bytes and engine.hub.trace is None and scheduler.has_room(length)
-        )
-
-    def _probe(self, source: Any, path: str, start: int, length: int) -> bytes | None:
-        """Return what the page cache holds, if all of it, and if it may be read now."""
-        check_not_exiting()
-        engine = self.channel.engine
-        scheduler = self.channel.scheduler(path)
-        with engine.lock:
-            if not self._can_start(scheduler, length):
-                return None
-            data: bytes | None = self.channel.backend.probe(source, start, length)  # type: ignore[attr-defined]
-            if data is not None:
-                scheduler.count_hit(length)
-        engine.drain_dropped()
-        return data
 
     def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         """Fill `out` from `start` on; returns the bytes before the end of the file."""
@@ -177,47 +110,6 @@ class SingleReader(JobMaker):
         """Whether the bounds are offsets, and what lies between them one op: its length is known then."""
         return is_plain(start, end) and 0 < end - start <= self.channel.max_op_bytes  # type: ignore[operator]
 
-    def cat_few(
-        self, paths: list[str], starts: Any, ends: Any, normalise: Callable[[str], str]
-    ) -> list[bytes] | None:
-        """Answer a few small ranges that need no waiting, or say that they must be scheduled.
-
-        No columns: for a handful of ranges an array costs more than the read. Whatever is unusual (an
-        odd bound, a file that cannot be opened, a miss) is left to the scheduled way and its errors.
-        """
-        if not self.channel.quick_bytes or not _are_few_ints(starts, ends, len(paths)):
-            return None
-        return self.on_driver(self._cat_few, paths, starts, ends, normalise)
-
-    def _cat_few(
-        self, paths: list[str], starts: list[int], ends: list[int], normalise: Callable[[str], str]
-    ) -> list[bytes] | None:
-        sources: dict[str, tuple[str, Any]] = {}
-        found: list[bytes] = []
-        for given, start, end in zip(paths, starts, ends, strict=True):
-            if not 0 <= end - start <= self.channel.quick_bytes or start < 0:
-                return None
-            try:
-                if given not in sources:
-                    path = normalise(given)
-                    sources[given] = (path, self.channel.backend.open(path))
-            except (OSError, TypeError):
-                return None
-            path, source = sources[given]
-            data = self._small(source, path, start, end - start, is_alone=len(paths) == 1)
-            if data is None:
-                return None
-            found.append(data)
-        return found
-
-    def _small(self, source: Any, path: str, start: int, length: int, *, is_alone: bool) -> bytes | None:
-        if not length:
-            return b""
-        if is_alone:
-            return self._read_now(source, path, start, length)
-        # Several misses are better on their way together than one after the other.
-        return self._probe(source, path, start, length)
-
     def _cat_source(
         self, source: Any, path: str, bounds: tuple[int | None, int | None], urgency: Urgency
     ) -> bytes:
@@ -276,17 +168,6 @@ class SingleReader(JobMaker):
         return LOCAL_BLOCK_BYTES if isinstance(self.channel.backend, InlineBackend) else REMOTE_BLOCK_BYTES
 
 
-def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:
-    """Whether both are lists of `n` plain integers."""
-    return (
-        type(starts) is list
-        and type(ends) is list
-        and len(starts) == len(ends) == n
-        and all(type(bound) is int for bound in starts)
-        and all(type(bound) is int for bound in ends)
-    )
-
-
 def _path_options(
     channel: Channel, bounds: tuple[int | None, int | None], options: dict[str, Any]
 ) -> dict[str, Any]:
@@ -299,17 +180,8 @@ def _take_whole(job: Job) -> bytes:
     return job.ops.whole[0]
 
 
-def advise_scattered(source: Any) -> None:
-    """Turn the kernel's readahead off for a source: the ops say themselves what is to be read."""
-    advise = getattr(source, "advise", None)
-    if advise is not None:
-        advise(ADVICE_RANDOM)
-
-
 _ZERO = np.zeros(1, np.int64)
 _ZERO.flags.writeable = False
-_NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
-"""Of a read that the backend answers by itself, without columns."""
 
 
 def split_range(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:

@@ -155,28 +155,28 @@ class Scheduler:
         key = self.queue.head_key()
         return (False, key) if key < math.inf else (True, self.speculative.head_key())
 
-    def has_room(self, nbytes: int) -> bool:
-        """Whether an op that is performed within this section may start: nobody waits, and it fits."""
+    def has_room(self, nbytes: int, ops: int = 1) -> bool:
+        """Whether ops that are performed at once may start: nobody waits, and they fit."""
         return (
             not self.waiting
-            and self.in_flight_ops < self.max_in_flight_ops
-            and self.hub.room_ops() > 0
-            and (self.window is None or self._would_fill(nbytes) <= self.window.limit)
+            and self.in_flight_ops + ops <= self.max_in_flight_ops
+            and self.hub.room_ops() >= ops
+            and (self.window is None or self._would_fill(nbytes, ops) <= self.window.limit)
             and self.hub.budget.fits(nbytes)
         )
 
-    def _would_fill(self, nbytes: int) -> int:
-        """Return what is in the window with one op more, of so many bytes."""
-        return self.in_flight_ops + 1 if self.counts_ops else self.in_flight_bytes + nbytes
+    def _would_fill(self, nbytes: int, ops: int) -> int:
+        """Return what is in the window with some ops more, of so many bytes together."""
+        return self.in_flight_ops + ops if self.counts_ops else self.in_flight_bytes + nbytes
 
     def start_now(self, request: Request, now: float) -> Grant:
-        """Admit a request of one op past the queue; the caller asked `has_room` in this section."""
+        """Admit all ops of a request past the queue; the caller asked `has_room` in this section."""
         self.hub.register(request)
         request.queued_s = now
         self.requests[request.seq] = request
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
-        nbytes = self._hand_out(request, 1, now)
-        self._count(request, 1, nbytes)
+        nbytes = self._hand_out(request, request.n_ops, now)
+        self._count(request, request.n_ops, nbytes)
         return request.inbox.pop(0)
 
     def count_hit(self, nbytes: int, ops: int = 1) -> None:

@@ -19,8 +19,9 @@ KINDS = [
     f"{target}-{mode}-{work}"
     for target in ("local", "cold", "threaded", "async")
     for mode in ("lite", "standard")
-    for work in ("single", "ranges", "file", "submitted")
+    for work in ("single", "few", "long", "ranges", "file", "submitted")
     if not (target == "threaded" and mode == "standard")  # one driver serves both modes
+    if not (target in {"threaded", "async"} and work == "few")  # as any other ranges there
 ]
 
 

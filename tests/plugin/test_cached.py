@@ -1,8 +1,9 @@
-"""The two short cuts of local reads: batches the page cache holds, and long ranges."""
+"""The short cuts of local reads: batches the page cache holds, a few small ranges, and long ranges."""
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,70 @@ def test_a_batch_into_a_buffer(path: Path, fs: headrace.HeadraceFileSystem) -> N
     assert batch.to_pylist() == [CONTENT[100:120], CONTENT[:10]]
     with pytest.raises(ValueError, match="out holds 5 bytes, the result needs"):
         fs.read_ranges(str(path), [100, 0], [120, 10], out=bytearray(5))
+
+
+class Misses:
+    """Has the page cache miss some starts, and notes which thread reads them."""
+
+    def __init__(self, backend: Any, starts: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.readers: list[int] = []
+        self._starts = starts
+        self._probe, self._read_one = backend.probe, backend.read_one
+        monkeypatch.setattr(backend, "probe", self.probe)
+        monkeypatch.setattr(backend, "read_one", self.read_one)
+
+    def probe(self, source: Any, start: int, length: int) -> bytes | None:
+        return None if start in self._starts else self._probe(source, start, length)
+
+    def read_one(self, source: Any, start: int, length: int) -> bytes:
+        self.readers.append(threading.get_ident())
+        found: bytes = self._read_one(source, start, length)
+        return found
+
+
+@needs_nowait
+@pytest.mark.parametrize("starts", [[5], [0, 300_000, 5, 5, 900], [0, 1, 2, 3], list(range(5, 85, 5))])
+def test_a_few_ranges_take_no_plan(
+    path: Path, fs: headrace.HeadraceFileSystem, starts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses are one request, admitted past the queue and read by the thread that waits, in each mode."""
+    path.read_bytes()
+    missed = [start for start in starts if start % 2]
+    misses = Misses(fs.channel.backend, set(missed), monkeypatch)
+    before = _counted(fs)
+    got = fs.cat_ranges([str(path)] * len(starts), starts, [start + 10 for start in starts])
+    assert got == [CONTENT[start : start + 10] for start in starts]
+    assert misses.readers == [threading.get_ident()] * len(missed)
+    assert _counted(fs) == (before[0] + len(starts) - len(missed), before[1] + 1)
+    stats = fs.stats()
+    assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
+
+
+@needs_nowait
+def test_a_time_out_leaves_misses_to_those_who_can_be_left(
+    path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, timeout_s=60)
+    misses = Misses(fs.channel.backend, {7}, monkeypatch)
+    assert fs.cat_file(str(path), 7, 17) == CONTENT[7:17]
+    assert len(misses.readers) == (1 if scheduled_mode == "lite" else 0)
+
+
+@needs_nowait
+def test_a_miss_that_fails_is_answered_by_the_scheduled_way(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error belongs to the range (I10): `cat_ranges` hands it out, or raises it."""
+    misses = Misses(fs.channel.backend, {0}, monkeypatch)
+    folder = str(path.parent)
+    for paths in ([folder], [folder, str(path)]):
+        got = fs.cat_ranges(paths, [0] * len(paths), [10] * len(paths))
+        assert [type(one) for one in got] == [IsADirectoryError, bytes][: len(paths)]
+        with pytest.raises(IsADirectoryError):
+            fs.cat_ranges(paths, [0] * len(paths), [10] * len(paths), on_error="raise")
+    assert misses.readers
+    stats = fs.stats()
+    assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])

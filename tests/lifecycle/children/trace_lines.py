@@ -28,6 +28,7 @@ import slow
 
 import headrace
 from headrace.backends import fsspec_sync
+from headrace.reader import LONG_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,14 @@ def single(fs: Any) -> bytes:
     return bytes(fs.cat_file(PATH, start=100, end=200))
 
 
+def few(fs: Any) -> bytes:
+    return b"".join(fs.cat_ranges([PATH] * 3, [300, 0, 200], [310, 10, 210]))
+
+
+def long(fs: Any) -> bytes:
+    return b"".join(fs.cat_ranges([PATH] * 2, [0, 100], [LONG_BYTES, 100 + LONG_BYTES]))
+
+
 def ranges(fs: Any) -> bytes:
     starts = [STEP * k for k in range(MANY)]
     return b"".join(fs.read_ranges(PATH, starts, [s + 10 for s in starts]).to_pylist())
@@ -111,13 +120,22 @@ def submitted(fs: Any) -> bytes:
 
 
 EXPECTED = {
+    few: CONTENT[300:310] + CONTENT[:10] + CONTENT[200:210],
+    long: CONTENT[:LONG_BYTES] + CONTENT[100 : 100 + LONG_BYTES],
     single: CONTENT[100:200],
     ranges: b"".join(CONTENT[STEP * k : STEP * k + 10] for k in range(MANY)),
     through_file: CONTENT[100:90_100],
     submitted: CONTENT[100:200],
 }
 TARGETS = {"local": "file", "cold": "file", "threaded": "slow", "async": "aslow"}
-WORK = {"single": single, "ranges": ranges, "file": through_file, "submitted": submitted}
+WORK = {
+    "single": single,
+    "few": few,
+    "long": long,
+    "ranges": ranges,
+    "file": through_file,
+    "submitted": submitted,
+}
 
 
 def miss_always(backend: Any) -> None:

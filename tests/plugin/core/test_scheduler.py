@@ -254,11 +254,17 @@ def test_what_starts_at_once_keeps_every_limit() -> None:
     grant = scheduler.start_now(a_request(60), 0.0)
     hub.validate()
     assert (scheduler.has_room(40), scheduler.has_room(41)) == (True, False)
+    assert not scheduler.has_room(2, ops=2), "one op is left"
     other = scheduler.start_now(a_request(1), 0.0)
     assert not scheduler.has_room(1), "no op is left"
     for done in (grant, other):
         complete(scheduler, done)
         scheduler.consume(done.request, 0.0)
+    several = scheduler.start_now(a_request(30, 40), 0.0)
+    hub.validate()
+    assert (several.ops_left, several.bytes_left) == (2, 70)
+    scheduler.complete(several, 2, 70, 0.0)
+    scheduler.consume(several.request, 0.0)
     submit(scheduler, *[50] * 9)
     assert not scheduler.has_room(1), "somebody waits"
 

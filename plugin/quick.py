@@ -1,0 +1,197 @@
+"""Small local reads without a request's way through queue and driver: lite scheduling at its shortest.
+
+* What the page cache holds is admitted, performed and complete in one section: the thread keeps the GIL
+  throughout, nobody can be more urgent meanwhile, and nothing of it is left to release (I3).
+* What it does not hold has been set going by the probe that missed it. It is admitted past the queue, if
+  there is room, and read by the thread that wants it: in standard mode, too, where its way to a worker and
+  back would take longer than many a disk.
+
+Whatever is unusual (an odd bound, a file that cannot be opened, a trace, no room, an error) is left to the
+scheduled way.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from headrace.core.request import Request, State
+from headrace.drivers.inline import LoopDriver, abandon
+from headrace.drivers.job import Job
+from headrace.jobs import JobMaker, hand_over
+from headrace.lifecycle import check_not_exiting
+from headrace.types import Ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.core.scheduler import Scheduler
+
+FEW = 16
+"""Up to so many ranges are tried one by one in the page cache before they are planned."""
+
+ADVICE_RANDOM = 1
+"""posix_fadvise(2)."""
+
+T = TypeVar("T")
+
+
+class Small(NamedTuple):
+    """A small range of an open source."""
+
+    source: Any
+    path: str
+    start: int
+    length: int
+
+
+class QuickReader(JobMaker):
+    """Reads a few small ranges at once, or says that the scheduler must be asked."""
+
+    def on_driver(self, function: Callable[..., T | None], *args: Any) -> T | None:
+        """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard).
+
+        None in a signal handler that interrupted a section: nobody may wait for the engine's lock there.
+        """
+        if self.channel.engine.is_inside():
+            return None
+        driver = self.channel.driver
+        return driver.call(function, *args) if isinstance(driver, LoopDriver) else function(*args)
+
+    def read_now(self, source: Any, path: str, start: int, length: int) -> bytes | None:
+        """Read a few bytes of an open source without a plan, or say that the scheduler must be asked."""
+        data = self.on_driver(self._probe, source, path, start, length)
+        if data is not None or self.channel.engine.is_inside():
+            return data
+        read = self._read_missed([Small(source, path, start, length)])
+        return None if read is None else read[0]
+
+    def cat_few(
+        self, paths: list[str], starts: Any, ends: Any, normalise: Callable[[str], str]
+    ) -> list[bytes] | None:
+        """Answer a few small ranges, or say that they must be scheduled.
+
+        No columns: for a handful of ranges an array costs more than the read.
+        """
+        if not self.channel.quick_bytes or not _are_few_ints(starts, ends, len(paths)):
+            return None
+        ranges: list[Small] = []
+        sources: dict[str, tuple[str, Any]] = {}
+        for given, start, end in zip(paths, starts, ends, strict=True):
+            if not 0 <= end - start <= self.channel.quick_bytes or start < 0:
+                return None
+            try:
+                if given not in sources:
+                    path = normalise(given)
+                    sources[given] = (path, self.channel.backend.open(path))
+            except (OSError, TypeError):
+                return None
+            path, source = sources[given]
+            ranges.append(Small(source, path, start, end - start))
+        if len(ranges) == 1 and ranges[0].length:
+            alone = self.read_now(*ranges[0])
+            return None if alone is None else [alone]
+        for _, source in sources.values():
+            advise_scattered(source)  # a probe that misses reads ahead
+        return self._read_few(ranges)
+
+    def _read_few(self, ranges: list[Small]) -> list[bytes] | None:
+        found = self.on_driver(self._probe_few, ranges)
+        if found is None:
+            return None
+        missed = [row for row, data in enumerate(found) if data is None]
+        if missed:
+            read = self._read_missed([ranges[row] for row in missed])
+            if read is None:
+                return None
+            for row, data in zip(missed, read, strict=True):
+                found[row] = data
+        return found  # type: ignore[return-value]
+
+    def _probe(self, source: Any, path: str, start: int, length: int) -> bytes | None:
+        """Return what the page cache holds, if all of it, and if it may be read now."""
+        check_not_exiting()
+        engine, scheduler = self.channel.engine, self.channel.scheduler(path)
+        with engine.lock:
+            if engine.hub.trace is not None or not scheduler.has_room(length):
+                return None
+            data: bytes | None = self.channel.backend.probe(source, start, length)  # type: ignore[attr-defined]
+            if data is not None:
+                scheduler.count_hit(length)
+        engine.drain_dropped()
+        return data
+
+    def _probe_few(self, ranges: list[Small]) -> list[bytes | None] | None:
+        """Return what the page cache holds of each, if they may be read now."""
+        check_not_exiting()
+        engine, scheduler = self.channel.engine, self.channel.scheduler(ranges[0].path)
+        probe = self.channel.backend.probe  # type: ignore[attr-defined]
+        found: list[bytes | None] = []
+        with engine.lock:
+            if not self._can_start(scheduler, ranges):
+                return None
+            for source, _, start, length in ranges:
+                data = probe(source, start, length) if length else b""
+                if data:
+                    scheduler.count_hit(length)
+                found.append(data)
+        engine.drain_dropped()
+        return found
+
+    def _read_missed(self, ranges: list[Small]) -> list[bytes] | None:
+        """Read what is on its way already, as one request that is admitted past the queue."""
+        channel = self.channel
+        if channel.settings.timeout_s is not None and isinstance(channel.driver, LoopDriver):
+            return None  # a worker waits for the disk, and this thread for so long at the most
+        total = sum(length for *_, length in ranges)
+        path = ranges[0].path
+        request = Request([length for *_, length in ranges], result_bytes=total, label=path)
+        job = Job(channel.engine, channel.scheduler(path), request, _NO_OPS, channel.backend)
+        read_one = channel.backend.read_one  # type: ignore[attr-defined]
+        try:
+            with job.engine.lock, job.engine:
+                if not self._can_start(job.scheduler, ranges):
+                    return None
+                grant = job.scheduler.start_now(request, perf_counter())
+            found = [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
+            job.complete(grant, len(ranges), total)
+            hand_over(job, None, sum(map(len, found)))
+        except OSError:
+            return None  # whose error it is, the scheduled way says
+        finally:
+            if request.seq and request.state is not State.RETIRED:
+                abandon(job)
+        return found
+
+    def _can_start(self, scheduler: Scheduler, ranges: Sequence[Small]) -> bool:
+        """Whether small reads may be performed at once: of one device, untraced, and there is room."""
+        devices = {self.channel.backend.device(path) for _, path, *_ in ranges}
+        total = sum(length for *_, length in ranges)
+        is_free = self.channel.engine.hub.trace is None and len(devices) == 1
+        return is_free and scheduler.has_room(total, len(ranges))
+
+
+def advise_scattered(source: Any) -> None:
+    """Turn the kernel's readahead off for a source: the ops say themselves what is to be read."""
+    advise = getattr(source, "advise", None)
+    if advise is not None:
+        advise(ADVICE_RANDOM)
+
+
+def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:
+    """Whether both are lists of `n` plain integers, and there are any."""
+    return (
+        type(starts) is list
+        and type(ends) is list
+        and 0 < len(starts) == len(ends) == n
+        and all(type(bound) is int for bound in starts)
+        and all(type(bound) is int for bound in ends)
+    )
+
+
+_ZERO = np.zeros(1, np.int64)
+_ZERO.flags.writeable = False
+_NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
+"""Of reads that the backend answers by itself, without columns."""
