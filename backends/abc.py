@@ -23,6 +23,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -106,6 +107,11 @@ class Backend(abc.ABC):
     def unavailable(cls) -> str | None:
         """Say why this machine cannot use this backend at all, or None."""
         return None
+
+    @cached_property
+    def store(self) -> tuple[str, str]:
+        """The store behind `target`, as `store_of` names it."""
+        return store_of(self.target)
 
     @classmethod
     @abc.abstractmethod

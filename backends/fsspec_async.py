@@ -28,7 +28,6 @@ from headrace.backends.abc import (
     PathSource,
     Verdict,
     bucket_of,
-    store_of,
     wrapped_filesystems,
 )
 from headrace.errors import ObjectChangedError
@@ -101,7 +100,7 @@ class AsyncFsspecBackend(AsyncBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the store: class, options (endpoint and credentials among them) and bucket."""
-        return (*store_of(self.target), bucket_of(path))
+        return (*self.store, bucket_of(path))
 
     @override
     def open(self, path: str, **options: Any) -> PathSource:

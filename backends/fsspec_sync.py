@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from headrace.backends.abc import Defaults, PathSource, ThreadedBackend, store_of
+from headrace.backends.abc import Defaults, PathSource, ThreadedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -120,7 +120,7 @@ class SyncBackend(ThreadedBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the filesystem itself: its class and every option that makes it what it is."""
-        return store_of(self.target)
+        return self.store
 
     @override
     def open(self, path: str, *, as_file: bool = False, **options: Any) -> Any:

@@ -48,7 +48,7 @@ from headrace.backends._obstore_requests import (
 )
 from headrace.backends._obstore_s3 import S3Client
 from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
-from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, bucket_of, store_of
+from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, bucket_of
 from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
@@ -155,7 +155,7 @@ class ObstoreBackend(BulkBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the store: engine, class, options (endpoint and credentials among them) and bucket."""
-        return (self.name, *store_of(self.target), bucket_of(path))
+        return (self.name, *self.store, bucket_of(path))
 
     @override
     def open(self, path: str, **options: Any) -> PathSource:

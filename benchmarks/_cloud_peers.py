@@ -152,7 +152,8 @@ def rate_contenders(clients: Clients, name: str, nbytes: int, slow_share: float)
     for label, fs in {**clients.headrace, **clients.fsspec}.items():
         yield limited(label, _cat_ranges(fs, path, nbytes), slow_share if is_slow(label) else 1.0)
     for label, fs in clients.checked.items():
-        yield _open_files(label, fs, path, nbytes, slow_share)
+        # As much as pyarrow's threads do: of fewer reads each thread would make one, its first.
+        yield _open_files(label, fs, path, nbytes, slow_share if is_slow(label) else 1.0)
     for label, (fs, threads) in clients.arrow.items():
         yield _arrow_threads(label, fs.open_input_file(path), nbytes, threads)
     yield limited("obstore get_ranges", _get_ranges(clients.store, name, nbytes), slow_share)

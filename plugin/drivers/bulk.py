@@ -7,7 +7,8 @@ is to be kept from it is everything else that would take the GIL: hand-overs bet
   thread busy. A worker whose completions admit the next slice of the same request takes that itself: no
   hand-over.
 * In lite the waiter makes the first call itself and goes on as long as its own completions admit more; what
-  does not fit into its call is shared with the workers. But only where nobody needs to interrupt it: such a
+  does not fit into its call is shared with the workers. A single op is called for by its waiter in standard,
+  too: to a worker and back is two turns of the GIL more. But only where nobody needs to interrupt it: such a
   call returns when the storage answers and not before. The main thread (Ctrl-C), Arrow's threads while an
   interrupt may reach them, threads that run an event loop and reads with a time-out leave it to the workers.
 * Every call ends by its own time-outs, so nothing in flight is left without a driver. A worker that dies
@@ -87,7 +88,8 @@ class BulkDriver(ThreadedDriver):
 
     @override
     def _begin(self, job: Job, timeout_s: float | None) -> None:
-        if self._is_lite and timeout_s is None and _may_block():
+        calls_itself = self._is_lite or job.request.n_ops == 1
+        if calls_itself and timeout_s is None and _may_block():
             self._perform_granted(job, partial(self.launch, job))
         else:
             self.launch(job)
