@@ -213,11 +213,12 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         return snapshot(self.channel)
 
     def _urgency(self, base: int | None, *, number: int = 0) -> Urgency:
-        if base is None:
-            base = self._base if self._base is not None else ambient.base_priority()
-        return Urgency(
-            Priority(ambient.checked_base(base), number << _POSITION_BITS), (self._scan, number > 0)
-        )
+        base = self._base_here() if base is None else ambient.checked_base(base)
+        return Urgency(Priority(base, number << _POSITION_BITS), (self._scan, number > 0))
+
+    def _base_here(self) -> int:
+        """Return the base priority of reads that are given none."""
+        return ambient.checked_base(ambient.base_priority() if self._base is None else self._base)
 
     # -- reads of many ranges
 
@@ -317,7 +318,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         """
         reader = self._reader
         if reader is not None and isinstance(paths, list) and len(paths) <= FEW:
-            few = reader.cat_few(paths, starts, ends, self._target_path)
+            few = reader.cat_few(paths, starts, ends, self._target_path, self._base_here)
             if few is not None:
                 return few
         asked = ask(paths, starts, ends, self._target_path, max_gap)
@@ -362,7 +363,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             return self._cat_of_target(path, start, end, **kwargs)
         path = self._target_path(path)
         if start is not None and end is not None and 0 <= start < end and not kwargs:
-            few = reader.cat_few([path], [start], [end], str)
+            few = reader.cat_few([path], [start], [end], str, self._base_here)
             if few is not None:
                 return few[0]
         interrupts.arm()

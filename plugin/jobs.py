@@ -45,6 +45,10 @@ class Urgency:
     priority: Priority = _DEFAULT_PRIORITY
     scan: Hashable = None
 
+    def base(self) -> int:
+        """Return the base priority."""
+        return self.priority.base
+
     def at(self, offset: int) -> Urgency:
         """Return the urgency of a read `offset` bytes further on."""
         base, position = self.priority

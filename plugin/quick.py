@@ -22,7 +22,7 @@ from headrace.drivers.inline import LoopDriver, abandon
 from headrace.drivers.job import Job
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
-from headrace.types import Ops
+from headrace.types import Ops, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,16 +60,35 @@ class QuickReader(JobMaker):
         driver = self.channel.driver
         return driver.call(function, *args) if isinstance(driver, LoopDriver) else function(*args)
 
-    def read_now(self, source: Any, path: str, start: int, length: int) -> bytes | None:
-        """Read a few bytes of an open source without a plan, or say that the scheduler must be asked."""
-        data = self.on_driver(self._probe, source, path, start, length)
-        if data is not None or self.channel.engine.is_inside():
+    def read_now(
+        self, source: Any, path: str, start: int, length: int, priority: Callable[[], int]
+    ) -> bytes | None:
+        """Read a few bytes of an open source without a plan, or say that the scheduler must be asked.
+
+        What `priority` returns, the base priority, is only asked for where somebody waits.
+        """
+        if self.channel.engine.is_inside():
+            return None
+        scheduler = self.channel.scheduler(path)
+        if scheduler.waiting:
+            # Not on the loop thread, which has the others' reads to start first.
+            base = priority()
+            data = self._probe(scheduler, source, start, length, base)
+        else:
+            base = None
+            data = self.on_driver(self._probe, scheduler, source, start, length)
+        if data is not None:
             return data
-        read = self._read_missed([Small(source, path, start, length)])
+        read = self._read_missed([Small(source, path, start, length)], priority() if base is None else base)
         return None if read is None else read[0]
 
     def cat_few(
-        self, paths: list[str], starts: Any, ends: Any, normalise: Callable[[str], str]
+        self,
+        paths: list[str],
+        starts: Any,
+        ends: Any,
+        normalise: Callable[[str], str],
+        priority: Callable[[], int],
     ) -> list[bytes] | None:
         """Answer a few small ranges, or say that they must be scheduled.
 
@@ -91,31 +110,37 @@ class QuickReader(JobMaker):
             path, source = sources[given]
             ranges.append(Small(source, path, start, end - start))
         if len(ranges) == 1 and ranges[0].length:
-            alone = self.read_now(*ranges[0])
+            alone = self.read_now(*ranges[0], priority)
             return None if alone is None else [alone]
         for _, source in sources.values():
             advise_scattered(source)  # a probe that misses reads ahead
-        return self._read_few(ranges)
+        return self._read_few(ranges, priority())
 
-    def _read_few(self, ranges: list[Small]) -> list[bytes] | None:
-        found = self.on_driver(self._probe_few, ranges)
+    def _read_few(self, ranges: list[Small], base: int) -> list[bytes] | None:
+        found = self.on_driver(self._probe_few, ranges, base)
         if found is None:
             return None
         missed = [row for row, data in enumerate(found) if data is None]
         if missed:
-            read = self._read_missed([ranges[row] for row in missed])
+            read = self._read_missed([ranges[row] for row in missed], base)
             if read is None:
                 return None
             for row, data in zip(missed, read, strict=True):
                 found[row] = data
         return found  # type: ignore[return-value]
 
-    def _probe(self, source: Any, path: str, start: int, length: int) -> bytes | None:
+    def _probe(
+        self, scheduler: Scheduler, source: Any, start: int, length: int, base: int | None = None
+    ) -> bytes | None:
         """Return what the page cache holds, if all of it, and if it may be read now."""
         check_not_exiting()
-        engine, scheduler = self.channel.engine, self.channel.scheduler(path)
+        engine = self.channel.engine
         with engine.lock:
-            if engine.hub.trace is not None or not scheduler.has_room(length):
+            if engine.hub.trace is not None or not (
+                scheduler.has_room(length)
+                if base is None
+                else scheduler.has_room(length, 1, base, perf_counter())
+            ):
                 return None
             data: bytes | None = self.channel.backend.probe(source, start, length)  # type: ignore[attr-defined]
             if data is not None:
@@ -123,14 +148,14 @@ class QuickReader(JobMaker):
         engine.drain_dropped()
         return data
 
-    def _probe_few(self, ranges: list[Small]) -> list[bytes | None] | None:
+    def _probe_few(self, ranges: list[Small], base: int) -> list[bytes | None] | None:
         """Return what the page cache holds of each, if they may be read now."""
         check_not_exiting()
         engine, scheduler = self.channel.engine, self.channel.scheduler(ranges[0].path)
         probe = self.channel.backend.probe  # type: ignore[attr-defined]
         found: list[bytes | None] = []
         with engine.lock:
-            if not self._can_start(scheduler, ranges):
+            if not self._can_start(scheduler, ranges, base):
                 return None
             for source, _, start, length in ranges:
                 data = probe(source, start, length) if length else b""
@@ -140,19 +165,20 @@ class QuickReader(JobMaker):
         engine.drain_dropped()
         return found
 
-    def _read_missed(self, ranges: list[Small]) -> list[bytes] | None:
+    def _read_missed(self, ranges: list[Small], base: int) -> list[bytes] | None:
         """Read what is on its way already, as one request that is admitted past the queue."""
         channel = self.channel
         if channel.settings.timeout_s is not None and isinstance(channel.driver, LoopDriver):
             return None  # a worker waits for the disk, and this thread for so long at the most
-        total = sum(length for *_, length in ranges)
         path = ranges[0].path
-        request = Request([length for *_, length in ranges], result_bytes=total, label=path)
+        lengths = [length for *_, length in ranges]
+        total = sum(lengths)
+        request = Request(lengths, result_bytes=total, priority=Priority(base), label=path)
         job = Job(channel.engine, channel.scheduler(path), request, _NO_OPS, channel.backend)
         read_one = channel.backend.read_one  # type: ignore[attr-defined]
         try:
             with job.engine.lock, job.engine:
-                if not self._can_start(job.scheduler, ranges):
+                if not self._can_start(job.scheduler, ranges, base):
                     return None
                 grant = job.scheduler.start_now(request, perf_counter())
             found = [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
@@ -165,12 +191,12 @@ class QuickReader(JobMaker):
                 abandon(job)
         return found
 
-    def _can_start(self, scheduler: Scheduler, ranges: Sequence[Small]) -> bool:
+    def _can_start(self, scheduler: Scheduler, ranges: Sequence[Small], base: int) -> bool:
         """Whether small reads may be performed at once: of one device, untraced, and there is room."""
         devices = {self.channel.backend.device(path) for _, path, *_ in ranges}
         total = sum(length for *_, length in ranges)
         is_free = self.channel.engine.hub.trace is None and len(devices) == 1
-        return is_free and scheduler.has_room(total, len(ranges))
+        return is_free and scheduler.has_room(total, len(ranges), base, perf_counter())
 
 
 def advise_scattered(source: Any) -> None:

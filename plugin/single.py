@@ -42,7 +42,7 @@ class SingleReader(QuickReader):
         if not length:
             return b""
         if length <= self.channel.quick_bytes:
-            small = self.read_now(source, path, start, length)
+            small = self.read_now(source, path, start, length, urgency.base)
             if small is not None:
                 return small
         data, out = writable_bytes(length)

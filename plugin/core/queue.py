@@ -156,6 +156,10 @@ class PriorityQueue(Generic[R]):
         """Return how urgent the head is, its age included: lower first; infinite without one."""
         return math.inf if self.head() is None else self._keys[0][0]
 
+    def is_ahead(self, base: int, now: float) -> bool:
+        """Whether a request of this base would be the head if it came now, where none of its base waits."""
+        return base * AGEING_S + now < self.head_key()
+
     def served(self, request: R, units: int, now: float) -> None:
         """Note that the head was granted `units` bytes: its scan's turn is over."""
         level = self._levels[request.priority.base]

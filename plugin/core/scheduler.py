@@ -155,10 +155,13 @@ class Scheduler:
         key = self.queue.head_key()
         return (False, key) if key < math.inf else (True, self.speculative.head_key())
 
-    def has_room(self, nbytes: int, ops: int = 1) -> bool:
-        """Whether ops that are performed at once may start: nobody waits, and they fit."""
+    def has_room(self, nbytes: int, ops: int = 1, base: int | None = None, now: float = 0.0) -> bool:
+        """Whether ops that are performed at once may start: nobody waits, and they fit.
+
+        With a base priority they may also pass those who wait and are less urgent.
+        """
         return (
-            not self.waiting
+            (not self.waiting or (base is not None and self.queue.is_ahead(base, now)))
             and self.in_flight_ops + ops <= self.max_in_flight_ops
             and self.hub.room_ops() >= ops
             and (self.window is None or self._would_fill(nbytes, ops) <= self.window.limit)
@@ -171,6 +174,7 @@ class Scheduler:
 
     def start_now(self, request: Request, now: float) -> Grant:
         """Admit all ops of a request past the queue; the caller asked `has_room` in this section."""
+        self._note_urgent(request, now)
         self.hub.register(request)
         request.queued_s = now
         self.requests[request.seq] = request

@@ -131,6 +131,36 @@ def test_a_few_ranges_take_no_plan(
 
 
 @needs_nowait
+def test_an_urgent_read_is_not_behind_the_loop_thread(
+    path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits there is less urgent; it is read, from the page cache or not, by who wants it."""
+    path.read_bytes()
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, max_op_bytes=100_000)
+    backend = fs.channel.backend
+    start, is_open, has_begun = backend.start, threading.Event(), threading.Event()
+
+    def held(ops: Any, lo: int, hi: int) -> Any:
+        has_begun.set()
+        assert is_open.wait(60)
+        return start(ops, lo, hi)
+
+    monkeypatch.setattr(backend, "start", held)
+    misses = Misses(backend, {7}, monkeypatch)
+    scan = fs.submit_ranges(str(path), [0], [SIZE])
+    try:
+        assert has_begun.wait(60)
+        assert fs.channel.scheduler(str(path)).waiting
+        urgent = fs.with_priority(-1)
+        assert urgent.cat_file(str(path), 4, 14) == CONTENT[4:14]
+        assert urgent.cat_file(str(path), 7, 17) == CONTENT[7:17]
+        assert misses.readers == [threading.get_ident()]
+    finally:
+        is_open.set()
+    assert bytes(scan.result()[0]) == CONTENT
+
+
+@needs_nowait
 def test_a_time_out_leaves_misses_to_those_who_can_be_left(
     path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

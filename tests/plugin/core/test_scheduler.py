@@ -12,6 +12,7 @@ import pytest
 
 from headrace.core.hub import Hub
 from headrace.core.plan import plan_ranges
+from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
 from headrace.core.scheduler import Scheduler
 from headrace.core.window import Window
@@ -254,7 +255,7 @@ def test_what_starts_at_once_keeps_every_limit() -> None:
     grant = scheduler.start_now(a_request(60), 0.0)
     hub.validate()
     assert (scheduler.has_room(40), scheduler.has_room(41)) == (True, False)
-    assert not scheduler.has_room(2, ops=2), "one op is left"
+    assert not scheduler.has_room(2, 2), "one op is left"
     other = scheduler.start_now(a_request(1), 0.0)
     assert not scheduler.has_room(1), "no op is left"
     for done in (grant, other):
@@ -267,6 +268,23 @@ def test_what_starts_at_once_keeps_every_limit() -> None:
     scheduler.consume(several.request, 0.0)
     submit(scheduler, *[50] * 9)
     assert not scheduler.has_room(1), "somebody waits"
+
+
+def test_what_is_more_urgent_than_all_that_wait_starts_at_once() -> None:
+    """It would be the head of the queue; one that waited for long is ahead of it, whatever its base."""
+    hub, scheduler = a_scheduler(window=100)
+    scan = submit(scheduler, *[20] * 9)
+    scheduler.complete(scan.inbox[0], 1, 20, 0.0)
+    hub.settle(0.0)
+    assert scheduler.in_flight_bytes == 80, "an eighth is kept for what is more urgent"
+    assert scheduler.has_room(20, 1, -1)
+    assert not scheduler.has_room(21, 1, -1), "beyond the window"
+    assert not scheduler.has_room(20)
+    assert not scheduler.has_room(20, 1, -1, AGEING_S + 0.1), "the others have waited their turn"
+    grant = scheduler.start_now(a_request(20, base=-1), 0.0)
+    hub.validate()
+    assert not scheduler.has_room(1, 1, -2), "the window is full"
+    complete(scheduler, grant)
 
 
 # -- order
