@@ -24,7 +24,7 @@ import importlib.util
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from typing_extensions import override
@@ -53,11 +53,13 @@ from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 
     from headrace.backends.abc import AsyncBackend
     from headrace.types import Int64Array, Ops
 
+
+T = TypeVar("T")
 
 _MOVED = frozenset({301, 302, 307, 308})
 
@@ -248,7 +250,7 @@ class ObstoreBackend(BulkBackend):
 
     def _one_by_one(self, ops: Ops, rows: Int64Array) -> None:
         # As many at once as `get_ranges` has under way.
-        asyncio.run(_each(self.read, ops, rows.tolist(), self.least_call_ops))
+        _run(_each(self.read, ops, rows.tolist(), self.least_call_ops))
 
     async def read(self, ops: Ops, row: int) -> None:
         """Perform one op by a request of its own, on whatever loop runs; raises its error."""
@@ -292,7 +294,7 @@ class ObstoreBackend(BulkBackend):
                 else:
                     take(ops, row, source, answer)
         except Exception as error:  # noqa: BLE001 - judged by what it says
-            fault = asyncio.run(self._judged(ops, row, bucket, source, error))
+            fault = _run(self._judged(ops, row, bucket, source, error))
             if fault is None:
                 self._ask(ops, np.array([row]))
             else:
@@ -420,6 +422,12 @@ async def _each(
                 ops.fail(row, error)
 
     await asyncio.gather(*map(one, rows))
+
+
+def _run(what: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop of its own, and leave alone which loop the thread has set."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(what)
 
 
 def _raise_again(fault: faults.StoreError | None, verdict: Verdict) -> None:

@@ -86,10 +86,6 @@ class JobMaker:
         scheduler = channel.scheduler(path)
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
 
-    def fits_budget(self, nbytes: int) -> bool:
-        """Whether a result of so many bytes would have its reservation now, nobody else asking."""
-        return self.channel.engine.hub.budget.fits(nbytes)
-
     def run(self, job: Job, timeout_s: float | None) -> None:
         """Submit a job and return when its request is over."""
         if job.engine.is_inside():

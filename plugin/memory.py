@@ -57,39 +57,48 @@ def mapping(nbytes: int) -> mmap.mmap:
     return mapped
 
 
-def writable_bytes(length: int, *, is_resident: bool = False) -> tuple[bytes, UInt8Array]:
+def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     """Return new `bytes`, not yet shown to anybody, and an array to fill them through.
 
     What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
     hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
     """
-    (data,), memory, _ = scattered_bytes([length], is_resident=is_resident)
+    (data,), memory, _ = scattered_bytes([length])
     return data, memory
 
 
-def scattered_bytes(
-    lengths: list[int], *, is_resident: bool = False
-) -> tuple[list[bytes], UInt8Array, list[int]]:
+def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[int]]:
     """Return new `bytes` of these lengths, one array to fill them through, and where in it each begins.
 
     The array spans all that lies between the first and the last of them, whoever's it is: only
     ``[begin, begin + length)`` of each may be touched, and the whole never copied.
-
-    Parameters
-    ----------
-    lengths
-        Bytes of each; at least one.
-    is_resident
-        Have pages made for them now, which is cheaper than one by one: the budget has room for them (I2).
     """
     pieces = [_new_bytes(None, length) for length in lengths]
-    begins = [id(piece) + _BYTES_HEADER for piece in pieces]
-    extents = sorted((begin, begin + length) for begin, length in zip(begins, lengths, strict=True))
-    for run_begin, run_end in _runs(extents):
-        if run_end - run_begin >= MAPPED_BYTES and not (is_resident and _collapse(run_begin, run_end)):
-            _advise(run_begin, run_end, _PAGE_BYTES, _HUGE)
-    first, end = extents[0][0], max(end for _, end in extents)
+    begins = [_place_of(piece) for piece in pieces]
+    for begin, length in zip(begins, lengths, strict=True):
+        if _HUGE_PAGE_BYTES and length >= _HUGE_PAGE_BYTES:  # shorter ones are for `make_pages`
+            _advise(begin, begin + length, _PAGE_BYTES, _HUGE)
+    first = min(begins)
+    end = max(begin + length for begin, length in zip(begins, lengths, strict=True))
     return pieces, np.asarray(_Span(first, end - first, pieces)), [begin - first for begin in begins]
+
+
+def make_pages(pieces: list[bytes]) -> None:
+    """Have huge pages made for new `bytes` that are too short for advice, at once.
+
+    For them advice comes too late: a page of each is there already, as its length stands in it. Faulting in
+    4 KiB at a time takes five times as long as this and a copy together.
+    """
+    if not _HUGE_PAGE_BYTES or max(map(len, pieces)) >= _HUGE_PAGE_BYTES:
+        return
+    extents = sorted((_place_of(piece), _place_of(piece) + len(piece)) for piece in pieces)
+    for begin, end in _runs(extents):
+        if end - begin >= 2 * _HUGE_PAGE_BYTES and not _collapse(begin, end):
+            return
+
+
+def _place_of(piece: bytes) -> int:
+    return id(piece) + _BYTES_HEADER
 
 
 def _runs(extents: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -149,17 +158,10 @@ _HUGE_PAGE_BYTES = _find_huge_page()
 
 
 def _collapse(begin: int, end: int) -> bool:
-    """Make huge pages of what lies inside, at once; says whether that is done.
-
-    Faulting in 4 KiB at a time took five times as long as this and the copy together. Advice alone does
-    nothing for `bytes` of a MiB: the first page of each is there already, for its length stands in it.
-    """
-    if not _HUGE_PAGE_BYTES or end - begin < 2 * _HUGE_PAGE_BYTES:
-        return False
-    steps = range(begin, end, _COLLAPSED_BYTES)
+    """Make huge pages of what lies inside; False where the kernel does not."""
     return all(
         _advise(at, min(at + _COLLAPSED_BYTES + _HUGE_PAGE_BYTES, end), _HUGE_PAGE_BYTES, _COLLAPSE)
-        for at in steps
+        for at in range(begin, end, _COLLAPSED_BYTES)
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from headrace.core.request import Request, State
-from headrace.drivers.inline import LoopDriver, abandon
+from headrace.drivers.inline import LoopDriver, give_back
 from headrace.drivers.job import Job
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
@@ -184,11 +184,13 @@ class QuickReader(JobMaker):
             found = [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
             job.complete(grant, len(ranges), total)
             hand_over(job, None, sum(map(len, found)))
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # not the file's: a signal handler's, who has run out of time
             return None  # whose error it is, the scheduled way says
         finally:
             if request.seq and request.state is not State.RETIRED:
-                abandon(job)
+                give_back(job)
         return found
 
     def _can_start(self, scheduler: Scheduler, ranges: Sequence[Small], base: int) -> bool:

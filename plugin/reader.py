@@ -33,7 +33,7 @@ from headrace.core.request import State
 from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
-from headrace.memory import result_buffer, scattered_bytes
+from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.quick import advise_scattered
 from headrace.ranges import checked_out
 from headrace.read import Part, Read
@@ -86,11 +86,12 @@ class Reader(SingleReader):
         if not len(lengths) or lengths.min() < LONG_BYTES:
             return None
         check_not_exiting()
-        is_resident = self.fits_budget(int(lengths.sum()))
-        pieces, memory, begins = scattered_bytes(lengths.tolist(), is_resident=is_resident)
+        pieces, memory, begins = scattered_bytes(lengths.tolist())
         sources, groups = self._open(ranges), self._by_device(ranges)
         plans = [self._plan_apart(ranges, chosen, np.array(begins)) for chosen in groups.values()]
         parts = self._parts(urgency, sources, groups, plans, memory)
+        if len(parts) == 1:
+            parts[0].job.before = partial(make_pages, pieces)
         with self._performed(parts):
             settled = self._settle_all(ranges, parts)
         answers: list[bytes | Exception] = [
@@ -292,6 +293,7 @@ class Reader(SingleReader):
         ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at), found)
         job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(found), Urgency())
         self.run(job, self.channel.settings.timeout_s)
+        check_outcome(job)
         settled.length[rows] = ops.got
         for op, error in ops.errors.items():
             settled.errors[settled.again[op]] = _as_exception(error)

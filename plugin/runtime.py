@@ -202,7 +202,7 @@ class Runtime:
             backend = backend.singly() or backend
         mode = backend.defaults.mode if settings.scheduler == "auto" else settings.scheduler
         driver = self._driver(backend, mode, settings)
-        is_quick = isinstance(driver, LiteDriver | LoopDriver)
+        is_quick = isinstance(backend, InlineBackend) and type(backend).probe is not InlineBackend.probe
         quick_bytes = min(QUICK_BYTES, settings.max_op_bytes or QUICK_BYTES) if is_quick else 0
         return Channel(backend, driver, self.engine(settings), mode, settings, quick_bytes=quick_bytes)
 

@@ -45,7 +45,7 @@ class SingleReader(QuickReader):
             small = self.read_now(source, path, start, length, urgency.base)
             if small is not None:
                 return small
-        data, out = writable_bytes(length, is_resident=self.fits_budget(length))
+        data, out = writable_bytes(length)
         got = self.read_into(source, path, start, out, urgency)
         return data if got == length else data[:got]
 

@@ -49,7 +49,7 @@ from headrace.errors import ReadTimeoutError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from headrace.backends.abc import AsyncBackend
     from headrace.core.request import Grant, Request
@@ -175,20 +175,27 @@ class AsyncDriver:
             if job.request.is_over:
                 forfeit(job, grant)
                 continue
-            task = self.loop.create_task(self._perform(job, grant))
+            ended = partial(self._ended, job, grant)
+            task = self.loop.create_task(self._perform(job, grant, ended))
             if job.tasks is None:
                 job.tasks = set()
             job.tasks.add(task)
             self._tasks += 1
-            task.add_done_callback(partial(self._ended, job, grant))
+            task.add_done_callback(ended)
         if job.request.is_over:
             for task in job.tasks or ():
                 task.cancel()
 
-    async def _perform(self, job: Job, grant: Grant) -> None:
+    async def _perform(self, job: Job, grant: Grant, ended: Callable[[asyncio.Task[None]], object]) -> None:
         for row in range(grant.lo, grant.hi):
             await self._perform_row(job, row)
             check_delivery(job, row)
+        # Here, and not in the callback: a turn of the loop costs one of the GIL, too.
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is one
+        self._forget(job, task)
+        self._complete(job, grant)
+        task.remove_done_callback(ended)  # it would keep the result until the loop runs again
 
     async def _perform_row(self, job: Job, row: int) -> None:
         """Try an op until it succeeds or is given up."""
@@ -229,14 +236,22 @@ class AsyncDriver:
         job.note_latency(int(job.ops.length[row]), perf_counter() - began_s)
 
     def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
-        """Complete a grant, however its task ended."""
-        if job.tasks is not None:
-            job.tasks.discard(task)
-        self._tasks -= 1
+        """Complete a grant whose task was cancelled, perhaps before it began, or broke down."""
+        self._forget(job, task)
+        if not grant.ops_left:
+            return
         if task.cancelled() or task.exception() is not None:
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
+        self._complete(job, grant)
+
+    def _forget(self, job: Job, task: asyncio.Task[None]) -> None:
+        if job.tasks is not None and task in job.tasks:
+            job.tasks.discard(task)
+            self._tasks -= 1
+
+    def _complete(self, job: Job, grant: Grant) -> None:
         try:
             self._completer_ident = threading.get_ident()
             job.complete_tried(grant, np.arange(grant.lo, grant.hi), grant.bytes_left)
@@ -363,7 +378,11 @@ class LiteAsyncDriver(AsyncDriver):
     @override
     def _woken(self, job: Job) -> None:
         job.notify()
-        if self._driving is job:
+        if self._driving is not job:
+            return
+        if self._completer_ident == threading.get_ident():
+            self.loop.stop()  # after this turn of the loop, which this thread is in
+        else:
             self.loop.call_soon_threadsafe(self._stop_for, job)
 
     def _stop_for(self, job: Job) -> None:

@@ -221,10 +221,15 @@ def abandon(job: Job) -> None:
             if _is_bound(job):
                 job.backend.drain()  # type: ignore[attr-defined]
         finally:
-            with job.engine.lock, job.engine:
-                job.scheduler.cancel(job.request)
-                for grant in list(job.request.grants):
-                    job.scheduler.forfeit(grant)
+            give_back(job)
+
+
+def give_back(job: Job) -> None:
+    """End a request, and return what was granted to it and is not under way."""
+    with job.engine.lock, job.engine:
+        job.scheduler.cancel(job.request)
+        for grant in list(job.request.grants):
+            job.scheduler.forfeit(grant)
 
 
 def _is_bound(job: Job) -> bool:
@@ -293,14 +298,28 @@ class LoopDriver:
                 self.workers.put(partial(_perform, job, grant))
                 continue
             for rows in _shares(job, start(job, grant)):
-                self.workers.put(partial(finish, job, grant, rows))
+                self.workers.put(partial(_finish_share, job, grant, rows), starts=False)
+            self.workers.start_needed()
 
 
 def _shares(job: Job, rows: Int64Array) -> list[Int64Array]:
-    """Cut what is to be finished into the shares of workers: long ops one by one, short ones together."""
-    if len(rows) > 1 and job.ops.length[rows[0]] >= _LONG_BYTES:
-        return np.split(rows, len(rows))
-    return [rows] if len(rows) else []
+    """Cut what is to be finished into the shares of workers: two of long ops, which take long to copy.
+
+    No more: workers take what comes in its order, and somebody more urgent may come.
+    """
+    if not len(rows):
+        return []
+    return np.array_split(rows, 2) if len(rows) > 1 and _are_long(job, rows) else [rows]
+
+
+def _are_long(job: Job, rows: Int64Array) -> bool:
+    return int(job.ops.length[rows].min()) >= _LONG_BYTES
+
+
+def _finish_share(job: Job, grant: Grant, rows: Int64Array) -> None:
+    """Finish rows of a grant: long ones one by one, as each admits another one."""
+    for some in np.split(rows, len(rows)) if _are_long(job, rows) else [rows]:
+        finish(job, grant, some)
 
 
 def _perform(job: Job, grant: Grant) -> None:

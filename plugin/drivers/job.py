@@ -55,6 +55,8 @@ class Job:
         Whether the first failing op ends the request (I10); otherwise each range has its own result.
     callbacks
         Called when the request is over.
+    before
+        Called once, by whoever takes the first grant: the request has its reservation then (I2).
     hands
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
     under_way
@@ -68,6 +70,7 @@ class Job:
     __slots__ = (
         "__weakref__",
         "backend",
+        "before",
         "callbacks",
         "engine",
         "fails_fast",
@@ -99,6 +102,7 @@ class Job:
         self.fails_fast = fails_fast
         self.waiter = Waiter()
         self.tasks: set[Any] | None = None
+        self.before: Callable[[], object] | None = None
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
         self.under_way: list[tuple[Grant, Int64Array]] = []  # as `Request.inbox`
@@ -117,6 +121,9 @@ class Job:
 
     def take(self) -> Grant | None:
         """Take the next grant, if there is one."""
+        if self.before is not None and self.request.inbox:
+            before, self.before = self.before, None
+            before()
         try:
             grant = self.request.inbox.pop(0)
         except IndexError:

@@ -6,8 +6,10 @@ keeper in any case.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -115,3 +117,31 @@ def test_a_connection_that_was_closed_while_idle_is_not_used_again(
     server.drop_connections()
     assert small(fs) == b"small"
     assert fs.stats().in_flight_ops == 0
+
+
+def test_a_read_that_is_over_leaves_nothing_to_do(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to run the loop for it again: no keeper starts, and nothing holds its bytes."""
+    fs = headrace.HeadraceFileSystem(
+        target_protocol="s3",
+        target_options=server.storage_options(),
+        cloud_engine="fsspec",
+        scheduler="lite",
+        retries=3,
+    )
+    driver = fs.channel.driver
+    assert isinstance(driver, LiteAsyncDriver)
+    assert elsewhere(fs.cat_file, "bucket/small") == b"small"  # makes the client
+    kept, jobs = [], []
+    monkeypatch.setattr(LiteAsyncDriver, "keep", lambda _self, after_s: kept.append(after_s))
+    take = LiteAsyncDriver._take
+
+    def noted(self: LiteAsyncDriver, job: Any) -> None:
+        jobs.append(weakref.ref(job))
+        take(self, job)
+
+    monkeypatch.setattr(LiteAsyncDriver, "_take", noted)
+    assert elsewhere(fs.cat_file, "bucket/big", 0, 100_000) == BIG[:100_000]
+    gc.collect()
+    assert (driver.has_work(), kept, [job() for job in jobs]) == (False, [], [None])

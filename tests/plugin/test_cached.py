@@ -12,7 +12,10 @@ import pytest
 
 import headrace
 from headrace.backends import _linux as linux
+from headrace.backends.abc import InlineBackend
+from headrace.backends.local import LocalBackend
 from headrace.reader import LONG_BYTES
+from headrace.types import Ops
 
 SIZE = 8 << 20
 CONTENT = np.random.default_rng(11).bytes(SIZE)
@@ -168,6 +171,69 @@ def test_a_time_out_leaves_misses_to_those_who_can_be_left(
     misses = Misses(fs.channel.backend, {7}, monkeypatch)
     assert fs.cat_file(str(path), 7, 17) == CONTENT[7:17]
     assert len(misses.readers) == (1 if scheduled_mode == "lite" else 0)
+
+
+@needs_nowait
+def test_a_signal_handlers_own_error_comes_out(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's usual alarm raises TimeoutError, which is an OSError, and none of the file's."""
+    misses = Misses(fs.channel.backend, {7}, monkeypatch)
+
+    def interrupted(_source: Any, _start: int, _length: int) -> bytes:
+        raise TimeoutError("the alarm")
+
+    monkeypatch.setattr(fs.channel.backend, "read_one", interrupted)
+    with pytest.raises(TimeoutError, match="the alarm"):
+        fs.cat_file(str(path), 7, 17)
+    assert misses.readers == []
+    stats = fs.stats()
+    assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("backend_options", [{"local_backend": "pread"}, {"uring_direct": True}])
+def test_a_folder_is_an_error_of_its_own_range(
+    path: Path, scheduled_mode: str, backend_options: dict[str, Any]
+) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, **backend_options)
+    for paths in ([str(path.parent)], [str(path), str(path.parent), str(path)]):
+        got = fs.cat_ranges(paths, [0] * len(paths), [10] * len(paths))
+        assert [type(one) for one in got] == [
+            IsADirectoryError if one == str(path.parent) else bytes for one in paths
+        ]
+
+
+def test_a_backend_that_cannot_probe_is_never_asked_to(path: Path, scheduled_mode: str) -> None:
+    class Plain(InlineBackend):
+        name, defaults = "plain", LocalBackend.defaults
+
+        @classmethod
+        def serves(cls, target: Any) -> bool:
+            return target is not None
+
+        def device(self, path: str) -> str:
+            return path[:0]
+
+        def open(self, path: str, **_options: Any) -> Any:
+            return path
+
+        def finish(self, ops: Ops, rows: Any) -> None:
+            for row in rows.tolist():
+                start = int(ops.start[row])
+                ops.deliver(row, CONTENT[start : start + int(ops.length[row])])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("headrace.backends.registry.backend_for", lambda target, _excluded: Plain(target))
+        fs = headrace.HeadraceFileSystem(
+            target_protocol="file", scheduler=scheduled_mode, buffer_bytes=(1 << 20) + 7
+        )
+        assert fs.channel.backend.name == "plain"
+    assert fs.cat_file(str(path), 5, 15) == CONTENT[5:15]
+    assert fs.cat_ranges([str(path)] * 3, [0, 7, 9], [3, 10, 12]) == [
+        CONTENT[:3],
+        CONTENT[7:10],
+        CONTENT[9:12],
+    ]
 
 
 @needs_nowait

@@ -11,7 +11,7 @@ import pytest
 
 import headrace
 from headrace import memory
-from headrace.memory import scattered_bytes, writable_bytes
+from headrace.memory import make_pages, scattered_bytes, writable_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,10 +20,12 @@ MIB = 1 << 20
 PAGE = memory._HUGE_PAGE_BYTES or 2 * MIB  # the tests that need real ones are skipped without
 
 
-@pytest.mark.parametrize("is_resident", [False, True])
+@pytest.mark.parametrize("has_pages", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [5, 0, 3], [3 * MIB], [MIB] * 40, [300_000, 9 * MIB, 1, 2 * MIB]])
-def test_bytes_are_filled_in_place(lengths: list[int], is_resident: bool) -> None:
-    pieces, array, begins = scattered_bytes(lengths, is_resident=is_resident)
+def test_bytes_are_filled_in_place(lengths: list[int], has_pages: bool) -> None:
+    pieces, array, begins = scattered_bytes(lengths)
+    if has_pages:
+        make_pages(pieces)
     expected = [np.random.default_rng(k).bytes(length) for k, length in enumerate(lengths)]
     for begin, data in zip(begins, expected, strict=True):
         array[begin : begin + len(data)] = np.frombuffer(data, np.uint8)
@@ -73,13 +75,24 @@ def advice(monkeypatch: pytest.MonkeyPatch) -> Advice:
 
 
 def test_small_ones_are_left_to_the_allocator(advice: Advice) -> None:
-    scattered_bytes([1000] * 5, is_resident=True)
+    pieces, *_ = scattered_bytes([1000] * 5)
+    make_pages(pieces)
     assert advice.calls == []
 
 
-def test_what_may_wait_is_only_advised(advice: Advice) -> None:
-    scattered_bytes([9 * MIB])
+def test_long_ones_are_advised_and_no_more(advice: Advice) -> None:
+    pieces, *_ = scattered_bytes([9 * MIB])
+    make_pages(pieces)
     assert advice.given() == [14]
+
+
+@pytest.mark.parametrize("length", [MIB // 2, MIB, PAGE - 1])
+def test_those_between_have_their_pages_made(advice: Advice, length: int) -> None:
+    """And no advice: it would cut their memory in pieces, of which none is long enough."""
+    pieces, *_ = scattered_bytes([length] * 40)
+    assert advice.calls == []
+    make_pages(pieces)
+    assert set(advice.given()) == {memory._COLLAPSE}
 
 
 def test_what_is_wanted_now_is_made_at_once(advice: Advice) -> None:
@@ -93,18 +106,20 @@ def test_what_is_wanted_now_is_made_at_once(advice: Advice) -> None:
     assert made == set(range(6 * PAGE, end - PAGE + 1, PAGE))
 
 
-def test_a_kernel_that_cannot_is_only_advised(monkeypatch: pytest.MonkeyPatch, advice: Advice) -> None:
+def test_a_kernel_that_cannot_is_asked_once(monkeypatch: pytest.MonkeyPatch, advice: Advice) -> None:
     refusing = Advice(memory._COLLAPSE)
+    pieces, *_ = scattered_bytes([MIB // 2] * 400)
     monkeypatch.setattr(memory, "_madvise", refusing)
-    scattered_bytes([9 * MIB], is_resident=True)
-    assert refusing.given() == [memory._COLLAPSE, 14]
+    make_pages(pieces)
+    assert len(refusing.calls) == 1
 
 
 def test_an_administrator_who_wants_no_huge_pages_gets_none(
     monkeypatch: pytest.MonkeyPatch, advice: Advice
 ) -> None:
+    pieces, *_ = scattered_bytes([MIB // 2] * 40)
     monkeypatch.setattr(memory, "_HUGE_PAGE_BYTES", 0)
-    assert not memory._collapse(0, 100 * MIB)
+    make_pages(pieces)
     assert advice.calls == []
 
 
@@ -114,24 +129,19 @@ def test_neighbours_are_one_run() -> None:
     assert list(memory._runs(extents)) == [(1000, 20_000), (90_000, 91_000)]
 
 
-def test_what_has_to_queue_has_no_pages_yet(
+def test_pages_are_made_for_what_is_admitted(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the budget a result is only made when its ops are admitted (I2)."""
+    """Nothing of a result is there while its request is queued (I2)."""
     path = tmp_path / "data.bin"
-    path.write_bytes(bytes(MIB))
-    fs = headrace.HeadraceFileSystem(
-        target_protocol="file", scheduler=scheduled_mode, buffer_bytes=MIB, skip_instance_cache=True
-    )
-    asked: list[bool] = []
+    path.write_bytes(bytes(4 * MIB))
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    reserved: list[int] = []
 
-    def noted(lengths: list[int], *, is_resident: bool) -> object:
-        asked.append(is_resident)
-        return scattered_bytes(lengths, is_resident=is_resident)
+    def noted(pieces: list[bytes]) -> None:
+        reserved.append(fs.stats().reserved_bytes)
+        make_pages(pieces)
 
-    monkeypatch.setattr("headrace.reader.scattered_bytes", noted)
-    fs.cat_ranges([str(path)], [0], [MIB])
-    unread = fs.submit_ranges(str(path), [0], [MIB // 2])
-    fs.cat_ranges([str(path)], [0], [MIB])
-    del unread
-    assert asked == [True, False]
+    monkeypatch.setattr("headrace.reader.make_pages", noted)
+    fs.cat_ranges([str(path)] * 8, [0] * 8, [MIB] * 8)
+    assert reserved == [8 * MIB]
