@@ -20,6 +20,7 @@ from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
 from headrace.errors import BackendError, ObjectChangedError
 from headrace.testing import Fault, Faults, ObjectServer
+from headrace.testing.perform import make_ops
 
 SIZE = 5_000_001
 DATA = np.random.default_rng(11).bytes(SIZE)
@@ -189,8 +190,6 @@ def test_ranges_that_touch_are_not_merged(server: ObjectServer) -> None:
 
 
 def _perform_touching(backend: ObstoreBackend) -> None:
-    from headrace.testing.perform import make_ops
-
     rows = [
         (0, SIZE - 20, SIZE - 10),
         (0, SIZE - 10, SIZE + 5),
@@ -204,6 +203,21 @@ def _perform_touching(backend: ObstoreBackend) -> None:
     assert isinstance(placed.answer(2), OSError)
     assert placed.answers()[3:] == [DATA[5:20], DATA[7:9]]
     assert not len(placed.strays())
+
+
+def test_neighbours_are_read_in_bulk_all_the_same(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two calls, of every other one: each answer by itself would take a turn of the GIL."""
+    singly: list[int] = []
+    monkeypatch.setattr(ObstoreBackend, "_one_by_one", lambda _self, _ops, rows: singly.extend(rows))
+    starts = [300, 0, 100, 200, 5000]
+    backend = native(server)._reader.channel.backend
+    placed = make_ops([backend.open(PATH)], [(0, start, start + 100) for start in starts])
+    backend.perform(placed.ops, np.arange(5))
+    assert placed.answers() == [DATA[start : start + 100] for start in starts]
+    assert singly == []
+    assert len(gets(server)) == 5
 
 
 @pytest.mark.parametrize("key", ["a b/c+d%20#?.bin", "x//y", "x/./y", "a=b&c;d~e:f@g!$'()*,[]", "ü/日本"])
@@ -350,7 +364,6 @@ def test_bulk_reads_of_a_version(
     server: ObjectServer, worth_ops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a store of its own, and one by one: each request says which version."""
-    from headrace.testing.perform import make_ops
 
     monkeypatch.setattr("headrace.backends.obstore.WORTH_OPS", worth_ops)
     backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
