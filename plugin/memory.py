@@ -28,8 +28,8 @@ MAPPED_BYTES = 1 << 20
 """Buffers from this size on are mappings of their own."""
 
 _PAGE_BYTES = mmap.PAGESIZE
-_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
-_COLLAPSE = 25
+_ADVICE_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
+_ADVICE_COLLAPSE = 25
 """``MADV_COLLAPSE`` of Linux 6.1: an older kernel says EINVAL."""
 
 _COLLAPSED_BYTES = 64 << 20
@@ -51,9 +51,9 @@ def mapping(nbytes: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes)
     mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if _HUGE is not None:
+    if _ADVICE_HUGE is not None:
         with contextlib.suppress(OSError):  # a kernel without them
-            mapped.madvise(_HUGE)
+            mapped.madvise(_ADVICE_HUGE)
     return mapped
 
 
@@ -77,7 +77,7 @@ def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[i
     begins = [_place_of(piece) for piece in pieces]
     for begin, length in zip(begins, lengths, strict=True):
         if _HUGE_PAGE_BYTES and length >= _HUGE_PAGE_BYTES:  # shorter ones are for `make_pages`
-            _advise(begin, begin + length, _PAGE_BYTES, _HUGE)
+            _advise(begin, begin + length, _PAGE_BYTES, _ADVICE_HUGE)
     first = min(begins)
     end = max(begin + length for begin, length in zip(begins, lengths, strict=True))
     return pieces, np.asarray(_Span(first, end - first, pieces)), [begin - first for begin in begins]
@@ -133,7 +133,7 @@ _BYTES_HEADER = bytes.__basicsize__ - 1
 
 
 def _find_madvise() -> Any:
-    if _HUGE is None:
+    if _ADVICE_HUGE is None:
         return None
     with contextlib.suppress(OSError, AttributeError):
         found = ctypes.PyDLL(None).madvise  # keeps the GIL: a turn of it costs more than a step of this
@@ -160,7 +160,7 @@ _HUGE_PAGE_BYTES = _find_huge_page()
 def _collapse(begin: int, end: int) -> bool:
     """Make huge pages of what lies inside; False where the kernel does not."""
     return all(
-        _advise(at, min(at + _COLLAPSED_BYTES + _HUGE_PAGE_BYTES, end), _HUGE_PAGE_BYTES, _COLLAPSE)
+        _advise(at, min(at + _COLLAPSED_BYTES + _HUGE_PAGE_BYTES, end), _HUGE_PAGE_BYTES, _ADVICE_COLLAPSE)
         for at in range(begin, end, _COLLAPSED_BYTES)
     )
 

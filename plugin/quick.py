@@ -4,7 +4,8 @@
   throughout, nobody can be more urgent meanwhile, and nothing of it is left to release (I3).
 * What it does not hold has been set going by the probe that missed it. It is admitted past the queue, if
   there is room, and read by the thread that wants it: in standard mode, too, where its way to a worker and
-  back would take longer than many a disk.
+  back would take longer than many a disk. So are several at a time, which take as long as the way to the loop
+  thread.
 
 Whatever is unusual (an odd bound, a file that cannot be opened, a trace, no room, an error) is left to the
 scheduled way.
@@ -117,7 +118,8 @@ class QuickReader(JobMaker):
         return self._read_few(ranges, priority())
 
     def _read_few(self, ranges: list[Small], base: int) -> list[bytes] | None:
-        found = self.on_driver(self._probe_few, ranges, base)
+        # By this thread in standard mode, too: the way to the loop thread and back takes as long as several.
+        found = None if self.channel.engine.is_inside() else self._probe_few(ranges, base)
         if found is None:
             return None
         missed = [row for row, data in enumerate(found) if data is None]

@@ -101,12 +101,14 @@ class Misses:
 
     def __init__(self, backend: Any, starts: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
         self.readers: list[int] = []
+        self.probers: list[int] = []
         self._starts = starts
         self._probe, self._read_one = backend.probe, backend.read_one
         monkeypatch.setattr(backend, "probe", self.probe)
         monkeypatch.setattr(backend, "read_one", self.read_one)
 
     def probe(self, source: Any, start: int, length: int) -> bytes | None:
+        self.probers.append(threading.get_ident())
         return None if start in self._starts else self._probe(source, start, length)
 
     def read_one(self, source: Any, start: int, length: int) -> bytes:
@@ -120,7 +122,10 @@ class Misses:
 def test_a_few_ranges_take_no_plan(
     path: Path, fs: headrace.HeadraceFileSystem, starts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Misses are one request, admitted past the queue and read by the thread that waits, in each mode."""
+    """Misses are one request, admitted past the queue and read by the thread that waits, in each mode.
+
+    Where there are several, that thread probes, too.
+    """
     path.read_bytes()
     missed = [start for start in starts if start % 2]
     misses = Misses(fs.channel.backend, set(missed), monkeypatch)
@@ -128,6 +133,8 @@ def test_a_few_ranges_take_no_plan(
     got = fs.cat_ranges([str(path)] * len(starts), starts, [start + 10 for start in starts])
     assert got == [CONTENT[start : start + 10] for start in starts]
     assert misses.readers == [threading.get_ident()] * len(missed)
+    if len(starts) > 1:
+        assert misses.probers == [threading.get_ident()] * len(starts)
     assert _counted(fs) == (before[0] + len(starts) - len(missed), before[1] + 1)
     stats = fs.stats()
     assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)

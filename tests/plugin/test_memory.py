@@ -69,7 +69,7 @@ class Advice:
 def advice(monkeypatch: pytest.MonkeyPatch) -> Advice:
     found = Advice()
     monkeypatch.setattr(memory, "_madvise", found)
-    monkeypatch.setattr(memory, "_HUGE", 14)
+    monkeypatch.setattr(memory, "_ADVICE_HUGE", 14)
     monkeypatch.setattr(memory, "_HUGE_PAGE_BYTES", PAGE)
     return found
 
