@@ -103,7 +103,8 @@ class FileBackend(InlineBackend):
     defaults: ClassVar[Defaults] = Defaults(
         mode="lite",
         max_gap_bytes=4096,
-        max_op_bytes=256 << 10,
+        max_op_bytes=1 << 20,
+        short_op_bytes=256 << 10,
         io_parallelism=256,
         window_bytes=1 << 20,
     )

@@ -67,6 +67,8 @@ class Defaults:
         Ranges of one file closer than this are read as one op.
     max_op_bytes
         Longer reads are split into ops of this size.
+    short_op_bytes
+        The same while more urgent reads come, which have to wait for an op; 0 for no difference.
     io_parallelism
         Ops in flight to one device, at the most.
     window_bytes, window_ops
@@ -79,6 +81,7 @@ class Defaults:
     io_parallelism: int
     window_bytes: int = 0
     window_ops: int = 0
+    short_op_bytes: int = 0
 
 
 class Backend(abc.ABC):

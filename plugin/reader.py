@@ -52,9 +52,6 @@ FEW_REQUESTS = 10_000
 LONG_BYTES = 256 << 10
 """From here on, copying a range out of a common buffer costs more than an op of its own."""
 
-LONG_OP_BYTES = 1 << 20
-"""Long ranges are cut into longer ops than scans: fewer of them, where nothing is parsed in between."""
-
 FINAL_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ObjectChangedError,
 )  # fmt: skip
@@ -88,7 +85,8 @@ class Reader(SingleReader):
         check_not_exiting()
         pieces, memory, begins = scattered_bytes(lengths.tolist())
         sources, groups = self._open(ranges), self._by_device(ranges)
-        plans = [self._plan_apart(ranges, chosen, np.array(begins)) for chosen in groups.values()]
+        dest, size_of = np.array(begins), self.channel.op_bytes
+        plans = [_plan_apart(ranges, chosen, dest, size_of(path)) for path, chosen in groups.items()]
         parts = self._parts(urgency, sources, groups, plans, memory)
         if len(parts) == 1:
             parts[0].job.before = partial(make_pages, pieces)
@@ -165,7 +163,9 @@ class Reader(SingleReader):
         self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, *, is_awaited: bool = False
     ) -> tuple[list[Part], UInt8Array]:
         sources, groups = self._open(ranges), self._by_device(ranges)
-        plans = [self._plan(ranges, chosen) for chosen in groups.values()]
+        # What nobody waits for yet may be long, and under way when more urgent reads come.
+        size_of = self.channel.op_bytes if is_awaited else lambda _path: self.channel.short_op_bytes
+        plans = [self._plan(ranges, chosen, size_of(path)) for path, chosen in groups.items()]
         total = sum(plan.buffer_bytes for plan in plans)
         if out is not None:
             buffer = checked_out(out, total)
@@ -231,23 +231,11 @@ class Reader(SingleReader):
                 found[ranges.paths[devices.index(device)]] = chosen
         return found
 
-    def _plan_apart(self, ranges: Ranges, chosen: Int64Array | None, dest: Int64Array) -> Plan:
-        """Plan ranges that are read each to a place of its own."""
-        channel = self.channel
-        most = channel.settings.max_op_bytes or max(channel.max_op_bytes, LONG_OP_BYTES)
-        columns = _columns(ranges, chosen)
-        if len(columns[0]) == 1:
-            plan = _plan_alone(columns, most)
-        else:
-            plan = plan_ranges(*columns, max_gap_bytes=-1, max_op_bytes=most)
-        return plan.placed(dest if chosen is None else dest[chosen])
-
-    def _plan(self, ranges: Ranges, chosen: Int64Array | None) -> Plan:
+    def _plan(self, ranges: Ranges, chosen: Int64Array | None, most: int) -> Plan:
         columns, channel = _columns(ranges, chosen), self.channel
         if len(columns[0]) == 1:
-            return _plan_alone(columns, channel.max_op_bytes)
+            return _plan_alone(columns, most)
         gap = channel.max_gap_bytes if ranges.max_gap is None else ranges.max_gap
-        most = channel.max_op_bytes
         plan = None
         if BLOCK < len(columns[0]) <= FEW_REQUESTS and channel.is_remote:
             plan = plan_few(*columns, max_gap_bytes=gap, max_op_bytes=most)
@@ -318,6 +306,16 @@ class _Outcome:
     length: Int64Array
     errors: dict[int, Exception]
     again: list[int]
+
+
+def _plan_apart(ranges: Ranges, chosen: Int64Array | None, dest: Int64Array, most: int) -> Plan:
+    """Plan ranges that are read each to a place of its own."""
+    columns = _columns(ranges, chosen)
+    if len(columns[0]) == 1:
+        plan = _plan_alone(columns, most)
+    else:
+        plan = plan_ranges(*columns, max_gap_bytes=-1, max_op_bytes=most)
+    return plan.placed(dest if chosen is None else dest[chosen])
 
 
 def _plan_alone(columns: tuple[Int64Array, ...], max_op_bytes: int) -> Plan:

@@ -83,6 +83,16 @@ class Channel:
         return self.settings.max_op_bytes or self.backend.defaults.max_op_bytes
 
     @property
+    def short_op_bytes(self) -> int:
+        """The same for reads that urgent ones may have to wait for."""
+        return self.settings.max_op_bytes or self.backend.defaults.short_op_bytes or self.max_op_bytes
+
+    def op_bytes(self, path: str) -> int:
+        """Size of the ops of a read that is planned now."""
+        is_urgent = self.short_op_bytes < self.max_op_bytes and self.scheduler(path).expects_urgent
+        return self.short_op_bytes if is_urgent else self.max_op_bytes
+
+    @property
     def is_remote(self) -> bool:
         """Whether an op is a request to a store, which costs more than planning it."""
         return self.backend.defaults.window_ops > 0
@@ -120,7 +130,7 @@ class Channel:
             # takes no more than half of the first one. A store that throttles may take all but one request.
             return Window(initial=initial, least=(initial + 1) // 2, most=most)
         if defaults.window_bytes:
-            return Window(initial=defaults.window_bytes, least=self.max_op_bytes, most=1 << 30)
+            return Window(initial=defaults.window_bytes, least=self.short_op_bytes, most=1 << 30)
         return None
 
 

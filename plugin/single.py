@@ -52,9 +52,9 @@ class SingleReader(QuickReader):
     def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         """Fill `out` from `start` on; returns the bytes before the end of the file."""
         check_not_exiting()
-        if len(out) > self.channel.max_op_bytes:
+        if len(out) > self.channel.short_op_bytes:
             advise_scattered(source)
-        ops = Ops.of([source], split_range(start, len(out), self.channel.max_op_bytes), out)
+        ops = Ops.of([source], split_range(start, len(out), self.channel.op_bytes(path)), out)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:
             self.run(job, self.channel.settings.timeout_s)

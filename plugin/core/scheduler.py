@@ -155,6 +155,11 @@ class Scheduler:
         key = self.queue.head_key()
         return (False, key) if key < math.inf else (True, self.speculative.head_key())
 
+    @property
+    def expects_urgent(self) -> bool:
+        """Whether reads come that are more urgent than others, and wait for what is in flight."""
+        return self.window is not None and self.window.expects_urgent
+
     def has_room(self, nbytes: int, ops: int = 1, base: int | None = None, now: float = 0.0) -> bool:
         """Whether ops that are performed at once may start: nobody waits, and they fit.
 

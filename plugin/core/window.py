@@ -225,6 +225,11 @@ class Window:
         """
         return self._limit if self._state is WindowState.THROTTLED else max(self._limit, self._held)
 
+    @property
+    def expects_urgent(self) -> bool:
+        """Whether more urgent reads came lately: who reads much should do it in short ops."""
+        return self._urgent_legs > 0
+
     def observe(  # noqa: C901 - in one body, as it runs for each slice
         self,
         *,

@@ -14,6 +14,7 @@ import headrace
 from headrace.backends import _linux as linux
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
+from headrace.core.window import Window
 from headrace.reader import LONG_BYTES
 from headrace.types import Ops
 
@@ -288,7 +289,37 @@ def test_long_ranges_are_not_copied(
     assert got == [CONTENT[start : start + nbytes] for start in starts]
     ops = columns[0]
     written = {int(dest) + ops.buffer.ctypes.data for dest in ops.dest}
-    assert written == {id(piece) + bytes.__basicsize__ - 1 for piece in got}
+    begins = [id(piece) + bytes.__basicsize__ - 1 for piece in got]
+    assert written == {begin + at for begin in begins for at in range(0, nbytes, int(ops.length[0]))}
+
+
+@pytest.mark.parametrize("is_urgent", [False, True])
+def test_ops_are_short_where_urgent_reads_may_have_to_wait_for_them(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, *, is_urgent: bool
+) -> None:
+    """And those of a read that nobody waits for yet, which may be under way when urgent ones come."""
+    backend, defaults, lengths = fs.channel.backend, LocalBackend.defaults, set()
+    start = backend.start
+
+    def noted(ops: Any, lo: int, hi: int) -> Any:
+        lengths.update(ops.length.tolist())
+        return start(ops, lo, hi)
+
+    monkeypatch.setattr(backend, "start", noted)
+    monkeypatch.setattr(Window, "expects_urgent", is_urgent)
+    with fs.open(str(path)) as file:
+        assert file.read() == CONTENT
+    assert fs.read_ranges(str(path), [0, SIZE // 2], [SIZE // 2, SIZE]).to_pylist() == [
+        CONTENT[: SIZE // 2],
+        CONTENT[SIZE // 2 :],
+    ]
+    assert fs.cat_ranges([str(path)], [0], [SIZE]) == [CONTENT]
+    assert lengths == {defaults.short_op_bytes if is_urgent else defaults.max_op_bytes}
+    lengths.clear()
+    assert bytes(fs.submit_ranges(str(path), [0], [SIZE]).result()[0]) == CONTENT
+    assert lengths == {defaults.short_op_bytes}
+    chosen = headrace.HeadraceFileSystem(target_protocol="file", scheduler=fs.channel.mode, max_op_bytes=SIZE)
+    assert chosen.channel.op_bytes(str(path)) == chosen.channel.short_op_bytes == SIZE
 
 
 def test_a_long_range_that_fails_fails_alone(path: Path, fs: headrace.HeadraceFileSystem) -> None:

@@ -92,14 +92,14 @@ def test_those_between_have_their_pages_made(advice: Advice, length: int) -> Non
     pieces, *_ = scattered_bytes([length] * 40)
     assert advice.calls == []
     make_pages(pieces)
-    assert set(advice.given()) == {memory._COLLAPSE}
+    assert set(advice.given()) == {memory._ADVICE_COLLAPSE}
 
 
 def test_what_is_wanted_now_is_made_at_once(advice: Advice) -> None:
     """In steps, each of whole pages, which leave none of those inside out."""
     begin, end = 5 * PAGE + 17, 5 * PAGE + 17 + 150 * MIB
     assert memory._collapse(begin, end)
-    assert advice.given() == [memory._COLLAPSE] * 3
+    assert advice.given() == [memory._ADVICE_COLLAPSE] * 3
     assert all(first % PAGE == length % PAGE == 0 for first, length, _ in advice.calls)
     assert max(length for _, length, _ in advice.calls) <= memory._COLLAPSED_BYTES + PAGE
     made = {at for first, length, _ in advice.calls for at in range(first, first + length, PAGE)}
@@ -107,7 +107,7 @@ def test_what_is_wanted_now_is_made_at_once(advice: Advice) -> None:
 
 
 def test_a_kernel_that_cannot_is_asked_once(monkeypatch: pytest.MonkeyPatch, advice: Advice) -> None:
-    refusing = Advice(memory._COLLAPSE)
+    refusing = Advice(memory._ADVICE_COLLAPSE)
     pieces, *_ = scattered_bytes([MIB // 2] * 400)
     monkeypatch.setattr(memory, "_madvise", refusing)
     make_pages(pieces)

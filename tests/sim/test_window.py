@@ -239,8 +239,10 @@ def test_after_an_urgent_read_the_next_one_is_expected_for_a_while() -> None:
         window = Window(initial=900 * KIB, least=4 * KIB, most=64 * MIB)
         if is_expected:
             window.note_urgent(0.0)
+        assert window.expects_urgent == is_expected
         limits = read_through(Nvme(noise=0.2), window, Load(8000)).limits(0)
         first[is_expected] = next(n for n, limit in enumerate(limits) if limit > 900 * KIB)
+        assert not window.expects_urgent
     assert first[False] < first[True]
     assert first[True] > 256 * 16, "a leg is at least 16 ops"
 

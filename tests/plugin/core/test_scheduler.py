@@ -448,6 +448,7 @@ def test_the_window_is_told_of_urgent_reads(first: int, second: int, told: int, 
     assert window.urgent == 0
     submit(scheduler, 10, base=second)
     assert window.urgent == (0 if counts_ops else told)
+    assert scheduler.expects_urgent == bool(window.urgent)
 
 
 def test_urgent_reads_start_while_a_smaller_limit_is_tried() -> None:
