@@ -169,9 +169,8 @@ class FileBackend(InlineBackend):
         """Read what the page cache holds; the misses are on their way afterwards."""
         if not linux.HAS_NOWAIT:
             return np.arange(lo, hi)
-        prepared = with_iovec(ops)
         probe = _probe_small if is_small(ops) else _probe_large
-        ops.got[lo:hi] = probe(ops, prepared, lo, hi)
+        ops.got[lo:hi] = probe(ops, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
     @override
@@ -179,7 +178,7 @@ class FileBackend(InlineBackend):
         """Copy small rows out of the page cache."""
         if not linux.HAS_NOWAIT:
             return False
-        ops.got[lo:hi] = _probe_small(ops, with_iovec(ops), lo, hi)
+        ops.got[lo:hi] = _probe_small(ops, lo, hi)
         return bool((ops.got[lo:hi] == ops.length[lo:hi]).all())
 
     @override
@@ -229,12 +228,12 @@ def is_small(ops: Ops) -> bool:
     return found.is_small
 
 
-def _probe_small(ops: Ops, prepared: Prepared, lo: int, hi: int) -> list[int]:
+def _probe_small(ops: Ops, lo: int, hi: int) -> list[int]:
     """Probe each row in one pass with the GIL kept: the calls cannot block and are short."""
     preadv2 = linux.preadv2_keeping_gil
     nowait = linux.RWF_NOWAIT
     starts = ops.start[lo:hi].tolist()
-    address = prepared.address
+    address = with_iovec(ops).address
     iovecs = range(address + 16 * lo, address + 16 * hi, 16)
     if len(ops.sources) == 1:
         fd = ops.sources[0].fd
@@ -248,7 +247,7 @@ def _probe_small(ops: Ops, prepared: Prepared, lo: int, hi: int) -> list[int]:
     ]
 
 
-def _probe_large(ops: Ops, prepared: Prepared, lo: int, hi: int) -> list[int]:
+def _probe_large(ops: Ops, lo: int, hi: int) -> list[int]:
     """Probe rows some of whose copies take long enough to let other threads run meanwhile."""
     rows = list(
         zip(
@@ -264,7 +263,7 @@ def _probe_large(ops: Ops, prepared: Prepared, lo: int, hi: int) -> list[int]:
     for row, (file, start, dest, length) in enumerate(rows[len(got) :], lo + len(got)):
         fd = ops.sources[file].fd
         if length <= KEEP_GIL_BYTES:
-            at = prepared.address + 16 * row
+            at = with_iovec(ops).address + 16 * row
             got.append(linux.preadv2_keeping_gil(fd, at, 1, start, linux.RWF_NOWAIT))
         else:
             got.append(linux.read_cached(fd, view[dest : dest + length], start))

@@ -168,14 +168,19 @@ class HeadraceFile(io.BufferedIOBase):
             return data
 
     def read_buffer(self, length: int | None = -1) -> pa.Buffer:
-        """Return up to `length` bytes as a buffer, without a copy. Never more than asked (I9)."""
+        """Return up to `length` bytes as a buffer; many are not copied. Never more than asked (I9)."""
         self._check_open()
         with self._lock:
             follow(self)
             small = self._from_ahead(length)
             if small is not None:
                 return pa.py_buffer(small)
-            data, got = self._fetch(self._wanted(length))
+            wanted = self._wanted(length)
+            quick = self._reader.read_quick(self._source, self.path, self._position, wanted, self._here())
+            if quick is not None:
+                self._advance(len(quick))
+                return pa.py_buffer(quick)
+            data, got = self._fetch(wanted)
             buffer = pa.py_buffer(data)
             return buffer if got == buffer.size else buffer.slice(0, got)
 

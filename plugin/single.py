@@ -39,15 +39,20 @@ class SingleReader(QuickReader):
 
     def read_bytes(self, source: Any, path: str, start: int, length: int, urgency: Urgency) -> bytes:
         """Return up to `length` bytes of an open source: fewer at the end of the file."""
-        if not length:
-            return b""
-        if length <= self.channel.quick_bytes:
-            small = self.read_now(source, path, start, length, urgency.base)
-            if small is not None:
-                return small
+        quick = self.read_quick(source, path, start, length, urgency)
+        if quick is not None:
+            return quick
         data, out = writable_bytes(length)
         got = self.read_into(source, path, start, out, urgency)
         return data if got == length else data[:got]
+
+    def read_quick(self, source: Any, path: str, start: int, length: int, urgency: Urgency) -> bytes | None:
+        """Read a range that is small, if it can be done without a plan."""
+        if not length:
+            return b""
+        if length > self.channel.quick_bytes:
+            return None
+        return self.read_now(source, path, start, length, urgency.base)
 
     def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         """Fill `out` from `start` on; returns the bytes before the end of the file."""
@@ -189,7 +194,9 @@ def split_range(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array,
     if length <= max_op_bytes:
         return _ZERO, np.array([start]), np.array([length]), _ZERO
     dest = np.arange(0, length, max_op_bytes, dtype=np.int64)
-    return np.zeros_like(dest), dest + start, np.diff(dest, append=length), dest
+    lengths = np.full(len(dest), max_op_bytes, np.int64)
+    lengths[-1] = length - dest[-1]
+    return np.zeros(len(dest), np.int64), dest + start, lengths, dest
 
 
 def bytes_before_the_end(ops: Ops) -> int:

@@ -52,6 +52,19 @@ needs_nowait = pytest.mark.skipif(not linux.HAS_NOWAIT, reason="no RWF_NOWAIT on
 
 
 @needs_nowait
+def test_a_small_hot_buffer_needs_no_request(path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    """Arrow reads footers and short columns like this."""
+    path.read_bytes()
+    with fs.open(str(path)) as file:
+        file.seek(SIZE - 60_000)
+        before = _counted(fs)
+        assert file.read_buffer(50_000).to_pybytes() == CONTENT[SIZE - 60_000 : SIZE - 10_000]
+        assert file.read_buffer(60_000).to_pybytes() == CONTENT[SIZE - 10_000 :]
+        assert file.tell() == SIZE
+    assert _counted(fs) == (before[0] + 2, before[1])
+
+
+@needs_nowait
 @pytest.mark.parametrize("n", [1, 64, 5_000])
 def test_a_hot_batch_needs_no_request(path: Path, fs: headrace.HeadraceFileSystem, n: int) -> None:
     path.read_bytes()
