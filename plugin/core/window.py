@@ -42,6 +42,7 @@ import enum
 import math
 from dataclasses import dataclass
 
+from headrace.core.evidence import Evidence, Leg
 from headrace.core.throttle import Throttle
 
 # What ordinary work may use of the limit; the scheduler keeps the rest for more urgent reads.
@@ -65,9 +66,6 @@ _WIDE_GROW_STEP = 2.0  # a step too far up may cost a stall: only where the limi
 _STEEP = 1 / 2  # as throughput grew at least so steeply
 _LEAST_STEEP = 2  # so many times in a row (once after a start)
 _UNLIMITED_SHARE = 1 / 8  # of a leg's units; beyond it the leg measured demand, not the device
-_PRIOR_NOISE = 0.2  # of log(rate) over one slice, before any was seen
-_LEAST_NOISE = 0.1  # a quiet past does not make the next jolt a proof
-_PRIOR_PAIRS = 2.0
 _LEAST_CHANGE = 0.1  # of log(in flight); less says nothing about elasticity
 _FADE = 1 / 64  # a leg; lets the statistics forget a device that has changed
 
@@ -103,62 +101,6 @@ class WindowSnapshot:
     best_units_per_s: float
     base_latency_s: float
     state: WindowState
-
-
-@dataclass(frozen=True, slots=True)
-class _Leg:
-    """What one leg measured."""
-
-    limit: int
-    slices: float
-    log_rate: float
-    log_in_flight: float
-
-
-class _Evidence:
-    """Mean and error of the pairs of one trial; learns from trial to trial how noisy slices are."""
-
-    __slots__ = ("_noise", "_per_slice", "_squares", "count", "mean")
-
-    def __init__(self) -> None:
-        self._noise = _PRIOR_NOISE**2  # variance of log(rate) over one slice
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the pairs, keep their noise."""
-        self.count = 0
-        self.mean = self._squares = 0.0
-        self._per_slice = 1.0
-
-    def add(self, gain: float, one: _Leg, two: _Leg) -> None:
-        """Add the gain of one pair (Welford's update)."""
-        self.count += 1
-        delta = gain - self.mean
-        self.mean += delta / self.count
-        self._squares += delta * (gain - self.mean)
-        self._per_slice = 1 / one.slices + 1 / two.slices
-
-    def is_beyond(self, errors: float) -> bool:
-        """Whether the mean is at least so many standard errors from zero."""
-        return abs(self.mean) > errors * self.error()
-
-    def error(self) -> float:
-        """Return the standard error of the mean.
-
-        Neighbouring pairs share a leg, which doubles the variance of their mean.
-        """
-        return math.sqrt(2 * self._variance() / self.count)
-
-    def conclude(self) -> None:
-        """Learn the noise of the pairs, then forget them."""
-        if self.count > 1:
-            learned = (self._noise + self._variance() / self._per_slice) / 2
-            self._noise = max(_LEAST_NOISE**2, learned)
-        self.reset()
-
-    def _variance(self) -> float:
-        prior = _PRIOR_PAIRS * self._noise * self._per_slice
-        return (prior + self._squares) / (self.count - 1 + _PRIOR_PAIRS)
 
 
 class Window:
@@ -199,9 +141,9 @@ class Window:
         self._rest = 0
         self._ceiling = self._first = initial
         self._urgent_legs = 0  # for which urgent reads are expected
-        self._evidence = _Evidence()
+        self._evidence = Evidence()
         self._throttle = Throttle()
-        self._leg: _Leg | None = None  # the previous leg of the trial
+        self._leg: Leg | None = None  # the previous leg of the trial
         self._op_units = 0  # the largest op of the last leg
         self._best_rate = self._base_latency_s = 0.0
         self._since_s = self._last_s = -math.inf
@@ -354,7 +296,7 @@ class Window:
             self._abandon(now)
             return
         self._note(elapsed_s)
-        leg = _Leg(
+        leg = Leg(
             self._limit,
             slices,
             math.log(self._units) - math.log(elapsed_s),
@@ -396,7 +338,7 @@ class Window:
 
     # Trials.
 
-    def _advance(self, now: float, leg: _Leg) -> None:
+    def _advance(self, now: float, leg: Leg) -> None:
         """Go from one measured leg to the next."""
         before, self._leg = self._leg, leg
         if self._state is WindowState.STEADY:
@@ -411,7 +353,7 @@ class Window:
         is_next_other = is_trying and leg.limit == self._held
         self._use(self._other if is_next_other else self._held, now)
 
-    def _weigh(self, one: _Leg, two: _Leg) -> None:
+    def _weigh(self, one: Leg, two: Leg) -> None:
         """Add a pair to the evidence, and end the trial once it speaks clearly."""
         low, high = (one, two) if one.limit < two.limit else (two, one)
         spread = high.log_in_flight - low.log_in_flight
