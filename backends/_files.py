@@ -157,6 +157,13 @@ class FileBackend(InlineBackend):
         return None if scratch is None else scratch.read(source.fd, start, length)
 
     @override
+    def copy(self, source: LocalSource, start: int, out: memoryview) -> bool:
+        """Copy a long range out of the page cache."""
+        if not linux.is_cached(source.fd, start, len(out)):
+            return False
+        return linux.read_cached(source.fd, out, start) == len(out)
+
+    @override
     def read_one(self, source: LocalSource, start: int, length: int) -> bytes:
         """Read a few bytes, waiting for the disk."""
         try:

@@ -3,7 +3,7 @@
 Why ctypes: `os` releases the GIL around every call, and winning it back beside a busy Python thread
 takes up to a switch interval (5 ms by default). `ctypes.PyDLL` keeps it, which is right for calls that
 cannot block and are short: ``preadv2`` with ``RWF_NOWAIT`` (readv(2)), ``openat2`` with ``RESOLVE_CACHED``
-(openat2(2)), ``close`` of a file that was only read.
+(openat2(2)), ``cachestat`` (Linux 6.5), ``close`` of a file that was only read.
 
 What is missing (an old kernel, another system, a sandbox) is found out by trying, once.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import struct
@@ -31,7 +32,8 @@ ADVICE_RANDOM = 1
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20
 _SYS_OPENAT2 = 437
-"""The same number on every architecture (Linux 5.6)."""
+_SYS_CACHESTAT = 451
+"""The same numbers on every architecture (Linux 5.6 and 6.5)."""
 _OPEN_HOW = struct.pack("QQQ", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0), 0, _RESOLVE_CACHED)
 
 
@@ -59,7 +61,7 @@ HAS_NOWAIT = _LIBC is not None and hasattr(os, "preadv")
 preadv2_keeping_gil: Any = _LIBC.preadv2 if _LIBC is not None else None
 
 _WORDSIZE_OK = platform.machine() in {"x86_64", "aarch64", "riscv64", "ppc64le", "s390x", "AMD64"}
-_can_openat2 = _LIBC is not None and _WORDSIZE_OK
+_has_own_numbers = _LIBC is not None and _WORDSIZE_OK
 _seek_lock = threading.Lock()
 
 
@@ -88,7 +90,7 @@ class Scratch:
 
 def open_cached(path: str) -> int:
     """Open `path` for reading, without giving up the GIL where the kernel has the path at hand."""
-    if _can_openat2:
+    if _has_own_numbers:
         fd: int = _LIBC.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), _OPEN_HOW, len(_OPEN_HOW))
         if fd >= 0:
             return fd
@@ -108,6 +110,21 @@ def advise(fd: int, advice: int) -> None:
     """posix_fadvise on the whole file; advice that is not taken is no error."""
     if _LIBC is not None:
         _LIBC.posix_fadvise(fd, ctypes.c_long(0), ctypes.c_long(0), advice)
+
+
+def is_cached(fd: int, start: int, length: int) -> bool:
+    """Whether the page cache holds a range. The kernel only tells who may write the file, or owns it.
+
+    Unlike a read that does not wait it never sets a disk read going.
+    """
+    if not _has_own_numbers:
+        return False
+    found = ctypes.create_string_buffer(5 * 8)
+    if _LIBC.syscall(_SYS_CACHESTAT, fd, struct.pack("QQ", start, length), found, 0) < 0:
+        return False
+    pages = (start + length - 1) // mmap.PAGESIZE - start // mmap.PAGESIZE + 1
+    cached: int = struct.unpack_from("Q", found)[0]
+    return cached >= pages
 
 
 def read_cached(fd: int, view: memoryview, start: int) -> int:

@@ -195,6 +195,13 @@ class InlineBackend(Backend):
         """
         return None
 
+    def copy(self, source: Any, start: int, out: memoryview) -> bool:  # noqa: ARG002
+        """Fill `out` from `start` on if that takes no waiting and no device, else say so.
+
+        May release the GIL; called by several threads.
+        """
+        return False
+
     def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:  # noqa: ARG002
         """Perform the rows ``[lo, hi)``, all of them short, if that takes no waiting; else say so.
 

@@ -90,6 +90,11 @@ class UringBackend(FileBackend):
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
     @override
+    def copy(self, source: LocalSource, start: int, out: memoryview) -> bool:
+        """Copy a long range out of the page cache."""
+        return not self._is_direct and super().copy(source, start, out)
+
+    @override
     def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:
         """Copy short rows out of the page cache."""
         if self._is_direct:

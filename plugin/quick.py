@@ -2,6 +2,8 @@
 
 * What the page cache holds is admitted, performed and complete in one section: the thread keeps the GIL
   throughout, nobody can be more urgent meanwhile, and nothing of it is left to release (I3).
+* Of longer ranges it is first asked whether it holds all. A copy needs no turn of the device, so it waits for
+  no window, and nobody waits for it: it is performed outside of the section, with the GIL released.
 * What it does not hold has been set going by the probe that missed it. It is admitted past the queue, if
   there is room, and read by the thread that wants it: in standard mode, too, where its way to a worker and
   back would take longer than many a disk. So are several at a time, which take as long as the way to the loop
@@ -23,7 +25,7 @@ from headrace.drivers.inline import LoopDriver, give_back
 from headrace.drivers.job import Job
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
-from headrace.types import Ops, Priority
+from headrace.types import Ops, Priority, UInt8Array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 FEW = 16
 """Up to so many ranges are tried one by one in the page cache before they are planned."""
+
+COPY_BYTES = 8 << 20
+"""Longer ranges are copied op by op: nothing interrupts a copy."""
 
 ADVICE_RANDOM = 1
 """posix_fadvise(2)."""
@@ -82,6 +87,22 @@ class QuickReader(JobMaker):
             return data
         read = self._read_missed([Small(source, path, start, length)], priority() if base is None else base)
         return None if read is None else read[0]
+
+    def copy_now(self, source: Any, path: str, start: int, out: UInt8Array) -> bool:
+        """Fill `out` from the page cache if that has all of it, or say that the scheduler must be asked."""
+        channel = self.channel
+        engine, scheduler = channel.engine, channel.scheduler(path)
+        if not 0 < channel.quick_bytes < len(out) <= COPY_BYTES or engine.is_inside():
+            return False
+        with engine.lock:
+            if engine.hub.trace is not None or not scheduler.may_copy(len(out)):
+                return False
+        if not channel.backend.copy(source, start, out.data):  # type: ignore[attr-defined]
+            return False
+        with engine.lock:
+            scheduler.count_hit(len(out))
+        engine.drain_dropped()
+        return True
 
     def cat_few(
         self,

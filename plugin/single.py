@@ -57,6 +57,8 @@ class SingleReader(QuickReader):
     def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         """Fill `out` from `start` on; returns the bytes before the end of the file."""
         check_not_exiting()
+        if self.copy_now(source, path, start, out):
+            return len(out)
         if len(out) > self.channel.short_op_bytes:
             advise_scattered(source)
         ops = Ops.of([source], split_range(start, len(out), self.channel.op_bytes(path)), out)

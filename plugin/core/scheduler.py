@@ -188,8 +188,12 @@ class Scheduler:
         self._count(request, request.n_ops, nbytes)
         return request.inbox.pop(0)
 
+    def may_copy(self, nbytes: int) -> bool:
+        """Whether what the page cache holds may be copied now: the device has nothing to do for it."""
+        return not self.hub.process_io_limit and self.hub.budget.fits(nbytes)
+
     def count_hit(self, nbytes: int, ops: int = 1) -> None:
-        """Count ops that were admitted, performed and delivered within this section."""
+        """Count ops that were performed and delivered at once: within this section, or as `may_copy` said."""
         self.hub.counters.quick_ops += ops
         self.hub.counters.quick_bytes += nbytes
 

@@ -55,7 +55,7 @@ class TestLocalWithoutNowait(TestLocal):
     def _without(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(linux, "HAS_NOWAIT", False)
         monkeypatch.setattr(linux, "_LIBC", None)
-        monkeypatch.setattr(linux, "_can_openat2", False)
+        monkeypatch.setattr(linux, "_has_own_numbers", False)
 
 
 class TestUring(TestLocal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from headrace.backends import _linux as linux
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
 from headrace.core.window import Window
+from headrace.quick import COPY_BYTES
 from headrace.reader import LONG_BYTES
 from headrace.types import Ops
 
@@ -62,6 +64,68 @@ def test_a_small_hot_buffer_needs_no_request(path: Path, fs: headrace.HeadraceFi
         assert file.read_buffer(60_000).to_pybytes() == CONTENT[SIZE - 10_000 :]
         assert file.tell() == SIZE
     assert _counted(fs) == (before[0] + 2, before[1])
+
+
+def _tells_what_is_cached(folder: Path) -> bool:
+    """Whether this kernel says of a file of ours what the page cache holds."""
+    path = folder / "told.bin"
+    path.write_bytes(b"x")
+    with path.open("rb") as file:
+        return linux.is_cached(file.fileno(), 0, 1)
+
+
+def _dropped(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@needs_nowait
+def test_what_is_cached_is_told_without_reading_it(tmp_path: Path) -> None:
+    if not _tells_what_is_cached(tmp_path):
+        pytest.skip("no cachestat (Linux 6.5), or not for us")
+    path = tmp_path / "data.bin"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file:
+        fd = file.fileno()
+        assert linux.is_cached(fd, 0, 1 << 20)
+        assert linux.is_cached(fd, 4095, 2)
+        assert not linux.is_cached(fd, 1, 1 << 20), "no page is behind the end"
+        _dropped(path)
+        for _ in range(2):
+            assert not linux.is_cached(fd, 4096, 65536)
+        os.pread(fd, 1, 0)
+        assert linux.is_cached(fd, 0, 4096)
+        assert not linux.is_cached(fd, 0, 1 << 20)
+    assert not linux.is_cached(-1, 0, 1)
+
+
+@needs_nowait
+@pytest.mark.parametrize("way", ["hot", "cold", "evicted", "trace", "limit", "direct", "long"])
+def test_a_long_hot_range_needs_no_request(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Whatever keeps it from being copied at once leaves it to the scheduler."""
+    if not _tells_what_is_cached(tmp_path):
+        pytest.skip("no cachestat (Linux 6.5), or not for us")
+    path, nbytes = tmp_path / "data.bin", COPY_BYTES + 1 if way == "long" else 3_000_000
+    content = CONTENT + CONTENT[:10]
+    path.write_bytes(content)
+    options = {"limit": {"process_io_limit": 4}, "direct": {"uring_direct": True}}.get(way, {})
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, **options)
+    if way == "cold":
+        _dropped(path)
+    if way == "evicted":
+        monkeypatch.setattr(linux, "read_cached", lambda *_given: -1)
+    with contextlib.ExitStack() as stack, fs.open(str(path)) as file:
+        if way == "trace":
+            stack.enter_context(headrace.trace())
+        before = _counted(fs)
+        assert file.read(nbytes) == content[:nbytes]
+        quick, requests = _counted(fs)
+    assert (quick - before[0], requests - before[1]) == ((1, 0) if way == "hot" else (0, 1))
+    stats = fs.stats()
+    assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 
 
 @needs_nowait
@@ -319,6 +383,7 @@ def test_ops_are_short_where_urgent_reads_may_have_to_wait_for_them(
         return start(ops, lo, hi)
 
     monkeypatch.setattr(backend, "start", noted)
+    monkeypatch.setattr(backend, "copy", lambda *_given: False)
     monkeypatch.setattr(Window, "expects_urgent", is_urgent)
     with fs.open(str(path)) as file:
         assert file.read() == CONTENT
@@ -387,9 +452,8 @@ def test_one_long_copy_beside_short_ones(path: Path, fs: headrace.HeadraceFileSy
 def test_pieces_of_a_range_that_is_half_in_the_page_cache(tmp_path: Path, scheduled_mode: str) -> None:
     path = tmp_path / "half.bin"
     path.write_bytes(CONTENT)
+    _dropped(path)
     with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         os.pread(file.fileno(), 700_000, 0)
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
