@@ -91,9 +91,10 @@ class QuickReader(JobMaker):
     def copy_now(self, source: Any, path: str, start: int, out: UInt8Array) -> bool:
         """Fill `out` from the page cache if that has all of it, or say that the scheduler must be asked."""
         channel = self.channel
-        engine, scheduler = channel.engine, channel.scheduler(path)
+        engine = channel.engine
         if not 0 < channel.quick_bytes < len(out) <= COPY_BYTES or engine.is_inside():
             return False
+        scheduler = channel.scheduler(path)
         with engine.lock:
             if engine.hub.trace is not None or not scheduler.may_copy(len(out)):
                 return False
