@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from headrace.batch import RangeBatch
     from headrace.core.plan import Plan
+    from headrace.core.request import Request
+    from headrace.core.scheduler import Scheduler
     from headrace.drivers.job import Job
     from headrace.ranges import Ranges
     from headrace.reader import Reader
@@ -37,6 +40,18 @@ class Part:
         return slice(None) if self.ranges is None else self.ranges
 
 
+class _Lost(weakref.ref["Read"]):
+    """Tells the engine, from C and in one step, that a read is gone.
+
+    A finaliser may be cut at its first line, by a signal handler that raises, and Python goes on without it.
+    """
+
+    __slots__ = ("request", "scheduler")
+
+    request: Request
+    scheduler: Scheduler
+
+
 class Read:
     """A submitted read: its result is asked for with `result`, once it is wanted.
 
@@ -53,6 +68,11 @@ class Read:
         self._parts = parts
         self._buffer = buffer
         self._is_cancelled = False
+        for part in parts:
+            job = part.job
+            lost = _Lost(self, job.engine.lost.append)
+            lost.request, lost.scheduler = job.request, job.scheduler
+            job.lost = lost
 
     @classmethod
     def finished(cls, ranges: Ranges, batch: RangeBatch) -> Read:
@@ -105,6 +125,8 @@ class Read:
             for part in self._parts:
                 if part.job.request.state is not State.RETIRED:
                     part.job.engine.drop(part.job.scheduler, part.job.request)
+        for part in self._parts:
+            part.job.lost = None  # it was told
 
     @override
     def __repr__(self) -> str:

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.core.hub import Hub
 
@@ -42,6 +43,8 @@ class Engine:
 
     def __init__(self, *, buffer_bytes: int, process_io_limit: int) -> None:
         self.hub = Hub(buffer_bytes=buffer_bytes, process_io_limit=process_io_limit)
+        self.lost: deque[Any] = deque()
+        """Weak references to dropped reads whose finaliser may have been cut; each knows its request."""
         self.lock = threading.RLock()
         self._is_mine = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._is_open = False
@@ -76,6 +79,9 @@ class Engine:
         self._is_open = False
 
     def _settle(self) -> None:
+        while self.lost:
+            self.hub.drop(self.lost[0].scheduler, self.lost[0].request)
+            self.lost.popleft()
         try:
             self.hub.settle(perf_counter())
         except BaseException:
@@ -91,13 +97,16 @@ class Engine:
 
     def drain_dropped(self) -> None:
         """Settle drops, unless a thread holds the lock: it will, or the next section does."""
-        while self.hub.dropped and not self.is_inside() and self._try_section():
+        while self._owes() and not self.is_inside() and self._try_section():
             pass
 
     def catch_up(self) -> None:
         """Settle what a section that was cut, or a holder that looked too early, left behind."""
-        if self._is_open or self.hub.dropped:
+        if self._is_open or self._owes():
             self._try_section()
+
+    def _owes(self) -> bool:
+        return bool(self.hub.dropped or self.lost)
 
     def _try_section(self) -> bool:
         """Make an empty section, if the lock is free."""

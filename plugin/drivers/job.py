@@ -59,6 +59,8 @@ class Job:
         Called once, by whoever takes the first grant: the request has its reservation then (I2).
     hands
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
+    lost
+        Keeps what tells the engine that nobody holds the read any more, of one that was submitted.
     under_way
         Grants whose rows were started and are to be finished, on inline backends.
     is_left
@@ -76,6 +78,7 @@ class Job:
         "fails_fast",
         "hands",
         "is_left",
+        "lost",
         "ops",
         "request",
         "scheduler",
@@ -103,6 +106,7 @@ class Job:
         self.waiter = Waiter()
         self.tasks: set[Any] | None = None
         self.before: Callable[[], object] | None = None
+        self.lost: object = None
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
         self.under_way: list[tuple[Grant, Int64Array]] = []  # as `Request.inbox`

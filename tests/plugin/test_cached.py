@@ -123,7 +123,9 @@ def test_a_long_hot_range_needs_no_request(
         before = _counted(fs)
         assert file.read(nbytes) == content[:nbytes]
         quick, requests = _counted(fs)
-    assert (quick - before[0], requests - before[1]) == ((1, 0) if way == "hot" else (0, 1))
+    # Without io_uring nothing goes around the page cache.
+    is_quick = way == "hot" or (way == "direct" and fs.channel.backend.name != "uring")
+    assert (quick - before[0], requests - before[1]) == ((1, 0) if is_quick else (0, 1))
     stats = fs.stats()
     assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 

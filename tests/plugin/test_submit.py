@@ -19,6 +19,7 @@ import recording
 from targets import at_rest
 
 import headrace
+from headrace.read import Read
 
 MIB = 1 << 20
 CONTENT = bytes(range(256)) * 4096 * 8
@@ -160,6 +161,23 @@ def test_a_finished_read_that_is_dropped(fs: Any, path: str, wait_until: Wait) -
     del read
     gc.collect()
     assert at_rest(fs)
+
+
+def test_a_read_whose_finaliser_is_cut_is_dropped(
+    fs: Any, path: str, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a signal handler that raises at its first line: the next section settles what it left."""
+    monkeypatch.setattr(Read, "__del__", lambda _read: None)
+    read = _submit(fs, path, 0)
+    wait_until(read.done)
+    assert fs.stats().reserved_bytes >= 10
+    del read
+    gc.collect()
+    assert _bytes(_submit(fs, path, 20)) == CONTENT[20:30]
+    wait_until(lambda: at_rest(fs))
+    engine = fs.channel.engine
+    engine.catch_up()
+    assert not engine.lost
 
 
 def test_threads_that_take_one_result(fs: Any, path: str, log: Any, gate: Any, wait_until: Wait) -> None:
