@@ -71,7 +71,8 @@ class Read:
         for part in parts:
             job = part.job
             lost = _Lost(self, job.engine.lost.append)
-            lost.request, lost.scheduler = job.request, job.scheduler
+            lost.scheduler = job.scheduler
+            lost.request = job.request  # last: then it is whole
             job.lost = lost
 
     @classmethod

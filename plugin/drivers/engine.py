@@ -80,7 +80,9 @@ class Engine:
 
     def _settle(self) -> None:
         while self.lost:
-            self.hub.drop(self.lost[0].scheduler, self.lost[0].request)
+            request = getattr(self.lost[0], "request", None)
+            if request is not None:  # else the read was cut while it was made, and submitted nothing
+                self.hub.drop(self.lost[0].scheduler, request)
             self.lost.popleft()
         try:
             self.hub.settle(perf_counter())
