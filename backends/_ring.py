@@ -151,7 +151,8 @@ class Ring:
         np.frombuffer(rings, np.uint32, self.entries, int(sq["array"]))[:] = np.arange(self.entries)
         sqes = np.frombuffer(entries, abi.SQE, self.entries)
         sqes["opcode"] = abi.OP_READ
-        self._sqes = {name: sqes[name] for name in ("fd", "off", "addr", "len", "rw_flags", "user_data")}
+        names = ("flags", "fd", "off", "addr", "len", "rw_flags", "user_data")
+        self._sqes = {name: sqes[name] for name in names}
         cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
         self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
 
@@ -191,6 +192,7 @@ class Ring:
         length: Int64Array,
         first_token: int,
         rw_flags: int = 0,
+        is_linked: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Put reads into the submission queue: `room` of them at the most.
 
@@ -204,6 +206,9 @@ class Ring:
             Comes back with the completion of the first; of each further one it is one more.
         rw_flags
             readv(2)'s ``RWF_*``.
+        is_linked
+            ``bool[n]``: those whose successor starts only when they are complete. Where the kernel takes them
+            in parts, the first of a part waits for nothing.
         """
         tail = int(self._sq_tail[0])
         n = len(start)
@@ -213,6 +218,7 @@ class Ring:
             slot = (tail + done) & (self.entries - 1)
             count = min(n - done, self.entries - slot)
             to, rows = slice(slot, slot + count), slice(done, done + count)
+            columns["flags"][to] = 0 if is_linked is None else is_linked[rows] * abi.IOSQE_IO_LINK
             columns["fd"][to] = fd if isinstance(fd, int) else fd[rows]
             columns["off"][to] = start[rows]
             columns["addr"][to] = address[rows]
@@ -221,6 +227,7 @@ class Ring:
             token = first_token + done
             columns["user_data"][to] = np.arange(token, token + count, dtype=np.uint64)
             done += count
+        columns["flags"][(tail + n - 1) & (self.entries - 1)] = 0  # nothing waits for the last
         self._sq_tail[0] = (tail + n) & _MASK
 
     def enter(self, least: int = 0, *, keep_gil: bool = False) -> None:

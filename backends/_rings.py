@@ -30,6 +30,8 @@ from headrace.types import NOT_YET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from headrace.backends._ring import Kernel
     from headrace.types import Int64Array, Ops
 
@@ -106,6 +108,11 @@ class ThreadRing:
         """
         self._use(self._submit, ops, columns, lo, hi, rw_flags)
 
+    def submit_series(self, ops: Ops, columns: Columns, lo: int, hi: int) -> None:
+        """Submit long rows, `Ops.series_ops` of which are read one after the other: the GIL is released."""
+        is_last = np.arange(1, hi - lo + 1) % ops.series_ops == 0
+        self._use(self._submit, ops, columns, lo, hi, is_linked=~is_last)
+
     def wait(self, ops: Ops, pending: Int64Array, most: int) -> Int64Array:
         """Wait until at most `most` of the pending rows are left; returns those."""
         left = self._use(self._wait, ops, pending, most)
@@ -116,11 +123,11 @@ class ThreadRing:
         """Wait until nothing is in flight."""
         self._use(self._drain)
 
-    def _use(self, function: Callable[..., T], *args: Any) -> T | None:
+    def _use(self, function: Callable[..., T], *args: Any, **options: Any) -> T | None:
         """Call what uses the ring, and give the ring up where the kernel does."""
         self.is_busy = True
         try:
-            return function(*args)
+            return function(*args, **options)
         except OSError as error:
             self.is_broken = True
             _log.warning("a ring is of no use any more, its reads are done with preadv: %s", error)
@@ -128,9 +135,18 @@ class ThreadRing:
         finally:
             self.is_busy = False
 
-    def _submit(self, ops: Ops, columns: Columns, lo: int, hi: int, rw_flags: int) -> None:
+    def _submit(
+        self,
+        ops: Ops,
+        columns: Columns,
+        lo: int,
+        hi: int,
+        rw_flags: int = 0,
+        is_linked: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         ring, fd = self.ring, columns.fd
         self._next = batch = (self._next + 1) & 0x7FFFFFFF
+        first = lo
         while lo < hi:
             count = min(ring.room, hi - lo, GIL_ROWS)
             if not count:
@@ -147,8 +163,9 @@ class ThreadRing:
                 columns.length[rows],
                 (batch << _ROW_BITS) + lo,
                 rw_flags,
+                None if is_linked is None else is_linked[lo - first : lo - first + count],
             )
-            ring.enter(keep_gil=True)
+            ring.enter(keep_gil=is_linked is None)
             self._deliver()
             while ring.unsubmitted:  # the kernel was busy, or took a part
                 ring.enter()

@@ -26,6 +26,9 @@ OFF_RINGS = 0
 OFF_SQES = 0x10000000
 
 OP_READ = 22
+IOSQE_IO_LINK = 1 << 2
+"""The next entry of the same submission starts when this one is complete; a short read ends the series."""
+
 OP_SUPPORTED = 1 << 0
 
 REGISTER_PROBE = 8

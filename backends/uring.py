@@ -7,7 +7,8 @@ Which reads go where:
 * One short read which the page cache holds is a ``preadv2`` with the GIL kept, as in the `local` backend: a
   ring has nothing to add to a single call.
 * Long ops are probed and read as in the `local` backend: for them a ring is no faster, and copies of that
-  length must not keep the GIL.
+  length must not keep the GIL. Those of a *series* are linked entries of a ring: the kernel starts each when
+  the one before it is done, without a turn of Python.
 * With ``uring_direct`` all that is scheduled goes through the ring and around the page cache
   (`headrace.backends._direct`). Single small reads, and a few of them in a call, stay as they are.
 
@@ -20,6 +21,7 @@ The ring is the thread's own, so rows are finished by the thread that started th
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -34,6 +36,7 @@ from headrace.types import NOT_YET
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from headrace.backends.abc import Defaults
     from headrace.types import Int64Array, Ops
 
 FEW = 16
@@ -46,6 +49,8 @@ class UringBackend(FileBackend):
 
     name: ClassVar[str] = "uring"
     rank: ClassVar[int] = 110
+    series_ops: ClassVar[int] = 16
+    defaults: ClassVar[Defaults] = replace(FileBackend.defaults, short_op_bytes=128 << 10)
     options: ClassVar[frozenset[str]] = frozenset({"uring_queue_depth", "uring_direct"})
 
     def __init__(self, target: Any) -> None:
@@ -80,13 +85,15 @@ class UringBackend(FileBackend):
         """Submit the rows; what the page cache held is complete."""
         columns = self._columns(ops)
         ring = None if columns is None else self._rings.mine()
+        if ring is None and ops.series_ops > 1:
+            return np.arange(lo, hi)  # a probe would set all of them going at once
         if columns is None or ring is None:
             return super().start(ops, lo, hi)
         if isinstance(columns, DirectColumns):
             columns.place(lo, hi)
-            ring.submit(ops, columns, lo, hi)
+        (ring.submit_series if ops.series_ops > 1 else ring.submit)(ops, columns, lo, hi)
+        if isinstance(columns, DirectColumns):
             return np.arange(lo, hi)
-        ring.submit(ops, columns, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
     @override
@@ -152,7 +159,7 @@ class UringBackend(FileBackend):
 
     def _make_columns(self, ops: Ops) -> Columns | None:
         direct = direct_columns(ops) if self._is_direct else None
-        if direct is None and len(ops) >= FEW and is_small(ops):
+        if direct is None and (ops.series_ops > 1 or (len(ops) >= FEW and is_small(ops))):
             return plain_columns(ops)
         return direct
 

@@ -18,11 +18,17 @@ Each peer has its best configuration: point reads go through an open file whose 
 ``POSIX_FADV_RANDOM`` (a kernel that reads ahead would read 32 times as much), and the unscheduled scans
 are run with the kernel's readahead and without. Under headrace the scan has the default priority
 and the point reads have ``fs.with_priority(-1)``; advice is headrace's own business.
+
+Where fio is installed, it shows what the disk gives with a short queue and no Python at all: so many threads
+in C read the scanned file in such pieces, another one makes the point reads.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -69,7 +75,21 @@ class Contender:
     name: str
     open_scan: Opener
     open_point: Opener
-    is_scheduled: bool = False
+    is_peer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The disk by itself: fio scans with so many reads of one size in flight."""
+
+    in_flight: int
+    op_bytes: int
+    is_peer: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the table shows it."""
+        return f"fio, {self.in_flight} x {self.op_bytes // KIB} KiB"
 
 
 @dataclass(slots=True)
@@ -77,7 +97,7 @@ class Trials:
     """What one contender showed: a number for each round."""
 
     contender: str
-    is_scheduled: bool
+    is_peer: bool
     unloaded_p50_s: list[float] = field(default_factory=list)
     unloaded_p99_s: list[float] = field(default_factory=list)
     loaded_p50_s: list[float] = field(default_factory=list)
@@ -135,12 +155,12 @@ def scheduled(mode: str) -> Contender:
         f"headrace {mode}",
         lambda path: fs.open(path, "rb"),
         lambda path: urgent.open(path, "rb"),
-        is_scheduled=True,
+        is_peer=False,
     )
 
 
-def all_contenders() -> list[Contender]:
-    """Return headrace in its modes, and its peers."""
+def all_contenders() -> list[Contender | Device]:
+    """Return headrace in its modes, its peers, and the disk."""
     off = HeadraceFileSystem(fs=LocalFileSystem(), scheduler="off")
     return [
         scheduled("lite"),
@@ -148,6 +168,7 @@ def all_contenders() -> list[Contender]:
         *unscheduled("headrace off", lambda path: off.open(path, "rb")),
         *unscheduled("fsspec local", lambda path: LocalFileSystem().open(path, "rb")),
         *unscheduled("pyarrow", pa.OSFile),
+        *(Device(n, 128 * KIB) for n in (3, 4, 7, 12) if shutil.which("fio")),
     ]
 
 
@@ -216,8 +237,11 @@ def point_reads(
     return took
 
 
-def trial(contender: Contender, setting: Setting, rng: np.random.Generator, trials: Trials) -> None:
+def trial(contender: Contender | Device, setting: Setting, rng: np.random.Generator, trials: Trials) -> None:
     """Measure once without load and once with it."""
+    if isinstance(contender, Device):
+        device_trial(contender, setting, trials)
+        return
     blocks = setting.point.stat().st_size // POINT_BYTES
     starts = (rng.permutation(blocks) * POINT_BYTES).tolist()
     truth = os.open(setting.point, os.O_RDONLY)
@@ -238,12 +262,46 @@ def trial(contender: Contender, setting: Setting, rng: np.random.Generator, tria
     trials.loaded_reads.append(len(loaded))
 
 
-def run(contenders: Sequence[Contender], setting: Setting, rounds: int) -> list[Trials]:
+def device_trial(device: Device, setting: Setting, trials: Trials) -> None:
+    """Measure what fio does by itself and beside its own scan."""
+    point = [
+        "--name=point", f"--filename={setting.point}", f"--bs={POINT_BYTES}", "--rw=randread",
+        "--randrepeat=0",
+    ]  # fmt: skip
+    share = setting.scan.stat().st_size // device.in_flight // MIB * MIB
+    scan = [
+        "--name=scan", f"--filename={setting.scan}", f"--bs={device.op_bytes}", "--rw=read",
+        f"--numjobs={device.in_flight}", f"--size={share}", f"--offset_increment={share}",
+        "--group_reporting", "--name=point", "--new_group", "--numjobs=1", "--offset_increment=0",
+        f"--size={setting.point.stat().st_size}", *point[1:],
+    ]  # fmt: skip
+    (alone,) = fio(setting, setting.seconds / 3, point)
+    scanned, loaded = fio(setting, setting.seconds, scan)
+    for found, p50_s, p99_s in (
+        (alone, trials.unloaded_p50_s, trials.unloaded_p99_s),
+        (loaded, trials.loaded_p50_s, trials.loaded_p99_s),
+    ):
+        p50_s.append(found["clat_ns"]["percentile"]["50.000000"] / 1e9)
+        p99_s.append(found["clat_ns"]["percentile"]["99.000000"] / 1e9)
+    trials.loaded_reads.append(loaded["total_ios"])
+    trials.scan_bytes_per_s.append(scanned["bw_bytes"])
+
+
+def fio(setting: Setting, seconds: float, jobs: list[str]) -> list[dict[str, Any]]:
+    """Run jobs with cold caches; returns what each group read."""
+    make_cold(setting.files)
+    common = ["--ioengine=psync", "--fadvise_hint=random", "--invalidate=0", "--time_based", "--readonly"]
+    command = ["fio", "--output-format=json", *common, f"--runtime={seconds}", *jobs]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [job["read"] for job in json.loads(found.stdout)["jobs"]]
+
+
+def run(contenders: Sequence[Contender | Device], setting: Setting, rounds: int) -> list[Trials]:
     """Run all trials; a round before the first is not counted."""
-    found = [Trials(one.name, one.is_scheduled) for one in contenders]
+    found = [Trials(one.name, one.is_peer) for one in contenders]
     warm_up = Setting(setting.scan, setting.point, min(setting.seconds, 0.5))
     for one in contenders:
-        trial(one, warm_up, np.random.default_rng(0), Trials(one.name, one.is_scheduled))
+        trial(one, warm_up, np.random.default_rng(0), Trials(one.name, one.is_peer))
     turns = [(number, turn) for number in range(rounds) for turn in range(len(contenders))]
     for number, turn in track(turns, "running", console=console, transient=True):
         k = (turn + number) % len(contenders)
@@ -256,7 +314,9 @@ def run(contenders: Sequence[Contender], setting: Setting, rounds: int) -> list[
 
 def show(found: list[Trials], title: str) -> None:
     """Print the table."""
-    best = max(median(one.scan_bytes_per_s) for one in found if not one.is_scheduled)
+    best = max(
+        median(one.scan_bytes_per_s) for one in found if one.is_peer or not any(two.is_peer for two in found)
+    )
     columns = ("contender", "unloaded p50", "p99", "loaded p50", "p99", "p99 loaded / unloaded")
     table = Table(*columns, "reads", "scan", "of best unscheduled", title=title)
     for one in found:
@@ -298,7 +358,8 @@ def draw(found: list[Trials], title: str) -> Any:
     left.set_xlabel("4 KiB point read, ms")
     left.legend(fontsize=8)
     rates = [median(one.scan_bytes_per_s) / 1e6 for one in found]
-    right.barh(at, rates, color=["#d1495b" if one.is_scheduled else "#8d99ae" for one in found])
+    colours = ["#d1495b" if one.contender.startswith("headrace ") else "#8d99ae" for one in found]
+    right.barh(at, rates, color=colours)
     right.set_xlabel("scan beside it, MB/s")
     return figure
 

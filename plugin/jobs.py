@@ -73,6 +73,7 @@ class JobMaker:
     ) -> Job:
         """Make the job of some ops on the device of `path`."""
         channel = self.channel
+        ops.series_ops = self._series_ops(ops, result_bytes)
         request = Request(
             ops.length,
             result_bytes=result_bytes,
@@ -82,9 +83,21 @@ class JobMaker:
             group=group,
             unknown_bytes=channel.max_op_bytes,
             label=path,
+            series_ops=ops.series_ops,
         )
         scheduler = channel.scheduler(path)
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
+
+    def _series_ops(self, ops: Ops, result_bytes: int) -> int:
+        """Return how many ops are performed one after the other: of long reads in ops that were cut short."""
+        backend, short_bytes = self.channel.backend, self.channel.short_op_bytes
+        if not isinstance(backend, InlineBackend) or backend.series_ops == 1:
+            return 1
+        if result_bytes <= short_bytes or result_bytes < len(ops) * short_bytes // 2:
+            return 1
+        if int(ops.length.max()) > short_bytes:
+            return 1
+        return backend.series_ops
 
     def run(self, job: Job, timeout_s: float | None) -> None:
         """Submit a job and return when its request is over."""

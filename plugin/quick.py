@@ -76,7 +76,7 @@ class QuickReader(JobMaker):
         if self.channel.engine.is_inside():
             return None
         scheduler = self.channel.scheduler(path)
-        if scheduler.waiting:
+        if scheduler.waiting or scheduler.in_rounds:
             # Not on the loop thread, which has the others' reads to start first.
             base = priority()
             data = self._probe(scheduler, source, start, length, base)

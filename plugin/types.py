@@ -79,6 +79,8 @@ class Ops:
         The answer of an op of unknown length, by row.
     state
         The backend's own, made when it first sees the ops.
+    series_ops
+        So many ops of a slice are to be performed one after the other, as `InlineBackend.series_ops` says.
     """
 
     sources: list[Any]
@@ -91,6 +93,7 @@ class Ops:
     errors: dict[int, BaseException] = field(default_factory=dict)
     whole: dict[int, bytes] = field(default_factory=dict)
     state: Any = None
+    series_ops: int = 1
 
     def __len__(self) -> int:
         return len(self.got)

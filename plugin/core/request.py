@@ -62,18 +62,23 @@ def stay_asleep(_request: Request) -> None:
 class Grant:
     """A slice ``[lo, hi)`` of a request's ops, admitted and not yet complete."""
 
-    __slots__ = ("admitted_s", "bytes_left", "hi", "in_flight_bytes", "lo", "ops_left", "request")
+    __slots__ = ("admitted_s", "bytes_left", "hi", "lo", "ops_left", "request")
 
-    def __init__(
-        self, request: Request, lo: int, hi: int, nbytes: int, in_flight_bytes: int, now: float
-    ) -> None:
+    def __init__(self, request: Request, lo: int, hi: int, nbytes: int, now: float) -> None:
         self.request = request
         self.lo = lo
         self.hi = hi
         self.ops_left = hi - lo
         self.bytes_left = nbytes
-        self.in_flight_bytes = in_flight_bytes
         self.admitted_s = now
+
+    def in_flight(self) -> tuple[int, int]:
+        """Ops and bytes of it that are in flight: of each series one op at a time (I1)."""
+        request = self.request
+        if request.step_bytes:
+            series = -(-self.ops_left // request.series_ops)
+            return series, min(self.bytes_left, series * request.step_bytes)
+        return self.ops_left, self.bytes_left
 
     @override
     def __repr__(self) -> str:
@@ -101,6 +106,13 @@ class Request:
         Requests whose consumer needs all of them share a group (I2: siblings pass).
     unknown_bytes
         What an op of unknown length is charged until its answer is there.
+    series_ops
+        So many ops are performed one after the other; 1 where all of a grant are performed side by side.
+
+    Attributes
+    ----------
+    step_bytes
+        The longest op, which is what each series has in flight; 0 where there are no series.
     """
 
     __slots__ = (
@@ -125,7 +137,9 @@ class Request:
         "result_bytes",
         "scan",
         "seq",
+        "series_ops",
         "state",
+        "step_bytes",
     )
 
     def __init__(
@@ -141,8 +155,11 @@ class Request:
         group: Hashable = None,
         unknown_bytes: int = 1 << 20,
         label: object = None,
+        series_ops: int = 1,
     ) -> None:
         self.n_ops = len(op_length)
+        self.series_ops = 1 if self.n_ops < 2 or is_nested else series_ops  # noqa: PLR2004 - nothing comes after
+        self.step_bytes = int(np.max(op_length)) if self.series_ops > 1 else 0
         self.cumulative: list[int] | Int64Array
         if self.n_ops == 1:
             # The scalar form: one small read must not pay for an array.
@@ -183,8 +200,13 @@ class Request:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it has ops which are still to be admitted."""
-        return self.next_op < self.n_ops and self.state <= _LAST_WAITING
+        """Whether it has ops which may be admitted now.
+
+        Of a request in series a grant is a round: the next is admitted when that one is complete. Whoever
+        performs it sleeps until then, and what was admitted meanwhile would be in flight in name only.
+        """
+        is_left = self.next_op < self.n_ops and self.state <= _LAST_WAITING
+        return is_left and not (self.step_bytes and self.grants)
 
     @property
     def is_over(self) -> bool:

@@ -11,6 +11,10 @@ One call of `admit_one`:
 Progress (I1): with nothing in flight to the device one op is admitted however large it is. The last part
 of the window is kept for reads of a more urgent base than all in flight (`URGENT_SHARE`).
 
+The ops of a slice are in flight side by side, or, where the request says so, in *series*: in each some ops
+one after the other, which take the room of one. So a long slice costs its driver one turn, and keeps the
+device's queue as short as a few ops do.
+
 A page-cache hit is refunded: its completion frees the window and tells the controller nothing.
 
 Threading: all methods under the hub's lock. Time is an argument. It performs nothing: drivers find
@@ -95,6 +99,7 @@ class Scheduler:
         self.in_flight_bases: dict[int, int] = {}
         self.started: dict[int, Request] = {}
         self.awaited: dict[int, Request] = {}
+        self.in_rounds: dict[int, Request] = {}
         self.is_held_back = False
         self.waiting = 0
         self.last_turn = 0
@@ -133,7 +138,7 @@ class Scheduler:
                 head, self.started.values(), list(self.awaited.values()), self.hub.in_flight_ops
             )
         if request is None:
-            self.is_held_back = False
+            self.is_held_back = bool(self.in_rounds)  # each would have used a larger window
             return False
         count = self._grantable_ops(request)
         if count <= 0:
@@ -184,8 +189,8 @@ class Scheduler:
         request.queued_s = now
         self.requests[request.seq] = request
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
-        nbytes = self._hand_out(request, request.n_ops, now)
-        self._count(request, request.n_ops, nbytes)
+        grant = self._hand_out(request, request.n_ops, now)
+        self._count(request, grant.ops_left, grant.bytes_left)
         return request.inbox.pop(0)
 
     def may_copy(self, nbytes: int) -> bool:
@@ -214,6 +219,8 @@ class Scheduler:
         return can_reserve(request, budget, self.hub.in_flight_ops)
 
     def _grantable_ops(self, request: Request) -> int:
+        if request.step_bytes:
+            return self._grantable_series(request)
         room_ops = min(self.max_grant_ops, self.hub.room_ops(), request.n_ops - request.next_op)
         free_ops = self.max_in_flight_ops - self.in_flight_ops
         self.is_held_back = False
@@ -236,6 +243,19 @@ class Scheduler:
             return 0 if fitting < least else min(room_ops, fitting)
         return min(room_ops, fitting)
 
+    def _grantable_series(self, request: Request) -> int:
+        """Return the ops of so many series as there is room for one op of each."""
+        most = min(self.max_grant_ops, request.n_ops - request.next_op)
+        wanted = -(-most // request.series_ops)
+        room = min(self.max_in_flight_ops - self.in_flight_ops, self.hub.room_ops(), wanted)
+        self.is_held_back = False
+        if self.window is not None and room > 0:
+            left = self._share(request) - (self.in_flight_ops if self.counts_ops else self.in_flight_bytes)
+            fitting = max(left // (1 if self.counts_ops else request.step_bytes), 0)
+            self.is_held_back = fitting < room
+            room = min(room, fitting if self.in_flight_ops else max(fitting, 1))  # progress, I1
+        return min(room * request.series_ops, most)
+
     def _share(self, request: Request) -> int:
         """Return how much of the window this request may use."""
         assert self.window is not None  # noqa: S101 - the caller asked
@@ -251,14 +271,19 @@ class Scheduler:
     def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:
         self._note_urgent(request, now)
         self._reserve(request)
-        nbytes = self._hand_out(request, count, now)
+        grant = self._hand_out(request, count, now)
         if is_head:
-            self._queue_of(request).served(request, nbytes, now)
-        self._count(request, count, nbytes)
-        if request.next_op == request.n_ops:
-            self._leave_queue(request)
+            self._queue_of(request).served(request, grant.bytes_left, now)
+        if request.step_bytes:
+            self._count(request, *grant.in_flight())
         else:
+            self._count(request, count, grant.bytes_left)
+        if request.next_op < request.n_ops and not request.step_bytes:
             self.started[request.seq] = request
+            return
+        self._leave_queue(request)
+        if request.next_op < request.n_ops:
+            self.in_rounds[request.seq] = request
 
     def _note_urgent(self, request: Request, now: float) -> None:
         """Tell the window who waits for all of it; a store's requests are served side by side."""
@@ -284,11 +309,10 @@ class Scheduler:
         if request.is_awaited:
             self.awaited.pop(request.seq, None)
 
-    def _hand_out(self, request: Request, count: int, now: float) -> int:
-        """Put a grant of the next `count` ops into the inbox; returns its bytes."""
+    def _hand_out(self, request: Request, count: int, now: float) -> Grant:
+        """Put a grant of the next `count` ops into the inbox."""
         lo = request.next_op
-        nbytes = request.bytes_between(lo, lo + count)
-        grant = Grant(request, lo, lo + count, nbytes, self.in_flight_bytes, now)
+        grant = Grant(request, lo, lo + count, request.bytes_between(lo, lo + count), now)
         # The grant is the primary fact: from here on `recover` can derive the rest.
         request.grants.append(grant)
         request.inbox.append(grant)
@@ -296,7 +320,7 @@ class Scheduler:
         request.state = State.RUNNING
         self.hub.traced("admitted", request, lo, grant.hi, now)
         self.hub.wake(request)
-        return nbytes
+        return grant
 
     def _grant_nested(self, request: Request, now: float) -> None:
         """Grant all of it, uncounted: the op it runs inside of was admitted and holds the permit.
@@ -359,7 +383,17 @@ class Scheduler:
         self.hub.count_completed(ops, nbytes, is_hit=is_hit)
         if grant.ops_left == 0:
             self.hub.traced("completed", request, grant.lo, grant.hi, now)
+            if request.step_bytes and request.is_waiting:
+                self._queue_again(request, now)
         self._after(request)
+
+    def _queue_again(self, request: Request, now: float) -> None:
+        """Let a request whose round is over wait for the next."""
+        self.in_rounds.pop(request.seq, None)
+        self._queue_of(request).push(request, now)
+        self.started[request.seq] = request
+        self._list_awaited(request)
+        self.waiting += 1
 
     def note_throttled(self, now: float) -> None:
         """Note that the store asks for less: its window shrinks, once per round trip."""
@@ -384,8 +418,12 @@ class Scheduler:
         if ops == grant.ops_left:
             # Whatever was charged and not yet given back: a rest would narrow the window for ever.
             nbytes = grant.bytes_left
+        before = grant.in_flight() if grant.request.step_bytes else None
         grant.ops_left -= ops
         grant.bytes_left -= nbytes
+        if before is not None:
+            left = grant.in_flight()
+            ops, nbytes = before[0] - left[0], before[1] - left[1]
         self._count(grant.request, -ops, -nbytes)
         if grant.ops_left == 0 and grant in grant.request.grants:
             grant.request.grants.remove(grant)
@@ -424,6 +462,7 @@ class Scheduler:
         # One that an interrupt kept from being submitted was never counted.
         was_waiting = request.is_waiting and request.seq in self.requests
         request.state = state
+        self.in_rounds.pop(request.seq, None)
         if was_waiting:
             self._leave_queue(request)
             self._queue_of(request).sweep(self.waiting)
@@ -461,7 +500,7 @@ class Scheduler:
             self.hub.changed()
 
     def _move(self, request: Request, priority: Priority) -> None:
-        in_flight_ops = sum(grant.ops_left for grant in request.grants)
+        in_flight_ops = sum(grant.in_flight()[0] for grant in request.grants)
         self._count(request, -in_flight_ops, 0)
         request.priority = priority
         self._count(request, in_flight_ops, 0)
@@ -476,6 +515,7 @@ class Scheduler:
         self.in_flight_bases = {}
         self.started.clear()
         self.awaited.clear()
+        self.in_rounds.clear()
         for request in list(self.requests.values()):
             request.mend()
             self._recount(request, now)
@@ -485,13 +525,15 @@ class Scheduler:
 
     def _recount(self, request: Request, now: float) -> None:
         for grant in request.grants:
-            self._count(request, grant.ops_left, grant.bytes_left)
+            self._count(request, *grant.in_flight())
         if request.state is State.RUNNING and request.ops_done == request.n_ops:
             request.state = State.COMPLETE
         if request.is_waiting and request.is_nested:
             self._grant_nested(request, now)
         self.waiting += request.is_waiting
         self._list_awaited(request)
+        if request.step_bytes and request.grants and request.next_op < request.n_ops and not request.is_over:
+            self.in_rounds[request.seq] = request
         if request.is_waiting and self.hub.budget.is_holding(request.seq):
             self.started[request.seq] = request
         if request.is_speculative and self.hub.budget.is_holding(request.seq):
@@ -500,9 +542,9 @@ class Scheduler:
 
     def validate(self) -> None:
         """Raise AssertionError where a derived number disagrees with the facts."""
-        grants = [g for r in self.requests.values() if not r.is_nested for g in r.grants]
-        ops = sum(grant.ops_left for grant in grants)
-        nbytes = sum(grant.bytes_left for grant in grants)
+        flying = [g.in_flight() for r in self.requests.values() if not r.is_nested for g in r.grants]
+        ops = sum(ops for ops, _ in flying)
+        nbytes = sum(nbytes for _, nbytes in flying)
         waiting = sum(r.is_waiting for r in self.requests.values())
         found = (self.in_flight_ops, self.in_flight_bytes, self.waiting)
         if found != (ops, nbytes, waiting):

@@ -148,7 +148,8 @@ class LiteDriver:
         while not request.is_over:
             _start_granted(job)
             if job.under_way:
-                (_finish_half if _is_bound(job) else _finish_first)(job)
+                is_half = _is_bound(job) and job.ops.series_ops == 1
+                (_finish_half if is_half else _finish_first)(job)
                 self._start_for_others()
             elif not request.is_over:
                 wait_until_over(job, timeout_s, until=partial(_has_work, job))
@@ -190,13 +191,15 @@ def _start_granted(job: Job) -> None:
 
 
 def _finish_first(job: Job) -> None:
-    """Finish the first long op, or half of what is under way of short ones.
+    """Finish the first long op, or half of what is under way of short ones, or a round of series.
 
     Completing some lets as many others start while the rest is waited for.
     """
     grant, rows = job.under_way.pop(0)
     count = len(rows)
-    if job.ops.length[rows[0]] >= _LONG_BYTES:
+    if job.ops.series_ops > 1:
+        pass  # the next round is admitted when this one is over
+    elif job.ops.length[rows[0]] >= _LONG_BYTES:
         count = 1
     elif count > _HALVED_ABOVE:
         count = (count + 1) // 2

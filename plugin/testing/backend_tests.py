@@ -264,6 +264,22 @@ class BackendTests(abc.ABC):
         performer.perform(placed.ops, 20, 30)
         assert placed.answers() == [DATA[start:end] for _, start, end in rows]
 
+    def test_ops_in_series(self, performer: Performer, path: str, missing: str) -> None:
+        """So many as the backend says are read one after the other; one that fails or is short ends none."""
+        series_ops = getattr(performer.backend, "series_ops", 1)
+        source = self.failing_source(performer.backend, path, missing)
+        rows = [(0, 5000 * k, 5000 * k + 4000) for k in range(3 * series_ops + 1)]
+        rows[1] = (1, 0, 10)
+        placed = make_ops([performer.backend.open(path), source], rows)
+        placed.ops.series_ops = series_ops
+        performer.perform(placed.ops)
+        assert list(placed.ops.errors) == [1]
+        del rows[1]
+        found = placed.answers()
+        del found[1]
+        assert found == [DATA[start:end] for _, start, end in rows]
+        assert not len(placed.strays())
+
     def test_many_small_ops(self, performer: Performer, path: str) -> None:
         """A batch has any number of rows."""
         placed, rows = self._scattered(performer.backend, path, self.many_ops)

@@ -369,6 +369,77 @@ def test_a_forked_child_has_rings_of_its_own(path: str) -> None:
     os.close(write_to)
 
 
+# -- series
+
+
+def pipes_ops(n: int, series_ops: int) -> tuple[Ops, list[int]]:
+    """Return reads of a byte of a pipe each, in series, and where to write."""
+    made = [pipe_ops(1) for _ in range(n)]
+    one, zero, rows = np.ones(n, np.int64), np.zeros(n, np.int64), np.arange(n)
+    ops = Ops.of([ops.sources[0] for ops, _ in made], (rows, zero, one, rows), np.zeros(n, np.uint8))
+    ops.series_ops = series_ops
+    return ops, [write_to for _, write_to in made]
+
+
+def test_of_a_series_one_read_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are there stay where they are until the read before is done; other series do not wait."""
+    backend = backend_on(LinuxKernel())
+    ops, write_to = pipes_ops(6, series_ops=3)
+    for k in (1, 2, 3):
+        os.write(write_to[k], b"%d" % k)
+    started = backend.start(ops, 0, 6)
+    assert started.tolist() == [0, 1, 2, 4, 5], "the second series began, and met an empty pipe"
+    backend._rings.mine().ring.enter()  # type: ignore[union-attr]
+    assert (ops.got == [-1, -1, -1, 1, -1, -1]).all()
+    os.write(write_to[0], b"0")
+    assert backend.finish_some(ops, started, 3).tolist() == [True, True, True, False, False]
+    for k in (4, 5):
+        os.write(write_to[k], b"%d" % k)
+    backend.finish(ops, started)
+    assert ops.buffer.tobytes() == b"012345"
+    for fd in write_to:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "kernel", [LinuxKernel(), Faulty(at_once=3), Faulty(*[errno.EAGAIN, errno.EBUSY] * 9)]
+)
+@pytest.mark.parametrize("depth", [1, 2, 16, 64])
+def test_series_through_full_queues(path: str, kernel: LinuxKernel, depth: int) -> None:
+    backend = backend_on(kernel, depth)
+    for seed in range(3):
+        ops, expected = scattered(backend, path, n=113, seed=seed)
+        ops.series_ops = 8
+        Performer(backend).perform(ops)
+        assert answers(ops) == expected
+
+
+def test_a_series_that_the_end_of_the_file_cuts_is_read_on(path: str) -> None:
+    """A short read takes those after it out of the ring: whether the file has them is asked by `preadv`."""
+    backend = backend_on(LinuxKernel())
+    ops, expected = scattered(backend, path, n=20)
+    ops.series_ops = 20
+    ops.start[5], ops.start[9] = 300_000 - 7, 400_000
+    Performer(backend).perform(ops)
+    content = Path(path).read_bytes()
+    expected[5], expected[9] = content[-7:], b""
+    assert answers(ops) == expected
+
+
+def test_a_thread_without_a_ring_sets_nothing_of_a_series_going(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that misses would start all of its reads at once."""
+    monkeypatch.setattr(_rings, "MOST_RINGS", 0)
+    backend = backend_on(LinuxKernel())
+    ops, expected = scattered(backend, path, n=20)
+    ops.series_ops = 4
+    assert backend.start(ops, 0, 20).tolist() == list(range(20))
+    assert (ops.got == NOT_YET).all()
+    backend.finish(ops, np.arange(20))
+    assert answers(ops) == expected
+
+
 # -- threads
 
 

@@ -22,7 +22,7 @@ KINDS = [
     for work in ("single", "few", "long", "ranges", "file", "submitted")
     if not (target == "threaded" and mode == "standard")  # one driver serves both modes
     if not (target in {"threaded", "async"} and work == "few")  # as any other ranges there
-]
+] + ["series-lite-long", "series-standard-long"]
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 
 import headrace
 from headrace.backends import _linux as linux
+from headrace.backends._rings import probe
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
 from headrace.core.window import Window
@@ -237,7 +238,7 @@ def test_an_urgent_read_is_not_behind_the_loop_thread(
 
     monkeypatch.setattr(backend, "start", held)
     misses = Misses(backend, {7}, monkeypatch)
-    scan = fs.submit_ranges(str(path), [0], [SIZE])
+    scans = [fs.submit_ranges(str(path), [0], [SIZE]) for _ in range(3)]
     try:
         assert has_begun.wait(60)
         assert fs.channel.scheduler(str(path)).waiting
@@ -247,7 +248,34 @@ def test_an_urgent_read_is_not_behind_the_loop_thread(
         assert misses.readers == [threading.get_ident()]
     finally:
         is_open.set()
-    assert bytes(scan.result()[0]) == CONTENT
+    assert [bytes(scan.result()[0]) for scan in scans] == [CONTENT] * 3
+
+
+@needs_nowait
+@pytest.mark.skipif(probe() is not None, reason="series are the ring's")
+def test_an_urgent_read_is_not_behind_series_either(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan whose round is under way is not in the queue, and yet the loop thread is for it."""
+    path.read_bytes()
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler="standard", max_op_bytes=100_000)
+    backend = fs.channel.backend
+    start, is_open, has_begun = backend.start, threading.Event(), threading.Event()
+
+    def held(ops: Any, lo: int, hi: int) -> Any:
+        has_begun.set()
+        assert is_open.wait(60)
+        return start(ops, lo, hi)
+
+    monkeypatch.setattr(backend, "start", held)
+    misses = Misses(backend, set(), monkeypatch)
+    scans = [fs.submit_ranges(str(path), [0], [SIZE]) for _ in range(2)]
+    try:
+        assert has_begun.wait(60)
+        assert not fs.channel.scheduler(str(path)).waiting
+        assert fs.with_priority(-1).cat_file(str(path), 4, 14) == CONTENT[4:14]
+        assert misses.probers == [threading.get_ident()]
+    finally:
+        is_open.set()
+    assert [bytes(scan.result()[0]) for scan in scans] == [CONTENT] * 2
 
 
 @needs_nowait
@@ -377,11 +405,12 @@ def test_ops_are_short_where_urgent_reads_may_have_to_wait_for_them(
     path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, *, is_urgent: bool
 ) -> None:
     """And those of a read that nobody waits for yet, which may be under way when urgent ones come."""
-    backend, defaults, lengths = fs.channel.backend, LocalBackend.defaults, set()
+    backend, defaults, lengths, series = fs.channel.backend, fs.channel.backend.defaults, set(), set()
     start = backend.start
 
     def noted(ops: Any, lo: int, hi: int) -> Any:
         lengths.update(ops.length.tolist())
+        series.add(ops.series_ops)
         return start(ops, lo, hi)
 
     monkeypatch.setattr(backend, "start", noted)
@@ -395,6 +424,7 @@ def test_ops_are_short_where_urgent_reads_may_have_to_wait_for_them(
     ]
     assert fs.cat_ranges([str(path)], [0], [SIZE]) == [CONTENT]
     assert lengths == {defaults.short_op_bytes if is_urgent else defaults.max_op_bytes}
+    assert series == {backend.series_ops if is_urgent else 1}
     lengths.clear()
     assert bytes(fs.submit_ranges(str(path), [0], [SIZE]).result()[0]) == CONTENT
     assert lengths == {defaults.short_op_bytes}
@@ -419,6 +449,7 @@ def test_long_ranges_that_are_given_up(
     path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupt in the middle leaves nothing of those that were launched ahead."""
+    monkeypatch.setattr(Window, "expects_urgent", False)  # or series would be granted at once
     backend = fs.channel.backend
     start, begun = backend.start, []
 

@@ -3,7 +3,8 @@
 The model keeps plain lists and recomputes everything from them each time: what waits, what is in
 flight, what is reserved, and which requests may be next. It predicts from the design's rules:
 
-* I1: a slice is exactly what the window and the limits of ops leave room for.
+* I1: a slice is exactly what the window and the limits of ops leave room for; of a request in series the
+  room is that of one op of each, and there is no other slice until that one is complete.
 * I2, I7: a reservation fits or a named exemption holds, after speculation was dropped.
 * I4: the base whose key ``base * 5 s + since`` is least; then some scan's first request by
   ``(position, sequence)``; and two scans that both wait are served alike, within two slices.
@@ -20,6 +21,7 @@ facts; whatever the core derives from them must agree.
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,7 @@ class Naive:
     request: Request
     device: str
     lengths: list[int]
+    asked_series_ops: int = 1
     next_op: int = 0
     flying: dict[Grant, tuple[int, int]] = field(default_factory=dict)
     holds: int | None = None
@@ -58,8 +61,21 @@ class Naive:
     has_seen_end: bool = False
 
     @property
+    def series_ops(self) -> int:
+        is_single = len(self.lengths) < 2 or self.request.is_nested
+        return 1 if is_single else self.asked_series_ops
+
+    @property
     def is_waiting(self) -> bool:
-        return not self.is_over and self.next_op < len(self.lengths)
+        is_in_round = self.series_ops > 1 and bool(self.flying)
+        return not self.is_over and self.next_op < len(self.lengths) and not is_in_round
+
+    def in_flight(self, grant: Grant) -> tuple[int, int]:
+        ops, nbytes = self.flying[grant]
+        if self.series_ops == 1:
+            return ops, nbytes
+        series = math.ceil(ops / self.series_ops)
+        return series, min(nbytes, series * max(self.lengths))
 
     @property
     def level(self) -> Level:
@@ -135,7 +151,8 @@ class World:
     def submit(self, device: str, lengths: list[int], **options: Any) -> Naive:
         """Submit a request; one whose submission was interrupted is given up, as drivers do."""
         request = Request(np.array(lengths, np.int64), on_wake=self._woken, **options)
-        naive = request.label = Naive(request, device, _charged(request, lengths))
+        series_ops = options.get("series_ops", 1)
+        naive = request.label = Naive(request, device, _charged(request, lengths), series_ops)
         is_cut = True
         with self.section():
             self.schedulers[device].submit(request, self.now)
@@ -157,7 +174,10 @@ class World:
         with self.section():
             self._of(naive).complete(grant, ops, told, self.now, is_hit=is_hit)
             naive.flying[grant] = (left - ops, left_bytes - nbytes)
+            was_waiting = naive.is_waiting
             self._landed(naive)
+            if naive.is_waiting and not was_waiting:
+                self._pushed(naive)
 
     def forfeit(self, grant: Grant) -> None:
         naive = grant.request.label
@@ -341,9 +361,9 @@ class World:
     def flying(self, device: str | None = None) -> list[tuple[Naive, int, int]]:
         """Request, ops and bytes of each grant in flight that counts."""
         return [
-            (n, *left)
+            (n, *n.in_flight(grant))
             for n in self.known
-            for left in n.flying.values()
+            for grant in n.flying
             if not n.request.is_nested and device in (None, n.device)
         ]
 
@@ -408,31 +428,35 @@ class World:
         """I1: how many of its ops may start now."""
         scheduler, flying = self._of(naive), self.flying(naive.device)
         in_flight = sum(ops for _, ops, _ in flying)
-        room = [
-            scheduler.max_in_flight_ops - in_flight,
-            scheduler.max_grant_ops,
-            len(naive.lengths) - naive.next_op,
-        ]
+        most = min(scheduler.max_grant_ops, len(naive.lengths) - naive.next_op)
+        steps = naive.lengths[naive.next_op :]
+        if naive.series_ops > 1:
+            steps = [max(naive.lengths)] * math.ceil(most / naive.series_ops)
+        room = [scheduler.max_in_flight_ops - in_flight, min(most, len(steps))]
         if self.hub.process_io_limit:
             room.append(self.hub.process_io_limit - sum(ops for _, ops, _ in self.flying()))
         if min(room) <= 0 or scheduler.window is None:
-            return min(room)
-        limit = scheduler.window.limit
-        bases = [n.request.priority.base for n, _, _ in flying]
-        if naive.request.is_speculative:
-            limit //= 2
-        elif bases and naive.request.priority.base < min(bases):
-            limit = scheduler.window.urgent_limit
-        elif bases:
-            limit -= limit // 8
-        left = limit - sum(nbytes for _, _, nbytes in flying)
+            return min(most, min(room) * naive.series_ops)
+        left = self._share(naive) - sum(nbytes for _, _, nbytes in flying)
         fitting = 0
-        for length in naive.lengths[naive.next_op :]:
+        for length in steps:
             left -= length
             if left < 0:
                 break
             fitting += 1
-        return min(*room, fitting) if fitting or in_flight else 1
+        slots = min(*room, fitting) if fitting or in_flight else 1
+        return min(most, slots * naive.series_ops)
+
+    def _share(self, naive: Naive) -> int:
+        """I1, I7: the part of the window it may use."""
+        window = self._of(naive).window
+        assert window is not None
+        bases = [n.request.priority.base for n, _, _ in self.flying(naive.device)]
+        if naive.request.is_speculative:
+            return window.limit // 2
+        if bases and naive.request.priority.base < min(bases):
+            return window.urgent_limit
+        return window.limit - window.limit // 8 if bases else window.limit
 
     # -- the checks
 
@@ -488,6 +512,7 @@ class World:
             assert not scheduler.requests
             assert not scheduler.started
             assert not scheduler.awaited
+            assert not scheduler.in_rounds
 
 
 def _in_scan(naive: Naive) -> tuple[int, int]:

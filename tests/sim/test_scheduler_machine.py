@@ -57,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         kind=st.sampled_from(["demand"] * 5 + ["speculative"] * 2 + ["nested"]),
         group=st.sampled_from([None, None, 1, 2]),
         is_awaited=st.booleans(),
+        series_ops=st.sampled_from([1, 1, 2, 3]),
     )
     def submit(
         self,
@@ -68,8 +69,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         kind: str,
         group: int | None,
         is_awaited: bool,
+        series_ops: int,
     ) -> None:
         request = {
+            "series_ops": series_ops,
             "result_bytes": sum(lengths) if lengths != [UNKNOWN_LENGTH] else 30,
             "priority": Priority(base, position),
             "scan": scan,
@@ -259,6 +262,7 @@ def _step(world: World, draw: random.Random) -> None:
             priority=Priority(draw.randint(-1, 1), draw.randint(0, 9)),
             scan=draw.choice("abc"),
             is_speculative=draw.random() < 0.2,
+            series_ops=draw.choice([1, 1, 2]),
         )
         naive.request.is_awaited = not naive.request.is_speculative
     elif roll < 0.75 and grants:

@@ -28,6 +28,7 @@ import slow
 
 import headrace
 from headrace.backends import fsspec_sync
+from headrace.core.window import Window
 from headrace.reader import LONG_BYTES
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ EXPECTED = {
     through_file: CONTENT[100:90_100],
     submitted: CONTENT[100:200],
 }
-TARGETS = {"local": "file", "cold": "file", "threaded": "slow", "async": "aslow"}
+TARGETS = {"local": "file", "cold": "file", "series": "file", "threaded": "slow", "async": "aslow"}
 WORK = {
     "single": single,
     "few": few,
@@ -207,6 +208,9 @@ def main() -> None:
     fs, work = make(TARGETS[target], scheduler=mode), WORK[what]
     if target == "cold":
         miss_always(fs.channel.backend)
+    if target == "series":
+        Window.expects_urgent = True  # type: ignore[assignment,method-assign]
+        assert fs.channel.op_bytes(PATH) < LONG_BYTES
     threading.excepthook = lambda args: errors.append(repr(args.exc_value))
     for _ in range(3):
         assert work(fs) == EXPECTED[work]

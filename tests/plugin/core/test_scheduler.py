@@ -287,6 +287,93 @@ def test_what_is_more_urgent_than_all_that_wait_starts_at_once() -> None:
     complete(scheduler, grant)
 
 
+# -- series
+
+
+def test_a_series_takes_the_room_of_one_op() -> None:
+    """I1: the others of it are not in flight; what is charged falls with the last of them."""
+    hub, scheduler = a_scheduler(window=80)
+    request = submit(scheduler, *[10] * 20, 7, series_ops=4)
+    (grant,) = request.inbox
+    assert (grant.lo, grant.hi) == (0, 21), "six series, which have room"
+    assert state_of(scheduler) == (6, 60, 1, 0, 6, 207)
+    for left, flying in ((17, (5, 50)), (8, (2, 20)), (5, (2, 20)), (2, (1, 10)), (1, (1, 7)), (0, (0, 0))):
+        ops = grant.ops_left - left
+        scheduler.complete(grant, ops, 10 * ops if left else 7, 0.0)
+        settle(scheduler)
+        assert (scheduler.in_flight_ops, scheduler.in_flight_bytes) == flying
+    assert (request.state, hub.in_flight_ops) == (State.COMPLETE, 0)
+
+
+@pytest.mark.parametrize(("limits", "series"), [({}, 4), ({"ops": 3}, 3), ({"process_io_limit": 2}, 2)])
+def test_series_keep_every_limit(limits: dict[str, int], series: int) -> None:
+    _, scheduler = a_scheduler(window=40, **limits)
+    request = submit(scheduler, *[10] * 100, series_ops=5)
+    assert sizes_of(request.inbox) == [5 * series]
+    assert scheduler.in_flight_ops == series
+
+
+def test_one_series_is_admitted_where_nothing_is_in_flight() -> None:
+    """Progress, also where its op is larger than the window."""
+    _, scheduler = a_scheduler(window=5)
+    request = submit(scheduler, *[10] * 8, series_ops=4)
+    assert sizes_of(request.inbox) == [4]
+
+
+def test_the_next_round_is_admitted_when_this_one_is_over() -> None:
+    """Whoever performs it sleeps until then: others may have the room that comes free meanwhile."""
+    _, scheduler = a_scheduler(window=40)
+    one, other = (submit(scheduler, *[10] * 12, series_ops=2, scan=scan) for scan in "ab")
+    round_ = one.inbox.pop(0)
+    assert (sizes_of([round_]), sizes_of(other.inbox)) == ([8], [])
+    scheduler.complete(round_, 2, 20, 0.0)
+    settle(scheduler)
+    assert (one.inbox, sizes_of(other.inbox)) == ([], []), "the eighth that is kept for the urgent"
+    scheduler.complete(round_, 2, 20, 0.0)
+    settle(scheduler)
+    assert (one.inbox, sizes_of(other.inbox)) == ([], [2])
+    complete(scheduler, round_)
+    assert (sizes_of(one.inbox), sizes_of(other.inbox)) == ([4], [2])
+    assert not scheduler.waiting
+    for request in (one, other):
+        while request.inbox:
+            complete(scheduler, request.inbox.pop(0))
+        assert request.state is State.COMPLETE
+    assert state_of(scheduler)[:5] == (0, 0, 0, 0, 0)
+
+
+def test_what_waits_for_its_next_round_is_held_back_by_the_window() -> None:
+    """Nobody is in the queue, and yet a larger window would be used: its controller must know."""
+    _, scheduler = a_scheduler(window=40)
+    request = submit(scheduler, *[10] * 12, series_ops=2)
+    assert (scheduler.waiting, scheduler.is_held_back) == (0, True)
+    complete(scheduler, request.inbox.pop(0))
+    assert (request.next_op, scheduler.waiting, scheduler.is_held_back) == (12, 0, False)
+
+
+@pytest.mark.parametrize("how", ["cancel", "fail"])
+def test_a_request_that_ends_in_a_round_is_drained(how: str) -> None:
+    _, scheduler = a_scheduler(window=40)
+    request = submit(scheduler, *[10] * 12, series_ops=2)
+    scheduler.fail(request, OSError()) if how == "fail" else scheduler.cancel(request)
+    settle(scheduler)
+    assert scheduler.is_held_back, "until it is looked at again"
+    complete(scheduler, request.inbox.pop(0))
+    assert (request.state, request.next_op) == (State.RETIRED, 8)
+    assert state_of(scheduler) == (0, 0, 0, 0, 0, 0)
+    assert not scheduler.in_rounds
+
+
+def test_what_is_raised_in_a_round_goes_first_afterwards() -> None:
+    _, scheduler = a_scheduler(window=20)
+    request = submit(scheduler, *[10] * 8, series_ops=2, base=1)
+    submit(scheduler, *[10] * 8, series_ops=2, base=0)
+    scheduler.raise_priority(request, (-1, 0), 0.0)
+    settle(scheduler)
+    complete(scheduler, request.inbox.pop(0))
+    assert (request.next_op, scheduler.in_flight_bases) == (8, {-1: 2})
+
+
 # -- order
 
 
