@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from typing_extensions import override
 
-from headrace.backends import _linux as linux
 from headrace.backends._files import LocalSource
 from headrace.backends._rings import Columns, fd_column
 
@@ -37,23 +35,12 @@ _memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, 
 )
 
 
-class DirectSource(LocalSource):
-    """A file that is open twice: through the page cache, and around it where the filesystem allows that."""
-
-    __slots__ = ("direct_fd",)
-
-    def __init__(self, path: str, fd: int) -> None:
-        super().__init__(path, fd)
-        self.direct_fd = -1
-        with contextlib.suppress(OSError):  # a filesystem, such as some in memory, that refuses
-            self.direct_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-
-    @override
-    def __del__(self) -> None:
-        fd, self.direct_fd = self.direct_fd, -1
-        if fd >= 0:
-            linux.close(fd)
-        super().__del__()
+def direct_source(path: str, fd: int) -> LocalSource:
+    """Open a file a second time, around the page cache, where the filesystem allows that."""
+    direct_fd = -1
+    with contextlib.suppress(OSError):  # a filesystem, such as some in memory, that refuses
+        direct_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
+    return LocalSource(path, fd, direct_fd)
 
 
 @dataclass(slots=True)
@@ -113,7 +100,7 @@ class DirectColumns(Columns):
 
 def direct_columns(ops: Ops) -> DirectColumns | None:
     """Return the columns of ops whose files can all be read directly, else None."""
-    fds = [getattr(source, "direct_fd", -1) for source in ops.sources]
+    fds = [-1 if source is None else source.direct_fd for source in ops.sources]
     if min(fds) < 0:
         return None
     start = ops.start & -BLOCK

@@ -21,11 +21,15 @@ Elsewhere than on Linux, and where the kernel lacks a call, the same results com
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import weakref
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -48,15 +52,51 @@ IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 _DEVICES_REMEMBERED = 4096
 
 
+class _Lost(weakref.ref["LocalSource"]):
+    """Keeps a source's descriptors for the next opening to close, should its finaliser be cut.
+
+    A signal handler that raises may cut it at its first line, and Python goes on without it. The callback of
+    a weak reference is C, and cannot be cut.
+    """
+
+    __slots__ = ("direct_fd", "fd")
+
+    fd: int
+    direct_fd: int
+
+
+_lost: deque[Any] = deque()
+
+
+def _close_lost() -> None:
+    """Close what sources left open whose finaliser was cut."""
+    for end in list(_lost):
+        # There is none where the constructor was cut before it noted it.
+        fd, direct_fd = getattr(end, "fd", -1), getattr(end, "direct_fd", -1)
+        end.fd = -1
+        if fd >= 0:
+            linux.close(fd)
+        end.direct_fd = -1
+        if direct_fd >= 0:
+            linux.close(direct_fd)
+        with contextlib.suppress(ValueError):  # another thread closed them
+            _lost.remove(end)
+
+
 class LocalSource:
-    """An open descriptor and the advice it has."""
+    """An open descriptor and the advice it has, and one for reads around the page cache, if there is one."""
 
-    __slots__ = ("advice", "fd", "path")
+    __slots__ = ("__weakref__", "_end", "advice", "direct_fd", "fd", "path")
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, direct_fd: int = -1) -> None:
         self.path = path
         self.fd = fd
+        self.direct_fd = direct_fd
         self.advice = linux.ADVICE_NORMAL
+        end = self._end = _Lost(self, _lost.append)
+        end.fd, end.direct_fd = fd, direct_fd
+        if _lost:
+            _close_lost()
 
     def advise(self, advice: int) -> None:
         """Tell the kernel the access pattern, if it is another than last time."""
@@ -69,10 +109,19 @@ class LocalSource:
         return os.fstat(self.fd).st_size
 
     def __del__(self) -> None:
-        # Ops in flight hold the source, so the last reference closes it after the last op (I9).
-        fd, self.fd = self.fd, -1
+        # Ops in flight hold the source, so the last reference closes it after the last op (I9). Signals are
+        # handled after a call and not before it: what is to be closed is closed once, whatever is cut.
+        end = getattr(self, "_end", _UNLISTED)  # none, where its constructor was cut
+        fd, end.fd = self.fd, -1
         if fd >= 0:
             linux.close(fd)
+        fd, end.direct_fd = self.direct_fd, -1
+        if fd >= 0:
+            linux.close(fd)
+        self._end = _UNLISTED  # nothing is lost
+
+
+_UNLISTED: Any = SimpleNamespace()
 
 
 @dataclass(slots=True)

@@ -59,6 +59,8 @@ def _library() -> Any:
 _LIBC = _library()
 HAS_NOWAIT = _LIBC is not None and hasattr(os, "preadv")
 preadv2_keeping_gil: Any = _LIBC.preadv2 if _LIBC is not None else None
+close: Any = os.close if _LIBC is None else _LIBC.close
+"""Closes a descriptor that was only read from. No function of Python: finalisers may not be cut before it."""
 
 _WORDSIZE_OK = platform.machine() in {"x86_64", "aarch64", "riscv64", "ppc64le", "s390x", "AMD64"}
 _has_own_numbers = _LIBC is not None and _WORDSIZE_OK
@@ -96,14 +98,6 @@ def open_cached(path: str) -> int:
             return fd
     # Not cached, or an error: the plain call waits, and raises the error that Python users know.
     return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-
-
-def close(fd: int) -> None:
-    """Close a descriptor that was only read from."""
-    if _LIBC is None:
-        os.close(fd)
-    else:
-        _LIBC.close(fd)
 
 
 def advise(fd: int, advice: int) -> None:

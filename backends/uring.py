@@ -28,7 +28,7 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.backends import _linux as linux
-from headrace.backends._direct import DirectColumns, DirectSource, direct_columns
+from headrace.backends._direct import DirectColumns, direct_columns, direct_source
 from headrace.backends._files import FileBackend, LocalSource, is_small, prepared
 from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
 from headrace.types import NOT_YET
@@ -73,7 +73,7 @@ class UringBackend(FileBackend):
     @override
     def make_source(self, path: str, fd: int) -> LocalSource:
         """Open it a second time, for direct reads, where those are wanted."""
-        return DirectSource(path, fd) if self._is_direct else LocalSource(path, fd)
+        return direct_source(path, fd) if self._is_direct else LocalSource(path, fd)
 
     @override
     def is_bound(self, ops: Ops) -> bool:

@@ -1,0 +1,91 @@
+"""Open local files: their descriptors, whatever cuts a finaliser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.backends._direct import direct_source
+from headrace.backends._files import LocalSource
+from headrace.backends._linux import open_cached
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is open")
+
+
+def count_open(path: Path) -> int:
+    found = 0
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found += os.readlink(f"/proc/self/fd/{name}") == str(path)  # noqa: PTH115
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "data.bin").write_bytes(bytes(5000))
+    return tmp_path / "data.bin"
+
+
+def opened(path: Path, *, is_direct: bool = False) -> LocalSource:
+    make = direct_source if is_direct else LocalSource
+    return make(str(path), open_cached(str(path)))
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_the_last_reference_closes(path: Path, *, is_direct: bool) -> None:
+    source = opened(path, is_direct=is_direct)
+    assert count_open(path) == 1 + (source.direct_fd >= 0)
+    del source
+    assert count_open(path) == 0
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_the_next_opening_closes_what_a_cut_finaliser_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, is_direct: bool
+) -> None:
+    """As by a signal handler that raises at its first line."""
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalSource, "__del__", lambda _source: None)
+        sources = [opened(path, is_direct=is_direct) for _ in range(3)]
+        left = count_open(path)
+        assert left >= 3
+        del sources
+        assert count_open(path) == left
+    source = opened(path)
+    assert count_open(path) == 1
+    del source
+
+
+def test_a_finaliser_that_is_cut_later_closes_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first descriptor is closed: another file may have its number by then."""
+    closed: list[int] = []
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        closed.append(fd)
+        if len(closed) == 1:
+            raise KeyboardInterrupt
+
+    source = direct_source(str(path), open_cached(str(path)))
+    fds = {source.fd, source.direct_fd} - {-1}
+    monkeypatch.setattr("headrace.backends._linux.close", close)
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: unraisable.append(found.exc_type))
+    del source
+    other = opened(path)
+    assert unraisable == [KeyboardInterrupt]
+    assert sorted(closed) == sorted(fds)
+    assert count_open(path) == 1
+    del other
+
+
+def test_a_constructor_that_is_cut_closes_what_it_has(path: Path) -> None:
+    source = LocalSource.__new__(LocalSource)
+    source.fd, source.direct_fd = open_cached(str(path)), -1
+    del source
+    assert count_open(path) == 0
