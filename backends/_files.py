@@ -66,6 +66,7 @@ class _Lost(weakref.ref["LocalSource"]):
 
 
 _lost: deque[Any] = deque()
+_note_lost = _lost.append
 
 
 def _close_lost() -> None:
@@ -93,7 +94,7 @@ class LocalSource:
         self.fd = fd
         self.direct_fd = direct_fd
         self.advice = linux.ADVICE_NORMAL
-        end = self._end = _Lost(self, _lost.append)
+        end = self._end = _Lost(self, _note_lost)
         end.fd, end.direct_fd = fd, direct_fd
         if _lost:
             _close_lost()

@@ -68,7 +68,10 @@ class Defaults:
     max_op_bytes
         Longer reads are split into ops of this size.
     short_op_bytes
-        The same while more urgent reads come, which have to wait for an op; 0 for no difference.
+        The same of reads that nobody waits for yet, and while more urgent reads come, which wait for an op; 0
+        for no difference.
+    series_op_bytes
+        The same while more urgent reads come, of a backend that performs ops in series; 0 for no difference.
     io_parallelism
         Ops in flight to one device, at the most.
     window_bytes, window_ops
@@ -82,6 +85,7 @@ class Defaults:
     window_bytes: int = 0
     window_ops: int = 0
     short_op_bytes: int = 0
+    series_op_bytes: int = 0
 
 
 class Backend(abc.ABC):

@@ -50,7 +50,7 @@ class UringBackend(FileBackend):
     name: ClassVar[str] = "uring"
     rank: ClassVar[int] = 110
     series_ops: ClassVar[int] = 16
-    defaults: ClassVar[Defaults] = replace(FileBackend.defaults, short_op_bytes=128 << 10)
+    defaults: ClassVar[Defaults] = replace(FileBackend.defaults, series_op_bytes=128 << 10)
     options: ClassVar[frozenset[str]] = frozenset({"uring_queue_depth", "uring_direct"})
 
     def __init__(self, target: Any) -> None:

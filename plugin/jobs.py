@@ -90,10 +90,11 @@ class JobMaker:
 
     def _series_ops(self, ops: Ops, result_bytes: int) -> int:
         """Return how many ops are performed one after the other: of long reads in ops that were cut short."""
-        backend, short_bytes = self.channel.backend, self.channel.short_op_bytes
+        channel = self.channel
+        backend, short_bytes = channel.backend, channel.short_op_bytes
         if not isinstance(backend, InlineBackend) or backend.series_ops == 1:
             return 1
-        if result_bytes <= short_bytes or result_bytes < len(ops) * short_bytes // 2:
+        if result_bytes <= short_bytes or result_bytes < len(ops) * channel.urgent_op_bytes // 2:
             return 1
         if int(ops.length.max()) > short_bytes:
             return 1

@@ -87,10 +87,15 @@ class Channel:
         """The same for reads that urgent ones may have to wait for."""
         return self.settings.max_op_bytes or self.backend.defaults.short_op_bytes or self.max_op_bytes
 
+    @property
+    def urgent_op_bytes(self) -> int:
+        """The same while urgent reads come."""
+        return self.settings.max_op_bytes or self.backend.defaults.series_op_bytes or self.short_op_bytes
+
     def op_bytes(self, path: str) -> int:
         """Size of the ops of a read that is planned now."""
-        is_urgent = self.short_op_bytes < self.max_op_bytes and self.scheduler(path).expects_urgent
-        return self.short_op_bytes if is_urgent else self.max_op_bytes
+        is_urgent = self.urgent_op_bytes < self.max_op_bytes and self.scheduler(path).expects_urgent
+        return self.urgent_op_bytes if is_urgent else self.max_op_bytes
 
     @property
     def is_remote(self) -> bool:
@@ -130,7 +135,7 @@ class Channel:
             # takes no more than half of the first one. A store that throttles may take all but one request.
             return Window(initial=initial, least=(initial + 1) // 2, most=most)
         if defaults.window_bytes:
-            return Window(initial=defaults.window_bytes, least=self.short_op_bytes, most=1 << 30)
+            return Window(initial=defaults.window_bytes, least=self.urgent_op_bytes, most=1 << 30)
         return None
 
 

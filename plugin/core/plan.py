@@ -189,7 +189,7 @@ def plan_one(file: int, start: int, length: int, max_op_bytes: int) -> Plan:
         count = -(-range_length // max_op_bytes)
         dest = np.arange(count[0], dtype=np.int64) * max_op_bytes
         op_length = np.minimum(length - dest, max_op_bytes)
-        ops = (np.full(dest.size, file, np.int64), dest + start, op_length, dest)
+        ops = (np.broadcast_to(range_file, dest.size), dest + start, op_length, dest)
     # Positional, in the order of the fields: this is the path of every single small read.
     asked = (_ZERO, range_length, range_file, range_start, _ZERO, count)
     return Plan(*ops, length, *asked, True, 0, 0)  # noqa: FBT003
