@@ -37,10 +37,10 @@ _memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, 
 
 def direct_source(path: str, fd: int) -> LocalSource:
     """Open a file a second time, around the page cache, where the filesystem allows that."""
-    direct_fd = -1
+    source = LocalSource(path, fd)
     with contextlib.suppress(OSError):  # a filesystem, such as some in memory, that refuses
-        direct_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-    return LocalSource(path, fd, direct_fd)
+        source.add_direct(os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT))
+    return source
 
 
 @dataclass(slots=True)

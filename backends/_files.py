@@ -29,7 +29,6 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -52,52 +51,57 @@ IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 _DEVICES_REMEMBERED = 4096
 
 
-class _Lost(weakref.ref["LocalSource"]):
-    """Keeps a source's descriptors for the next opening to close, should its finaliser be cut.
+class _End(weakref.ref["LocalSource"]):
+    """Owns the descriptors of a source, and closes them where the source cannot.
 
-    A signal handler that raises may cut it at its first line, and Python goes on without it. The callback of
-    a weak reference is C, and cannot be cut.
+    A signal handler that raises may cut a finaliser at its first line, and Python goes on without it. The
+    callback of a weak reference is C, and cannot be cut: it lists the end for the next opening. Who closes a
+    descriptor takes it from the end first, in steps between which neither threads nor signals come.
     """
 
-    __slots__ = ("direct_fd", "fd")
-
-    fd: int
-    direct_fd: int
+    fd = -1
+    direct_fd = -1
 
 
-_lost: deque[Any] = deque()
-_note_lost = _lost.append
+_lost: deque[_End] = deque()
+_note_lost: Any = _lost.append
+_ends: set[_End] = set()
+"""Those of all sources: a weak reference that is garbage together with its object calls nobody."""
 
 
 def _close_lost() -> None:
     """Close what sources left open whose finaliser was cut."""
-    for end in list(_lost):
-        # There is none where the constructor was cut before it noted it.
-        fd, direct_fd = getattr(end, "fd", -1), getattr(end, "direct_fd", -1)
-        end.fd = -1
-        if fd >= 0:
-            linux.close(fd)
-        end.direct_fd = -1
-        if direct_fd >= 0:
-            linux.close(direct_fd)
-        with contextlib.suppress(ValueError):  # another thread closed them
-            _lost.remove(end)
+    with contextlib.suppress(IndexError):
+        while True:
+            end = _lost.popleft()
+            fd, end.fd = end.fd, -1
+            if fd >= 0:
+                linux.close(fd)
+            fd, end.direct_fd = end.direct_fd, -1
+            if fd >= 0:
+                linux.close(fd)
+            _ends.discard(end)
 
 
 class LocalSource:
-    """An open descriptor and the advice it has, and one for reads around the page cache, if there is one."""
+    """An open descriptor and the advice it has; maybe another one, for reads around the page cache."""
 
     __slots__ = ("__weakref__", "_end", "advice", "direct_fd", "fd", "path")
 
-    def __init__(self, path: str, fd: int, direct_fd: int = -1) -> None:
+    def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
-        self.direct_fd = direct_fd
+        self.direct_fd = -1
         self.advice = linux.ADVICE_NORMAL
-        end = self._end = _Lost(self, _note_lost)
-        end.fd, end.direct_fd = fd, direct_fd
+        end = self._end = _End(self, _note_lost)
+        end.fd = fd
+        _ends.add(end)
         if _lost:
             _close_lost()
+
+    def add_direct(self, fd: int) -> None:
+        """Take a descriptor of the same file for reads around the page cache."""
+        self.direct_fd = self._end.direct_fd = fd
 
     def advise(self, advice: int) -> None:
         """Tell the kernel the access pattern, if it is another than last time."""
@@ -110,19 +114,16 @@ class LocalSource:
         return os.fstat(self.fd).st_size
 
     def __del__(self) -> None:
-        # Ops in flight hold the source, so the last reference closes it after the last op (I9). Signals are
-        # handled after a call and not before it: what is to be closed is closed once, whatever is cut.
-        end = getattr(self, "_end", _UNLISTED)  # none, where its constructor was cut
-        fd, end.fd = self.fd, -1
+        # Ops in flight hold the source, so the last reference closes it after the last op (I9).
+        end = self._end
+        fd, end.fd = end.fd, -1
         if fd >= 0:
             linux.close(fd)
-        fd, end.direct_fd = self.direct_fd, -1
+        fd, end.direct_fd = end.direct_fd, -1
         if fd >= 0:
             linux.close(fd)
-        self._end = _UNLISTED  # nothing is lost
-
-
-_UNLISTED: Any = SimpleNamespace()
+        _ends.discard(end)
+        del self._end  # it has nothing to tell
 
 
 @dataclass(slots=True)
@@ -283,6 +284,15 @@ def is_small(ops: Ops) -> bool:
     if found.is_small is None:
         found.is_small = int(ops.length.max()) <= KEEP_GIL_BYTES
     return found.is_small
+
+
+def are_cached(ops: Ops, lo: int, hi: int) -> bool:
+    """Whether the page cache holds the rows ``[lo, hi)``, as far as that can be told without reading."""
+    rows = zip(ops.file[lo:hi].tolist(), ops.start[lo:hi].tolist(), ops.length[lo:hi].tolist(), strict=True)
+    return all(
+        ops.sources[file] is not None and linux.is_cached(ops.sources[file].fd, start, length)
+        for file, start, length in rows
+    )
 
 
 def _probe_small(ops: Ops, lo: int, hi: int) -> list[int]:

@@ -149,7 +149,8 @@ class ThreadRing:
         first = lo
         while lo < hi:
             count = min(ring.room, hi - lo, GIL_ROWS)
-            if not count:
+            if not count or (is_linked is not None and lo > first and ring.in_flight):
+                # The rest of a series that did not fit begins when what did is done (I1).
                 ring.enter(1)
                 self._deliver()
                 continue

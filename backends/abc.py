@@ -182,7 +182,7 @@ class Backend(abc.ABC):
 class InlineBackend(Backend):
     """Performs a slice of ops on the calling thread."""
 
-    series_ops: ClassVar[int] = 1
+    series_ops: int = 1
     """So many ops of a slice it can perform one after the other by itself, and the next so many beside them.
 
     Where `Ops.series_ops` says so, the first so many rows of a slice are a series, the next another one.

@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from headrace.backends import _linux as linux
 from headrace.backends._direct import DirectColumns, direct_columns, direct_source
-from headrace.backends._files import FileBackend, LocalSource, is_small, prepared
+from headrace.backends._files import FileBackend, LocalSource, are_cached, is_small, prepared
 from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
 from headrace.types import NOT_YET
 
@@ -44,12 +44,15 @@ FEW = 16
 ``preadv2`` that hit."""
 
 
+SERIES_OPS = 16
+"""Reads of a series: some milliseconds of a disk, which a more urgent long read may have to wait."""
+
+
 class UringBackend(FileBackend):
     """Reads local files with io_uring."""
 
     name: ClassVar[str] = "uring"
     rank: ClassVar[int] = 110
-    series_ops: ClassVar[int] = 16
     defaults: ClassVar[Defaults] = replace(FileBackend.defaults, series_op_bytes=128 << 10)
     options: ClassVar[frozenset[str]] = frozenset({"uring_queue_depth", "uring_direct"})
 
@@ -57,12 +60,15 @@ class UringBackend(FileBackend):
         super().__init__(target)
         self._rings = Rings.of(DEFAULT_DEPTH)
         self._is_direct = False
+        self.series_ops = SERIES_OPS
 
     @override
     def configure(self, **options: Any) -> None:
         """Take the depth of each thread's submission queue, and whether to read around the page cache."""
         self._rings = Rings.of(options["uring_queue_depth"] or DEFAULT_DEPTH)
         self._is_direct = options["uring_direct"]
+        # What is not aligned is short at the end of its file, which would end a series.
+        self.series_ops = 1 if self._is_direct else SERIES_OPS
 
     @classmethod
     @override
@@ -85,15 +91,18 @@ class UringBackend(FileBackend):
         """Submit the rows; what the page cache held is complete."""
         columns = self._columns(ops)
         ring = None if columns is None else self._rings.mine()
-        if ring is None and ops.series_ops > 1:
-            return np.arange(lo, hi)  # a probe would set all of them going at once
-        if columns is None or ring is None:
+        if ops.series_ops > 1 and not are_cached(ops, lo, hi):
+            if columns is None or ring is None:
+                return np.arange(lo, hi)  # a probe would set all of them going at once
+            ring.submit_series(ops, columns, lo, hi)
+            return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
+        if columns is None or ring is None or ops.series_ops > 1:
             return super().start(ops, lo, hi)
         if isinstance(columns, DirectColumns):
             columns.place(lo, hi)
-        (ring.submit_series if ops.series_ops > 1 else ring.submit)(ops, columns, lo, hi)
-        if isinstance(columns, DirectColumns):
+            ring.submit(ops, columns, lo, hi)
             return np.arange(lo, hi)
+        ring.submit(ops, columns, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
     @override

@@ -257,7 +257,11 @@ def busy_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
 
 
 def busy_contenders(path: Path, n: int, around: Callable[[], Any]) -> Iterator[Contender]:
-    """Contenders for both; plain ones do a part, because each of their reads waits for the GIL."""
+    """Return contenders for both; plain ones do a part, as each of their reads waits for the GIL.
+
+    The control never gives the GIL up by itself: what it keeps of its idle rate is all that a thread can.
+    """
+    yield Contender("control: no read, pure Python", partial(_inside, around, _compute_each))
     for name, fs in headrace_modes(("lite", "standard")):
         read = read_ranges(fs, str(path))
         yield Contender(f"{name} read_ranges", partial(_inside, around, read))
@@ -277,6 +281,12 @@ def busy_contenders(path: Path, n: int, around: Callable[[], Any]) -> Iterator[C
 def _inside(around: Callable[[], Any], run: Callable[[list[int]], Any], starts: list[int]) -> Any:
     with around():
         return run(starts)
+
+
+def _compute_each(starts: list[int]) -> None:
+    """Compute for some microseconds for each read that others make."""
+    for _ in starts:
+        sum(k * k for k in range(150))
 
 
 def _preadv_loop(fd: int, starts: list[int]) -> list[bytearray]:

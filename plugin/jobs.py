@@ -89,16 +89,23 @@ class JobMaker:
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
 
     def _series_ops(self, ops: Ops, result_bytes: int) -> int:
-        """Return how many ops are performed one after the other: of long reads in ops that were cut short."""
+        """Return how many ops are performed one after the other: of long reads in short ops.
+
+        Half as many series as the window has room for at first: a read that is not much longer has most of
+        them, and while the round of one ends that of another goes on. With few ops allowed in flight there are
+        none, for a round would keep them for long.
+        """
         channel = self.channel
         backend, short_bytes = channel.backend, channel.short_op_bytes
         if not isinstance(backend, InlineBackend) or backend.series_ops == 1:
             return 1
         if result_bytes <= short_bytes or result_bytes < len(ops) * channel.urgent_op_bytes // 2:
             return 1
-        if int(ops.length.max()) > short_bytes:
+        longest = int(ops.length.max())
+        side_by_side = max(backend.defaults.window_bytes // longest // 2, 1)
+        if longest > short_bytes or channel.most_ops < 4 * side_by_side:
             return 1
-        return backend.series_ops
+        return min(-(-len(ops) // side_by_side), backend.series_ops)
 
     def run(self, job: Job, timeout_s: float | None) -> None:
         """Submit a job and return when its request is over."""

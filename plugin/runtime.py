@@ -72,6 +72,11 @@ class Channel:
         return _io_parallelism(self.backend, self.settings)
 
     @property
+    def most_ops(self) -> int:
+        """The same, with the limit of the process."""
+        return min(self.io_parallelism, self.engine.hub.process_io_limit or self.io_parallelism)
+
+    @property
     def max_gap_bytes(self) -> int:
         """Ranges closer than this are read as one op."""
         chosen = self.settings.max_gap_bytes

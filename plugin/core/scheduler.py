@@ -99,7 +99,8 @@ class Scheduler:
         self.in_flight_bases: dict[int, int] = {}
         self.started: dict[int, Request] = {}
         self.awaited: dict[int, Request] = {}
-        self.in_rounds: dict[int, Request] = {}
+        # Requests that will want more when their round is over, and whether the window cut it.
+        self.in_rounds: dict[int, tuple[Request, bool]] = {}
         self.is_held_back = False
         self.waiting = 0
         self.last_turn = 0
@@ -138,7 +139,9 @@ class Scheduler:
                 head, self.started.values(), list(self.awaited.values()), self.hub.in_flight_ops
             )
         if request is None:
-            self.is_held_back = bool(self.in_rounds)  # each would have used a larger window
+            self.is_held_back = self.in_rounds != {} and any(cut for _, cut in self.in_rounds.values())
+            return False
+        if self.in_rounds and self._is_outranked(request.priority.base):
             return False
         count = self._grantable_ops(request)
         if count <= 0:
@@ -170,6 +173,8 @@ class Scheduler:
 
         With a base priority they may also pass those who wait and are less urgent.
         """
+        if self.in_rounds and (base is None or self._is_outranked(base + 1)):
+            return False
         return (
             (not self.waiting or (base is not None and self.queue.is_ahead(base, now)))
             and self.in_flight_ops + ops <= self.max_in_flight_ops
@@ -250,11 +255,17 @@ class Scheduler:
         room = min(self.max_in_flight_ops - self.in_flight_ops, self.hub.room_ops(), wanted)
         self.is_held_back = False
         if self.window is not None and room > 0:
-            left = self._share(request) - (self.in_flight_ops if self.counts_ops else self.in_flight_bytes)
-            fitting = max(left // (1 if self.counts_ops else request.step_bytes), 0)
+            step, used = (
+                (1, self.in_flight_ops) if self.counts_ops else (request.step_bytes, self.in_flight_bytes)
+            )
+            fitting = max((self._share(request) - used) // step, 0)
             self.is_held_back = fitting < room
             room = min(room, fitting if self.in_flight_ops else max(fitting, 1))  # progress, I1
         return min(room * request.series_ops, most)
+
+    def _is_outranked(self, base: int) -> bool:
+        """Whether a more urgent request is in a round: what comes free meanwhile is for its next one (I4)."""
+        return any(other.priority.base < base for other, _ in self.in_rounds.values())
 
     def _share(self, request: Request) -> int:
         """Return how much of the window this request may use."""
@@ -266,7 +277,10 @@ class Scheduler:
             limit = self.uploads.left_of(limit)
         if request.is_speculative:
             return limit // SPECULATIVE_SHARE
-        return limit if is_urgent or not bases else limit - limit // URGENT_SHARE
+        if is_urgent or not (bases or request.step_bytes):
+            return limit
+        # A round begins with nothing in flight, and lasts: it leaves room as what comes second does.
+        return limit - limit // URGENT_SHARE
 
     def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:
         self._note_urgent(request, now)
@@ -283,7 +297,7 @@ class Scheduler:
             return
         self._leave_queue(request)
         if request.next_op < request.n_ops:
-            self.in_rounds[request.seq] = request
+            self.in_rounds[request.seq] = request, self.is_held_back
 
     def _note_urgent(self, request: Request, now: float) -> None:
         """Tell the window who waits for all of it; a store's requests are served side by side."""
@@ -302,7 +316,7 @@ class Scheduler:
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
 
     def _leave_queue(self, request: Request) -> None:
-        """Note that nothing of it is still to be admitted."""
+        """Note that nothing of it may be admitted now."""
         self.waiting -= 1
         if self.started:
             self.started.pop(request.seq, None)
@@ -462,7 +476,8 @@ class Scheduler:
         # One that an interrupt kept from being submitted was never counted.
         was_waiting = request.is_waiting and request.seq in self.requests
         request.state = state
-        self.in_rounds.pop(request.seq, None)
+        if self.in_rounds.pop(request.seq, None) is not None:
+            self.hub.changed()  # it held back those that are less urgent
         if was_waiting:
             self._leave_queue(request)
             self._queue_of(request).sweep(self.waiting)
@@ -533,7 +548,7 @@ class Scheduler:
         self.waiting += request.is_waiting
         self._list_awaited(request)
         if request.step_bytes and request.grants and request.next_op < request.n_ops and not request.is_over:
-            self.in_rounds[request.seq] = request
+            self.in_rounds[request.seq] = request, True
         if request.is_waiting and self.hub.budget.is_holding(request.seq):
             self.started[request.seq] = request
         if request.is_speculative and self.hub.budget.is_holding(request.seq):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -84,8 +85,48 @@ def test_a_finaliser_that_is_cut_later_closes_once(path: Path, monkeypatch: pyte
     del other
 
 
-def test_a_constructor_that_is_cut_closes_what_it_has(path: Path) -> None:
-    source = LocalSource.__new__(LocalSource)
-    source.fd, source.direct_fd = open_cached(str(path)), -1
+def test_a_cycle_is_no_hiding_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector calls no weak reference that is garbage itself."""
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalSource, "__del__", lambda _source: None)
+        cycle: list[Any] = [opened(path)]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+    assert count_open(path) == 1
+    source = opened(path)
+    assert count_open(path) == 1
     del source
+
+
+def test_the_collector_tells_of_a_source_before_it_is_finalised(path: Path) -> None:
+    """Another finaliser of the same garbage may open a file in between: none is closed twice."""
+
+    class Opens:
+        def __del__(self) -> None:
+            found.append(opened(path))
+
+    found: list[LocalSource] = []
+    cycle: list[Any] = [Opens(), opened(path), Opens()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert [os.fstat(source.fd).st_size for source in found] == [5000, 5000]
+    assert count_open(path) == 2
+    found.clear()
+    assert count_open(path) == 0
+
+
+def test_what_cannot_be_opened_directly_leaves_nothing_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    fd = open_cached(str(path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            direct_source(str(path), fd)
+    gc.collect()
     assert count_open(path) == 0

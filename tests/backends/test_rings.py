@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from headrace.backends import _linux as linux
 from headrace.backends import _rings
 from headrace.backends._ring import LinuxKernel, Ring
 from headrace.backends._rings import Rings, probe
@@ -178,7 +179,7 @@ def test_an_error_that_stays_is_the_ops_own(path: str) -> None:
     ops, expected = scattered(backend, path, n=40)
     gone = backend.open(path)
     os.close(gone.fd)
-    gone.fd = 1_000_000
+    gone.fd, gone._end.fd = 1_000_000, -1
     ops.sources.append(gone)
     ops.file[10:20] = 1
     Performer(backend).perform(ops)
@@ -186,7 +187,6 @@ def test_an_error_that_stays_is_the_ops_own(path: str) -> None:
     assert {error.errno for error in ops.errors.values()} == {errno.EBADF}  # type: ignore[attr-defined]
     ops.errors.clear()
     assert [*answers(ops)[:10], *answers(ops)[20:]] == [*expected[:10], *expected[20:]]
-    gone.fd = -1
 
 
 def test_a_file_that_shrank_is_short(path: str) -> None:
@@ -372,6 +372,12 @@ def test_a_forked_child_has_rings_of_its_own(path: str) -> None:
 # -- series
 
 
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernel tell nobody what the page cache holds: a series of that would need no ring."""
+    monkeypatch.setattr("headrace.backends._linux.is_cached", lambda *_given: False)
+
+
 def pipes_ops(n: int, series_ops: int) -> tuple[Ops, list[int]]:
     """Return reads of a byte of a pipe each, in series, and where to write."""
     made = [pipe_ops(1) for _ in range(n)]
@@ -405,6 +411,7 @@ def test_of_a_series_one_read_is_under_way(monkeypatch: pytest.MonkeyPatch) -> N
     "kernel", [LinuxKernel(), Faulty(at_once=3), Faulty(*[errno.EAGAIN, errno.EBUSY] * 9)]
 )
 @pytest.mark.parametrize("depth", [1, 2, 16, 64])
+@pytest.mark.usefixtures("uncached")
 def test_series_through_full_queues(path: str, kernel: LinuxKernel, depth: int) -> None:
     backend = backend_on(kernel, depth)
     for seed in range(3):
@@ -414,6 +421,31 @@ def test_series_through_full_queues(path: str, kernel: LinuxKernel, depth: int) 
         assert answers(ops) == expected
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 16])
+def test_a_series_that_does_not_fit_goes_on_when_it_is_done(path: str, depth: int, uncached: None) -> None:
+    """I1: never are more under way than series, however small the queues are."""
+    most: list[int] = []
+
+    class Watched(LinuxKernel):
+        def enter(self, fd: int, submit: int, least: int, *, keep_gil: bool) -> int:
+            ring = backend._rings.mine(is_made=False) or made[0]
+            made[:] = [ring]
+            sent = ring.ring.in_flight
+            heads = np.flatnonzero(ring.ring._sqes["flags"][:sent] == 0)
+            most.append(len(heads))
+            return super().enter(fd, submit, least, keep_gil=keep_gil)
+
+    made: list[Any] = []
+    backend = backend_on(Watched(), depth)
+    made.append(backend._rings.mine())
+    ops, expected = scattered(backend, path, n=40)
+    ops.series_ops = 40
+    Performer(backend).perform(ops)
+    assert answers(ops) == expected
+    assert max(most) == 1
+
+
+@pytest.mark.usefixtures("uncached")
 def test_a_series_that_the_end_of_the_file_cuts_is_read_on(path: str) -> None:
     """A short read takes those after it out of the ring: whether the file has them is asked by `preadv`."""
     backend = backend_on(LinuxKernel())
@@ -426,6 +458,7 @@ def test_a_series_that_the_end_of_the_file_cuts_is_read_on(path: str) -> None:
     assert answers(ops) == expected
 
 
+@pytest.mark.usefixtures("uncached")
 def test_a_thread_without_a_ring_sets_nothing_of_a_series_going(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +471,27 @@ def test_a_thread_without_a_ring_sets_nothing_of_a_series_going(
     assert (ops.got == NOT_YET).all()
     backend.finish(ops, np.arange(20))
     assert answers(ops) == expected
+
+
+def test_a_series_that_the_page_cache_holds_is_complete_at_once(path: str) -> None:
+    """So its ops are hits, which the window is not told of."""
+    backend = backend_on(LinuxKernel())
+    ops, expected = scattered(backend, path, n=20)
+    ops.series_ops = 4
+    source = ops.sources[0]
+    Path(path).read_bytes()
+    if not linux.is_cached(source.fd, 0, 1):
+        pytest.skip("no cachestat (Linux 6.5), or not for us")
+    assert backend.start(ops, 0, 20).tolist() == []
+    assert answers(ops) == expected
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_direct_reads_are_in_no_series(direct: bool) -> None:
+    """The end of a file is not aligned: it would be short, and end the series."""
+    backend = UringBackend(LocalFileSystem())
+    backend.configure(uring_queue_depth=None, uring_direct=direct)
+    assert (backend.series_ops > 1) == (not direct)
 
 
 # -- threads

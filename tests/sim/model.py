@@ -66,9 +66,16 @@ class Naive:
         return 1 if is_single else self.asked_series_ops
 
     @property
+    def is_in_round(self) -> bool:
+        return self.series_ops > 1 and bool(self.flying) and self._has_more
+
+    @property
+    def _has_more(self) -> bool:
+        return not self.is_over and self.next_op < len(self.lengths)
+
+    @property
     def is_waiting(self) -> bool:
-        is_in_round = self.series_ops > 1 and bool(self.flying)
-        return not self.is_over and self.next_op < len(self.lengths) and not is_in_round
+        return self._has_more and not self.is_in_round
 
     def in_flight(self, grant: Grant) -> tuple[int, int]:
         ops, nbytes = self.flying[grant]
@@ -428,6 +435,12 @@ class World:
         """I1: how many of its ops may start now."""
         scheduler, flying = self._of(naive), self.flying(naive.device)
         in_flight = sum(ops for _, ops, _ in flying)
+        base = naive.request.priority.base
+        in_rounds = [
+            n.request.priority.base for n in self.known if n.device == naive.device and n.is_in_round
+        ]
+        if min(in_rounds, default=base) < base:
+            return 0
         most = min(scheduler.max_grant_ops, len(naive.lengths) - naive.next_op)
         steps = naive.lengths[naive.next_op :]
         if naive.series_ops > 1:
@@ -456,7 +469,7 @@ class World:
             return window.limit // 2
         if bases and naive.request.priority.base < min(bases):
             return window.urgent_limit
-        return window.limit - window.limit // 8 if bases else window.limit
+        return window.limit - window.limit // 8 if bases or naive.series_ops > 1 else window.limit
 
     # -- the checks
 

@@ -305,12 +305,14 @@ def test_a_series_takes_the_room_of_one_op() -> None:
     assert (request.state, hub.in_flight_ops) == (State.COMPLETE, 0)
 
 
-@pytest.mark.parametrize(("limits", "series"), [({}, 4), ({"ops": 3}, 3), ({"process_io_limit": 2}, 2)])
+@pytest.mark.parametrize(("limits", "series"), [({}, 3), ({"ops": 2}, 2), ({"process_io_limit": 1}, 1)])
 def test_series_keep_every_limit(limits: dict[str, int], series: int) -> None:
+    """And leave the last part of the window to more urgent reads, though nothing was in flight before."""
     _, scheduler = a_scheduler(window=40, **limits)
     request = submit(scheduler, *[10] * 100, series_ops=5)
     assert sizes_of(request.inbox) == [5 * series]
     assert scheduler.in_flight_ops == series
+    assert scheduler.has_room(10, 1, -1, 0.0) == (not limits)
 
 
 def test_one_series_is_admitted_where_nothing_is_in_flight() -> None:
@@ -325,21 +327,37 @@ def test_the_next_round_is_admitted_when_this_one_is_over() -> None:
     _, scheduler = a_scheduler(window=40)
     one, other = (submit(scheduler, *[10] * 12, series_ops=2, scan=scan) for scan in "ab")
     round_ = one.inbox.pop(0)
-    assert (sizes_of([round_]), sizes_of(other.inbox)) == ([8], [])
-    scheduler.complete(round_, 2, 20, 0.0)
-    settle(scheduler)
-    assert (one.inbox, sizes_of(other.inbox)) == ([], []), "the eighth that is kept for the urgent"
+    assert (sizes_of([round_]), sizes_of(other.inbox)) == ([6], [])
     scheduler.complete(round_, 2, 20, 0.0)
     settle(scheduler)
     assert (one.inbox, sizes_of(other.inbox)) == ([], [2])
     complete(scheduler, round_)
     assert (sizes_of(one.inbox), sizes_of(other.inbox)) == ([4], [2])
     assert not scheduler.waiting
-    for request in (one, other):
-        while request.inbox:
-            complete(scheduler, request.inbox.pop(0))
-        assert request.state is State.COMPLETE
+    while grants := [*one.grants, *other.grants]:
+        complete(scheduler, grants[0])
+    assert (one.state, other.state) == (State.COMPLETE, State.COMPLETE)
     assert state_of(scheduler)[:5] == (0, 0, 0, 0, 0)
+
+
+def test_what_a_more_urgent_round_leaves_is_for_its_next() -> None:
+    """I4: it does not wait in the queue, and is not to be overtaken by those who do."""
+    _, scheduler = a_scheduler(window=80)
+    bulk = submit(scheduler, *[10] * 100, series_ops=2, base=5)
+    urgent = submit(scheduler, *[10] * 100, series_ops=2, base=0)
+    assert (sizes_of(bulk.inbox), sizes_of(urgent.inbox)) == ([14], [2])
+    complete(scheduler, bulk.grants[0])
+    assert not bulk.grants
+    complete(scheduler, urgent.grants[0])
+    assert (sizes_of(bulk.grants), sizes_of(urgent.grants)) == ([], [14])
+    assert not scheduler.has_room(10, 1, 0, 0.0), "nor by equals, and who is less urgent, past the queue"
+    assert not scheduler.has_room(10)
+    assert scheduler.has_room(10, 1, -1, 0.0)
+    scheduler.cancel(urgent)
+    settle(scheduler)
+    assert not bulk.grants, "there is no room yet"
+    complete(scheduler, urgent.grants[0])
+    assert sizes_of(bulk.grants) == [14]
 
 
 def test_what_waits_for_its_next_round_is_held_back_by_the_window() -> None:
@@ -351,27 +369,38 @@ def test_what_waits_for_its_next_round_is_held_back_by_the_window() -> None:
     assert (request.next_op, scheduler.waiting, scheduler.is_held_back) == (12, 0, False)
 
 
+def test_what_the_limit_of_ops_holds_back_says_nothing_of_the_window() -> None:
+    _, scheduler = a_scheduler(window=400, ops=3)
+    request = submit(scheduler, *[10] * 12, series_ops=2)
+    assert (sizes_of(request.inbox), scheduler.is_held_back) == ([6], False)
+
+
 @pytest.mark.parametrize("how", ["cancel", "fail"])
 def test_a_request_that_ends_in_a_round_is_drained(how: str) -> None:
+    """And those that it outranked go on at once."""
     _, scheduler = a_scheduler(window=40)
     request = submit(scheduler, *[10] * 12, series_ops=2)
+    less = submit(scheduler, 4, base=3)
+    assert not less.inbox
     scheduler.fail(request, OSError()) if how == "fail" else scheduler.cancel(request)
     settle(scheduler)
-    assert scheduler.is_held_back, "until it is looked at again"
+    assert sizes_of(less.inbox) == [1]
+    complete(scheduler, less.inbox.pop(0))
     complete(scheduler, request.inbox.pop(0))
-    assert (request.state, request.next_op) == (State.RETIRED, 8)
-    assert state_of(scheduler) == (0, 0, 0, 0, 0, 0)
+    assert (request.state, request.next_op) == (State.RETIRED, 6)
+    assert state_of(scheduler)[:5] == (0, 0, 0, 0, 0)
     assert not scheduler.in_rounds
 
 
 def test_what_is_raised_in_a_round_goes_first_afterwards() -> None:
-    _, scheduler = a_scheduler(window=20)
+    _, scheduler = a_scheduler(window=40)
     request = submit(scheduler, *[10] * 8, series_ops=2, base=1)
-    submit(scheduler, *[10] * 8, series_ops=2, base=0)
+    other = submit(scheduler, *[10] * 8, series_ops=2, base=0)
     scheduler.raise_priority(request, (-1, 0), 0.0)
     settle(scheduler)
     complete(scheduler, request.inbox.pop(0))
-    assert (request.next_op, scheduler.in_flight_bases) == (8, {-1: 2})
+    assert (request.next_op, other.next_op) == (8, 2)
+    assert scheduler.in_flight_bases == {-1: 1, 0: 1}
 
 
 # -- order
