@@ -92,8 +92,8 @@ class JobMaker:
         """Return how many ops are performed one after the other: of long reads in short ops.
 
         Half as many series as the window has room for at first: a read that is not much longer has most of
-        them, and while the round of one ends that of another goes on. With few ops allowed in flight there are
-        none, for a round would keep them for long.
+        them, and while the round of one ends that of another goes on. With few ops allowed in flight there
+        are none, for a round would keep them for long.
         """
         channel = self.channel
         backend, short_bytes = channel.backend, channel.short_op_bytes

@@ -11,9 +11,9 @@ Three levels, each a heap, so that every operation is O(log n):
    arrival.
 3. *Requests.* Inside a scan, `(position, sequence)`: earlier files and offsets first, FIFO among equals.
 
-A request stays at the head until its last op was admitted, or the ops of its round, and is let go of then: a
-row would keep its buffer alive. Removal of any other is lazy: a request which is no longer `is_waiting` is dropped
-when it surfaces, and a queue more than half dead is swept, in place and with every turn and every
+A request stays at the head until its last op was admitted, or those of its round, and is let go of then: a
+row would keep its buffer alive. Removal of any other is lazy: a request which is no longer `is_waiting` is
+dropped when it surfaces, and a queue more than half dead is swept, in place and with every turn and every
 wait kept, so that a million cancelled reads leave no memory behind and nobody waits longer for it.
 
 Threading: all methods under the hub's lock. Time is an argument.
