@@ -314,9 +314,8 @@ def run(contenders: Sequence[Contender | Device], setting: Setting, rounds: int)
 
 def show(found: list[Trials], title: str) -> None:
     """Print the table."""
-    best = max(
-        median(one.scan_bytes_per_s) for one in found if one.is_peer or not any(two.is_peer for two in found)
-    )
+    peers = [one for one in found if one.is_peer] or found
+    best = max(median(one.scan_bytes_per_s) for one in peers)
     columns = ("contender", "unloaded p50", "p99", "loaded p50", "p99", "p99 loaded / unloaded")
     table = Table(*columns, "reads", "scan", "of best unscheduled", title=title)
     for one in found:

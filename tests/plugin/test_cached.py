@@ -221,6 +221,20 @@ def test_a_few_ranges_take_no_plan(
     assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 
 
+class Held:
+    """Has a backend start nothing before `is_open` is set; says when it was first asked to."""
+
+    def __init__(self, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_open, self.has_begun = threading.Event(), threading.Event()
+        self._start = backend.start
+        monkeypatch.setattr(backend, "start", self.start)
+
+    def start(self, ops: Any, lo: int, hi: int) -> Any:
+        self.has_begun.set()
+        assert self.is_open.wait(60)
+        return self._start(ops, lo, hi)
+
+
 @needs_nowait
 def test_an_urgent_read_is_not_behind_the_loop_thread(
     path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
@@ -229,25 +243,18 @@ def test_an_urgent_read_is_not_behind_the_loop_thread(
     path.read_bytes()
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, max_op_bytes=100_000)
     backend = fs.channel.backend
-    start, is_open, has_begun = backend.start, threading.Event(), threading.Event()
-
-    def held(ops: Any, lo: int, hi: int) -> Any:
-        has_begun.set()
-        assert is_open.wait(60)
-        return start(ops, lo, hi)
-
-    monkeypatch.setattr(backend, "start", held)
+    disk = Held(backend, monkeypatch)
     misses = Misses(backend, {7}, monkeypatch)
     scans = [fs.submit_ranges(str(path), [0], [SIZE]) for _ in range(3)]
     try:
-        assert has_begun.wait(60)
+        assert disk.has_begun.wait(60)
         assert fs.channel.scheduler(str(path)).waiting
         urgent = fs.with_priority(-1)
         assert urgent.cat_file(str(path), 4, 14) == CONTENT[4:14]
         assert urgent.cat_file(str(path), 7, 17) == CONTENT[7:17]
         assert misses.readers == [threading.get_ident()]
     finally:
-        is_open.set()
+        disk.is_open.set()
     assert [bytes(scan.result()[0]) for scan in scans] == [CONTENT] * 3
 
 
@@ -258,25 +265,18 @@ def test_an_urgent_read_is_not_behind_series_either(path: Path, monkeypatch: pyt
     path.read_bytes()
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler="standard", max_op_bytes=100_000)
     backend = fs.channel.backend
-    start, is_open, has_begun = backend.start, threading.Event(), threading.Event()
-
-    def held(ops: Any, lo: int, hi: int) -> Any:
-        has_begun.set()
-        assert is_open.wait(60)
-        return start(ops, lo, hi)
-
-    monkeypatch.setattr(backend, "start", held)
+    disk = Held(backend, monkeypatch)
     misses = Misses(backend, set(), monkeypatch)
     monkeypatch.setattr(Window, "limit", 350_000)  # three series
     scan = fs.submit_ranges(str(path), [0], [SIZE])
     try:
-        assert has_begun.wait(60)
+        assert disk.has_begun.wait(60)
         scheduler = fs.channel.scheduler(str(path))
         assert (scheduler.waiting, len(scheduler.in_rounds)) == (0, 1)
         assert fs.with_priority(-1).cat_file(str(path), 4, 14) == CONTENT[4:14]
         assert misses.probers == [threading.get_ident()]
     finally:
-        is_open.set()
+        disk.is_open.set()
     assert bytes(scan.result()[0]) == CONTENT
 
 
