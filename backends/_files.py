@@ -61,6 +61,9 @@ class _End(weakref.ref["LocalSource"]):
 
     fd = -1
     direct_fd = -1
+    # A weak reference's own hash is its object's, and is lost with it where nobody has asked for it yet.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 _lost: deque[_End] = deque()
@@ -115,7 +118,12 @@ class LocalSource:
 
     def __del__(self) -> None:
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).
-        end = self._end
+        end = getattr(self, "_end", None)
+        if end is None:  # it was cut while it was made
+            fd = getattr(self, "fd", -1)
+            if fd >= 0:
+                linux.close(fd)
+            return
         fd, end.fd = end.fd, -1
         if fd >= 0:
             linux.close(fd)

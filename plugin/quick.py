@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from headrace.core.request import Request, State
-from headrace.drivers.inline import LoopDriver, give_back
+from headrace.drivers.inline import LoopDriver
 from headrace.drivers.job import Job
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
@@ -214,7 +214,9 @@ class QuickReader(JobMaker):
             return None  # whose error it is, the scheduled way says
         finally:
             if request.seq and request.state is not State.RETIRED:
-                give_back(job)
+                job.is_left = True
+                job.engine.lost.append(job)
+                job.engine.settle_lost()
         return found
 
     def _can_start(self, scheduler: Scheduler, ranges: Sequence[Small], base: int) -> bool:

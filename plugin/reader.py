@@ -120,7 +120,8 @@ class Reader(SingleReader):
         finally:
             for part in parts:
                 if part.job.request.state is not State.RETIRED:
-                    part.job.cancel()
+                    part.job.engine.lost.append(part.job)
+            self.channel.engine.settle_lost()
 
     async def read_async(self, ranges: Ranges, urgency: Urgency) -> RangeBatch:
         """Read without blocking the caller's event loop, which need not be ours."""

@@ -72,7 +72,8 @@ class SingleReader(QuickReader):
             hand_over(job, None, got)
         finally:
             if job.request.state is not State.RETIRED:
-                job.cancel()
+                job.engine.lost.append(job)
+                job.engine.settle_lost()
         return got
 
     def size(self, source: Any, path: str) -> int:
@@ -107,7 +108,8 @@ class SingleReader(QuickReader):
             data = _take_whole(job)
         finally:
             if job.request.state is not State.RETIRED:
-                job.cancel()
+                job.engine.lost.append(job)
+                job.engine.settle_lost()
         if is_plain(start, end):
             # Some stores take an empty range for no range at all (I9: never longer than asked).
             data = data[: max(end - start, 0)]  # type: ignore[operator]
@@ -136,7 +138,8 @@ class SingleReader(QuickReader):
         finally:
             for job in jobs:
                 if job.request.state is not State.RETIRED:
-                    job.cancel()
+                    job.engine.lost.append(job)
+            self.channel.engine.settle_lost()
 
     def _await_whole(self, job: Job) -> bytes:
         self.channel.driver.wait(job, self.channel.settings.timeout_s)

@@ -76,7 +76,7 @@ class Hub:
         self.in_flight_ops = 0
         self.schedulers: dict[Hashable, Scheduler] = {}
         self.counters = Counters()
-        self.dropped: deque[tuple[Scheduler, Request]] = deque()
+        self.dropped: deque[tuple[Scheduler, Request, bool]] = deque()
         self.speculators: dict[int, tuple[Scheduler, Request]] = {}
         self.trace: TraceSink | None = None
         self._wakes: deque[Request] = deque()
@@ -159,15 +159,20 @@ class Hub:
 
     # -- the end of a section
 
-    def drop(self, scheduler: Scheduler, request: Request) -> None:
-        """Abandon a request from a finaliser: takes no lock, may be called anywhere (I3)."""
-        self.dropped.append((scheduler, request))
+    def drop(self, scheduler: Scheduler, request: Request, *, is_left: bool = False) -> None:
+        """Abandon a request from a finaliser: takes no lock, may be called anywhere (I3).
+
+        With `is_left` nobody performs what was granted to it, either.
+        """
+        self.dropped.append((scheduler, request, is_left))
 
     def settle(self, now: float) -> None:
         """Do what is owed before the lock is released: see the module's text."""
         while self.dropped:
-            scheduler, request = self.dropped[0]
+            scheduler, request, is_left = self.dropped[0]
             scheduler.cancel(request)
+            if is_left:
+                scheduler.forfeit_all(request)
             self.dropped.popleft()
         while self._has_changed:
             self._has_changed = False

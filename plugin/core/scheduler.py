@@ -117,6 +117,7 @@ class Scheduler:
         elif request.is_nested:
             self._grant_nested(request, now)
         else:
+            self._note_urgent(request, now)  # it may wait for all that is in flight, and start alone
             self._queue_of(request).push(request, now)
             self.waiting += 1
 
@@ -427,6 +428,11 @@ class Scheduler:
             raise IllegalTransitionError(msg)
         self._give_back(grant, grant.ops_left, grant.bytes_left)
         self._after(grant.request)
+
+    def forfeit_all(self, request: Request) -> None:
+        """Take back all that was granted to an ended request."""
+        for grant in list(request.grants):
+            self.forfeit(grant)
 
     def _give_back(self, grant: Grant, ops: int, nbytes: int) -> None:
         if ops == grant.ops_left:

@@ -44,7 +44,11 @@ class Engine:
     def __init__(self, *, buffer_bytes: int, process_io_limit: int) -> None:
         self.hub = Hub(buffer_bytes=buffer_bytes, process_io_limit=process_io_limit)
         self.lost: deque[Any] = deque()
-        """Weak references to dropped reads whose finaliser may have been cut; each knows its request."""
+        """What nobody wants any more, and the next section cancels: jobs, weak references to dropped reads.
+
+        Each knows its scheduler and request. To append is one step of C's, which no signal's handler cuts;
+        `settle_lost` comes after it.
+        """
         self.lock = threading.RLock()
         self._is_mine = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._is_open = False
@@ -80,9 +84,10 @@ class Engine:
 
     def _settle(self) -> None:
         while self.lost:
-            request = getattr(self.lost[0], "request", None)
+            lost = self.lost[0]
+            request = getattr(lost, "request", None)
             if request is not None:  # else the read was cut while it was made, and submitted nothing
-                self.hub.drop(self.lost[0].scheduler, request)
+                self.hub.drop(lost.scheduler, request, is_left=getattr(lost, "is_left", False))
             self.lost.popleft()
         try:
             self.hub.settle(perf_counter())
@@ -101,6 +106,12 @@ class Engine:
         """Settle drops, unless a thread holds the lock: it will, or the next section does."""
         while self._owes() and not self.is_inside() and self._try_section():
             pass
+
+    def settle_lost(self) -> None:
+        """Cancel what is `lost`, before this returns; in a section that was interrupted its end does."""
+        if self.lost and not self.is_inside():
+            with self.lock, self:
+                pass
 
     def catch_up(self) -> None:
         """Settle what a section that was cut, or a holder that looked too early, left behind."""

@@ -231,8 +231,7 @@ def give_back(job: Job) -> None:
     """End a request, and return what was granted to it and is not under way."""
     with job.engine.lock, job.engine:
         job.scheduler.cancel(job.request)
-        for grant in list(job.request.grants):
-            job.scheduler.forfeit(grant)
+        job.scheduler.forfeit_all(job.request)
 
 
 def _is_bound(job: Job) -> bool:

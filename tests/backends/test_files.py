@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from headrace.backends._direct import direct_source
-from headrace.backends._files import LocalSource
+from headrace.backends._files import LocalSource, _End, _note_lost
 from headrace.backends._linux import open_cached
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is open")
@@ -83,6 +83,28 @@ def test_a_finaliser_that_is_cut_later_closes_once(path: Path, monkeypatch: pyte
     assert sorted(closed) == sorted(fds)
     assert count_open(path) == 1
     del other
+
+
+def test_an_opening_that_was_cut_closes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there was an end to close it."""
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headrace.backends._files._End", cut)
+    with pytest.raises(KeyboardInterrupt):
+        opened(path)
+    assert count_open(path) == 0
+
+
+def test_an_opening_that_was_cut_later_is_closed_by_the_next(path: Path) -> None:
+    """Before its end was listed with the others."""
+    end = _End(LocalSource.__new__(LocalSource), _note_lost)
+    end.fd = open_cached(str(path))
+    _note_lost(end)  # its object was gone at once
+    source = opened(path)
+    assert (end.fd, count_open(path)) == (-1, 1)
+    del source
 
 
 def test_a_cycle_is_no_hiding_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 The first test raises, in a child process, at each line which a read executes in headrace, one line
 a time (see ``children/trace_lines.py`` for what is left out, and why), beside a read of another
-thread.  The second sends real signals at random moments to a thread that reads thousands of times;
-their handler raises, reads through the same filesystem, or collects an abandoned read.
+thread.  The second raises once more while such a read leaves.  The third sends real signals at random
+moments to a thread that reads thousands of times; their handler raises, reads through the same
+filesystem, or collects an abandoned read.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +34,37 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+TWICE = {  # of every so many lines
+    "cold-lite-single": 17,
+    "cold-lite-few": 37,
+    "cold-lite-ranges": 151,
+    "cold-standard-ranges": 97,
+    "series-lite-long": 97,
+    "threaded-lite-single": 53,
+    "async-lite-ranges": 97,
+    "async-standard-file": 131,
+}
+
+
+def interrupt(*arguments: object) -> dict[str, Any]:
+    ended = run("trace_lines.py", *arguments)
+    assert ended.status == 0, ended.err
+    answer: dict[str, Any] = json.loads(ended.out.splitlines()[-1])
+    assert (answer["wrong"], answer["errors"]) == ([], [])
+    return answer
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_at_every_line(kind: str, content: Path) -> None:
-    ended = run("trace_lines.py", kind, content, "0/1")
-    assert ended.status == 0, ended.err
-    answer = json.loads(ended.out.splitlines()[-1])
-    assert answer["lines"] > 50
-    assert (answer["wrong"], answer["errors"]) == ([], [])
+    answer = interrupt(kind, content, "0/1", "once")
+    assert answer["rounds"] > 50
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_another_exception_wherever_a_read_leaves(kind: str, content: Path) -> None:
+    """By then the read has given nothing back: whoever comes next does."""
+    answer = interrupt(kind, content, f"0/{TWICE[kind]}", "twice")
+    assert answer["rounds"] > 100
 
 
 @pytest.mark.parametrize("handler", ["raises", "reads", "collects"])

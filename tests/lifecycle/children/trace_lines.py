@@ -1,18 +1,22 @@
 """Raises at every line of a read, one line a time, beside another thread's read.
 
-Run by ``test_reentrancy.py``.  Arguments: a kind of read (a key of `READS`), a file, and the number
-of this share of the lines and of the shares, as ``0/1``.
+Run by ``test_reentrancy.py``.  Arguments: a kind of read (target, mode and work), a file, the number
+of this share of the lines and of the shares, as ``0/1``, and ``once`` or ``twice``.
 
 Thread A traces its own read and raises `Injected`, a KeyboardInterrupt, at the n-th line that it
 executes in headrace, for n = 0, 1, 2, ... until a read gets through undisturbed.  Thread B reads
 through the same engine at the same time.  After each round B has its bytes, nobody holds the
 engine's lock, its derived numbers agree with the facts, and at rest nothing is reserved and
 nothing in flight.  What is wrong is printed as JSON: the line and what was found.
+
+With ``twice`` each of these reads is interrupted once more while it leaves, at the m-th place, for m = 0,
+1, 2, ... until it gets away.
 """
 
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import linecache
 import os
@@ -32,9 +36,9 @@ from headrace.core.window import Window
 from headrace.reader import LONG_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-KIND, PATH, SHARE = sys.argv[1:4]
+KIND, PATH, SHARE, TIMES = sys.argv[1:5]
 PART, PARTS = map(int, SHARE.split("/"))
 PACKAGE = str(Path(headrace.__file__).parent)
 REST_S = 5.0
@@ -79,6 +83,31 @@ class Tracer:
         key = (id(frame), frame.f_lineno)
         self.entered ^= {key}
         return key not in self.entered
+
+
+class Again:
+    """Raises once more after the tracer did, at the n-th place where CPython looks for signals.
+
+    Left out is where generators and coroutines go on: a profiler that raises there keeps them from their
+    ``finally:``, which a signal does not.
+    """
+
+    def __init__(self, tracer: Tracer, at: int | None) -> None:
+        self.tracer = tracer
+        self.at = at
+        self.count = 0
+        self.where = ""
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> None:
+        is_ours = frame.f_code.co_filename.startswith(PACKAGE)
+        if self.at is None or not self.tracer.where or self.where or not is_ours:
+            return
+        is_resumed = event == "call" and frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE)
+        if event in {"call", "c_return"} and not is_resumed:
+            if self.count == self.at:
+                self.where = f"{event} in {frame.f_code.co_name}:{frame.f_lineno}"
+                raise Injected
+            self.count += 1
 
 
 def _text(frame: FrameType) -> str:
@@ -142,12 +171,14 @@ WORK = {
 def miss_always(backend: Any) -> None:
     """Have the page cache hold nothing: no other test may have it dropped."""
     backend.probe = lambda _source, _start, _length: None
+    backend.probe_rows = lambda _ops, _lo, _hi: False
     backend.start = lambda _ops, lo, hi: np.arange(lo, hi)
 
 
 def at_rest(fs: Any) -> str:
     """Wait until nothing is in flight, and say what is wrong then."""
     engine = fs.channel.engine
+    engine.catch_up()  # as the next read would
     deadline_s = time.monotonic() + REST_S
     while True:
         if not engine.lock.acquire(timeout=5):
@@ -168,8 +199,9 @@ def at_rest(fs: Any) -> str:
         time.sleep(0.001)
 
 
-def interrupted(work: Callable[[Any], bytes], fs: Any, tracer: Tracer) -> str:
+def interrupted(work: Callable[[Any], bytes], fs: Any, tracer: Tracer, again: Again) -> str:
     """Perform A's read; says what is wrong with its answer, if it got one."""
+    sys.setprofile(again)
     sys.settrace(tracer)
     try:
         data = work(fs)
@@ -181,14 +213,19 @@ def interrupted(work: Callable[[Any], bytes], fs: Any, tracer: Tracer) -> str:
         return f"A: {error!r}"
     finally:
         sys.settrace(None)
+        sys.setprofile(None)
     return "" if data == EXPECTED[work] else "A: wrong bytes"
 
 
-def one_round(work: Callable[[Any], bytes], fs: Any, at: int) -> tuple[Tracer, list[str]]:
+def one_round(
+    work: Callable[[Any], bytes], fs: Any, at: int, again_at: int | None = None
+) -> tuple[str, str, list[str]]:
+    """Say where A's read was interrupted, where it was once more, and what is wrong."""
     tracer, wrong = Tracer(at), []
+    again = Again(tracer, again_at)
     answers: list[Any] = []
     other = threading.Thread(target=lambda: answers.append(work(fs)), daemon=True)
-    one = threading.Thread(target=lambda: wrong.append(interrupted(work, fs, tracer)), daemon=True)
+    one = threading.Thread(target=lambda: wrong.append(interrupted(work, fs, tracer, again)), daemon=True)
     other.start()
     one.start()
     one.join(REST_S)
@@ -200,7 +237,23 @@ def one_round(work: Callable[[Any], bytes], fs: Any, at: int) -> tuple[Tracer, l
     gc.collect()
     if not any(wrong):
         wrong.append(at_rest(fs))
-    return tracer, [text for text in wrong if text]
+    return tracer.where, again.where, [text for text in wrong if text]
+
+
+def rounds(work: Callable[[Any], bytes], fs: Any) -> Iterator[tuple[int, str, str, list[str]]]:
+    """Interrupt one read after another, and say of each what `one_round` says."""
+    at = PART
+    while True:
+        again_at = None if TIMES == "once" else 0
+        where, again, wrong = one_round(work, fs, at, again_at)
+        if not where:
+            return
+        yield at, where, again, wrong
+        while again:
+            again_at += 1  # type: ignore[operator]
+            where, again, wrong = one_round(work, fs, at, again_at)
+            yield at, where, again, wrong
+        at += PARTS
 
 
 def main() -> None:
@@ -216,17 +269,14 @@ def main() -> None:
         assert work(fs) == EXPECTED[work]
     gc.collect()
     gc.freeze()
-    at, found = PART, []
-    while True:
-        tracer, wrong = one_round(work, fs, at)
-        if not tracer.where:
-            break
+    at, count, found = 0, 0, []
+    for at, where, again, wrong in rounds(work, fs):
+        count += 1
         if wrong:
-            found.append([at, tracer.where, wrong])
+            found.append([at, where, again, wrong])
             if any(("hang" in text or "lock" in text) for text in wrong) or len(found) > 3:
                 break
-        at += PARTS
-    sys.stdout.write(json.dumps({"lines": at, "wrong": found, "errors": errors[:5]}) + "\n")
+    sys.stdout.write(json.dumps({"lines": at, "rounds": count, "wrong": found, "errors": errors[:5]}) + "\n")
     sys.stdout.flush()
     os._exit(0)  # a lock that was left behind must be told, not waited for
 

@@ -106,6 +106,18 @@ def test_a_request_dropped_twice_or_when_it_is_over_is_released_once() -> None:
     assert hub.budget.reserved_bytes == 10
 
 
+def test_what_was_granted_to_a_read_that_was_left_comes_back() -> None:
+    """Its consumer was to perform it, and was interrupted twice."""
+    hub = Hub(process_io_limit=1)
+    left, waits = submit(hub, "a", ops=3), submit(hub, "b")
+    hub.settle(0.0)
+    assert (len(left.grants), len(waits.inbox)) == (1, 0)
+    hub.drop(hub.schedulers["a"], left, is_left=True)
+    hub.settle(0.0)
+    hub.validate()
+    assert (left.state, len(waits.inbox)) == (State.RETIRED, 1)
+
+
 # -- wake-ups
 
 

@@ -554,17 +554,30 @@ class AttentiveWindow(Window):
         super().note_urgent(now)
 
 
-@pytest.mark.parametrize(("first", "second", "told"), [(0, -1, 1), (0, 0, 0), (-1, 0, 0)])
+@pytest.mark.parametrize(("first", "second", "is_told"), [(0, -1, True), (0, 0, False), (-1, 0, False)])
 @pytest.mark.parametrize("counts_ops", [False, True])
-def test_the_window_is_told_of_urgent_reads(first: int, second: int, told: int, *, counts_ops: bool) -> None:
+def test_the_window_is_told_of_urgent_reads(
+    first: int, second: int, *, is_told: bool, counts_ops: bool
+) -> None:
     """Of those which wait for what a device has to do; a store does it beside them."""
     window = AttentiveWindow(initial=100, least=1, most=100)
     scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9, counts_ops=counts_ops)
     submit(scheduler, 10, base=first)
     assert window.urgent == 0
     submit(scheduler, 10, base=second)
-    assert window.urgent == (0 if counts_ops else told)
+    assert bool(window.urgent) == (is_told and not counts_ops)
     assert scheduler.expects_urgent == bool(window.urgent)
+
+
+def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:
+    """It had waited for an op that fills the window, and was admitted when that was done."""
+    window = AttentiveWindow(initial=10, least=1, most=10)
+    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9)
+    scan = submit(scheduler, 10, 10)
+    urgent = submit(scheduler, 4, base=-1)
+    assert (urgent.next_op, scheduler.expects_urgent) == (0, True)
+    complete(scheduler, scan.grants[0])
+    assert urgent.next_op == 1
 
 
 def test_urgent_reads_start_while_a_smaller_limit_is_tried() -> None:
