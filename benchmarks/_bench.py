@@ -5,8 +5,8 @@ How a comparison is made:
 1. Every *round* makes fresh input (offsets), and every contender of the case gets the same one.
 2. The contenders take turns in an order that rotates from round to round, so that a slow minute of
    the machine does not fall on one of them.
-3. Cold cases empty the page cache before each contender of each round; hot ones read the file once
-   before the first.
+3. Cold cases empty the page cache before each contender of each round; hot ones lock the files into
+   memory before the first, or read them once where they may not.
 4. In a round that is not counted each contender's answer is compared with the file's own bytes.
 5. Reported is the median over the rounds, with the fastest and the slowest beside it.
 
@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -171,13 +173,22 @@ def make_cold(files: Sequence[Path]) -> str:
     return "posix_fadvise(DONTNEED)"
 
 
-def make_hot(files: Sequence[Path]) -> None:
-    """Read `files` into the page cache."""
+@contextlib.contextmanager
+def kept_hot(files: Sequence[Path]) -> Iterator[None]:
+    """Have the page cache hold all of `files`: some kernels page out what was not used for a minute."""
     piece = bytearray(8 * MIB)
-    for file in files:
-        with file.open("rb", buffering=0) as opened:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            opened = stack.enter_context(file.open("rb", buffering=0))
             while opened.readinto(piece):
                 pass
+            mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)  # locked until it goes
+            first = np.frombuffer(mapped, np.uint8, 1).ctypes.data
+            if libc.mlock(ctypes.c_void_p(first), ctypes.c_size_t(len(mapped))):
+                console.print(f"{file.name} is not locked into memory: {os.strerror(ctypes.get_errno())}")
+            stack.enter_context(contextlib.closing(mapped))
+        yield
 
 
 # -- running
@@ -189,11 +200,9 @@ def run_case(case: Case, rounds: int, seed: int) -> list[Result]:
         Result(case.section, case.name, case.state, one.name, case.unit, case.amount * one.share)
         for one in case.contenders
     ]
-    if case.state == "hot":
-        make_hot(case.files)
     if len(results) == 2:
         rounds += rounds % 2  # each goes first as often as the other: that made 6% between equals
-    with case.around():
+    with kept_hot(case.files if case.state == "hot" else []), case.around():
         _check(case, np.random.default_rng([seed, 0]))
         for number in range(1, rounds + 1):
             given = case.make_input(np.random.default_rng([seed, number]))
