@@ -7,7 +7,7 @@ Run it as root for caches that are really cold; fio comes from Debian, Lance fro
 Sections:
 
 * *fio*: 100,000 random ranges of 4 KiB in one `read_ranges`, hot and cold; fio's io_uring engine, depth 128.
-* *modes*: the same through headrace's schedulers and backends.
+* *modes*: the same, and blocks by one, 10, 100 and 1,000, through headrace's schedulers and backends.
 * *lance*: 100,000 random rows of 1 KiB of 2 million into an Arrow column, hot and cold; Lance with its
   own io_uring reader and lite scheduler, in a process of its own.
 * *cat_ranges*: 20,000 cold ranges as a list of bytes; fsspec local, obstore.
@@ -85,6 +85,11 @@ class Sizes:
     busy: int
     most: int
 
+    @property
+    def few(self) -> int:
+        """Cold and one by one: each waits for the disk."""
+        return self.busy // 10
+
 
 FULL = Sizes(4 * GIB, 100_000, 2_000_000, 100_000, 20_000, 20_000, 1_000_000)
 QUICK = Sizes(256 * MIB, 4_000, 20_000, 2_000, 2_000, 2_000, 10_000)
@@ -138,9 +143,19 @@ def block_case(section: str, name: str, state: str, path: Path, n: int, contende
 
 
 def mode_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
-    """Compare the schedulers and the backends."""
+    """Compare the schedulers and the backends, by how many blocks are asked for at once."""
     ways = (("lite", "uring"), ("lite", "pread"), ("standard", "uring"), ("standard", "pread"))
     for state in ("hot", "cold"):
+        for n in (1, 10, 100, 1000):
+            amount = sizes.few if n <= 10 and state == "cold" else sizes.busy
+            reads = cat_file_reads if n == 1 else partial(call_reads, n)
+            contenders = [
+                Contender(f"headrace {mode}, {backend}", reads(filesystem(mode, backend), str(path)))
+                for mode, backend in ways
+            ]
+            name = f"calls of {n:,}, {amount:,} x 4 KiB"
+            starts = random_starts(amount, path.stat().st_size)
+            yield Case("modes", name, state, starts, contenders, amount, "reads", [path])
         contenders = list(headrace_reads(path, *ways))
         yield block_case("modes", f"{sizes.batch:,} x 4 KiB", state, path, sizes.batch, contenders)
 
@@ -316,14 +331,13 @@ def call_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
 
 def auto_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
     """Compare what `auto` chooses with `pread`."""
-    few = sizes.busy // 10  # cold and one by one: each waits for the disk
     for mode in ("lite", "standard"):
         for state in ("hot", "cold"):
-            singles = sizes.busy if state == "hot" else few
+            singles = sizes.busy if state == "hot" else sizes.few
             yield auto_case(f"{mode}, open file", state, path, singles, open_file_reads)
             yield auto_case(f"{mode}, cat_file", state, path, singles, cat_file_reads)
             for n in (10, 100, 1000, sizes.batch):
-                amount = max(few if n == 10 and state == "cold" else sizes.busy, n)
+                amount = max(sizes.few if n == 10 and state == "cold" else sizes.busy, n)
                 yield auto_case(f"{mode}, calls of {n:,}", state, path, amount, partial(call_reads, n))
             yield auto_case(f"{mode}, 1 MiB", state, path, path.stat().st_size // (16 * MIB), part_reads, MIB)
 
