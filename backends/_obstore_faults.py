@@ -1,5 +1,8 @@
 """What the exceptions of obstore mean: which an attempt may cure, which the filesystem shall word itself.
 
+A certificate that is not trusted is not cured by another attempt: so the filesystem is asked, which knows
+whom it trusts itself.
+
 obstore tells little by type. The status of an HTTP answer and the kind of a broken connection are in the
 text, which is stable in so far as it is object_store's own. Retry-After is not in it: that header is lost.
 The text also holds a dump of the whole error; only what a user can use of it is kept.
@@ -16,6 +19,11 @@ from headrace.types import Verdict
 _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
 _KIND = re.compile(r"kind: (\w+)")
 _CODE = re.compile(r"<Code>([\w.-]{1,64})</Code>")
+
+_SYSTEM = re.compile(r'code: (\d+),\s+kind: \w+,\s+message: "([^"]+)"')
+"""The system's own error in the dump: its number and its words."""
+
+_CERTIFICATE = re.compile(r"\bInvalidCertificate\(")
 
 _UNFIT = re.compile(r"source: Missing(LastModified|Etag)")
 
@@ -54,9 +62,16 @@ def fault_of(error: BaseException, path: str) -> StoreError | None:
         late.verdict = Verdict(is_retryable=True, is_throttled=True)
         return late
     kind = _KIND.search(text)
-    if kind is not None and kind[1] in _CONNECTION:
-        return StoreConnectionError(errno.ECONNRESET, f"the connection broke ({_first_line(text)})", path)
+    if kind is not None and kind[1] in _CONNECTION and not _CERTIFICATE.search(text):
+        return _of_connection(text, path)
     return None
+
+
+def _of_connection(text: str, path: str) -> StoreError:
+    system = _SYSTEM.search(text)
+    if system is None:
+        return StoreConnectionError(errno.ECONNRESET, f"the connection broke ({_first_line(text)})", path)
+    return StoreConnectionError(int(system[1]), f"the connection broke ({system[2]})", path)
 
 
 def _of_status(status: int, code: str, path: str) -> StoreError:

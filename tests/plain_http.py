@@ -1,12 +1,16 @@
-"""A plain HTTP server on loopback that answers what a test tells it to, and keeps a log."""
+"""A plain HTTP server on loopback, with TLS or without: it answers what a test says, and keeps a log."""
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
+
+import trustme
 
 
 @dataclass
@@ -42,9 +46,29 @@ def ranged(asked: Asked, data: bytes, **headers: str) -> Said:
     return Said(206, {**headers, "Content-Range": part}, data[span[0] : span[1]])
 
 
+class Authority:
+    """Vouches for servers on loopback; who trusts the certificates in `path` trusts them."""
+
+    def __init__(self, folder: Path) -> None:
+        made = trustme.CA()
+        self.path = folder / "authority.pem"
+        made.cert_pem.write_to_path(str(self.path))
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.issue_cert("127.0.0.1").configure_cert(self.server)
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that leave in a handshake."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_args: Any) -> None: ...
+
+
 class PlainServer:
-    def __init__(self, answer: Callable[[Asked], Said]) -> None:
+    def __init__(self, answer: Callable[[Asked], Said], authority: Authority | None = None) -> None:
         self.answer = answer
+        self._scheme = "http" if authority is None else "https"
         self.log: list[Asked] = []
         server = self
 
@@ -68,8 +92,11 @@ class PlainServer:
 
             do_HEAD = do_GET  # noqa: N815 - http.server's name
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        self._http = QuietServer(("127.0.0.1", 0), Handler)
+        if authority is not None:
+            self._http.socket = authority.server.wrap_socket(
+                self._http.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
 
     def __enter__(self) -> Self:
@@ -87,7 +114,7 @@ class PlainServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
     def gets(self) -> list[Asked]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -331,3 +333,12 @@ def test_two_identities_share_nothing() -> None:
         assert channels[0] is not channels[1]
         assert len({channel.scheduler(f"{plain.url}/x") for channel in channels}) == 2
         assert "Authorization" not in repr(readers[0].stats())
+
+
+def test_a_server_that_is_not_there_is_named_with_the_systems_words() -> None:
+    with socket.socket() as taken:  # bound and not listening: nobody else has the port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/data.bin"
+        with pytest.raises(ConnectionError, match="Connection refused") as caught:
+            reader().cat_file(url, start=0, end=10)
+    assert (caught.value.errno, caught.value.filename) == (errno.ECONNREFUSED, url)
