@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from headrace.backends import _linux as linux
 from headrace.backends.abc import Defaults, InlineBackend
+from headrace.errors import UnsizedFileError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -113,8 +114,20 @@ class LocalSource:
             linux.advise(self.fd, advice)
 
     def size(self) -> int:
-        """Bytes of the file now."""
-        return os.fstat(self.fd).st_size
+        """Bytes of the file now.
+
+        Raises
+        ------
+        IsADirectoryError, UnsizedFileError
+            It has no length.
+        """
+        found = os.fstat(self.fd)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
+        # Of a file that the kernel makes up as it is read, as those in /proc, it says 0.
+        if not stat.S_ISREG(found.st_mode) or (not found.st_size and os.pread(self.fd, 1, 0)):
+            raise UnsizedFileError(errno.EINVAL, "a device, pipe or the like has no length", self.path)
+        return found.st_size
 
     def __del__(self) -> None:
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).
@@ -196,8 +209,8 @@ class FileBackend(InlineBackend):
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> LocalSource:
         """Open for reading; a directory is an IsADirectoryError, now or when it is read."""
         source = self.make_source(path, linux.open_cached(path))
-        if as_file and stat.S_ISDIR(os.fstat(source.fd).st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if as_file:
+            source.size()
         return source
 
     def make_source(self, path: str, fd: int) -> LocalSource:

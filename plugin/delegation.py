@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from headrace.runtime import Channel
 
 ONE_PATH = (
-    "checksum", "created", "du", "disk_usage", "exists", "expand_path", "find", "glob", "info", "isdir",
+    "checksum", "created", "du", "disk_usage", "exists", "expand_path", "glob", "info", "isdir",
     "isfile", "lexists", "listdir", "ls", "makedir", "makedirs", "mkdir", "mkdirs", "modified",
     "pipe_file", "rm_file", "rmdir", "sign", "size", "stat", "touch", "ukey", "url",
     "walk", "write_bytes", "write_text", "rm", "delete", "sizes", "tree", "unstrip_protocol",
@@ -111,6 +111,23 @@ class Delegation:
     def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
         data: bytes = self.target.cat_file(self._target_path(path), start=start, end=end, **kwargs)
         return data
+
+    # -- listings
+
+    def find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the wrapped filesystem's ``find``.
+
+        With ``detail=True`` what lies under a relative path is named by that path, as Arrow demands of
+        whoever lists a dataset's folder (of fsspec's own local filesystem it uses nothing but the class).
+        """
+        asked = self._own_path(path)
+        found = self._of_target("find", asked, *args, **kwargs)
+        whole = self._target_path(path)
+        if not isinstance(found, dict) or "://" in asked or not asked or asked.startswith("/"):
+            return found
+        if not whole.startswith("/"):
+            return found
+        return {asked.rstrip("/") + name.removeprefix(whole): info for name, info in found.items()}
 
     # -- writes and the rest
 

@@ -40,6 +40,10 @@ class ShortReadError(HeadraceError, OSError):
     """A backend delivered more or fewer bytes than its protocol allows."""
 
 
+class UnsizedFileError(HeadraceError, OSError):
+    """A device, a pipe, or a file that the kernel makes up as it is read: there are no offsets in it."""
+
+
 class ObjectChangedError(HeadraceError, OSError):
     """The object was replaced since it was opened: a read would have mixed two versions.
 

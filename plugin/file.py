@@ -23,6 +23,8 @@ from typing_extensions import override
 
 from headrace.lifecycle import follow
 from headrace.memory import pooled_buffer
+from headrace.ranges import MOST_OFFSET
+from headrace.redact import redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 CLAMP_ABOVE_BYTES = 64 << 10
 """Reads longer than this ask for the file's size first: `read(1 << 40)` must not allocate that much."""
-
-_EMPTY = b""
 
 
 class HeadraceFile(io.BufferedIOBase):
@@ -79,7 +79,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._pid = os.getpid()
         self._position = 0
         self._last_end = -1
-        self._ahead = memoryview(_EMPTY)
+        self._ahead = b""
         self._ahead_start = 0
 
     # -- what it is
@@ -114,7 +114,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _check_open(self) -> None:
         if self.closed:
-            msg = f"I/O operation on closed file {self.path!r}"
+            msg = f"I/O operation on closed file {redact_url(self.path)!r}"
             raise ValueError(msg)
         if self._pid != os.getpid():
             self._open_again()
@@ -135,12 +135,13 @@ class HeadraceFile(io.BufferedIOBase):
         """Move the position; past the end is allowed, before the start is not."""
         self._check_open()
         with self._lock:
-            base = self._base(whence)
-            if base + offset < 0:
-                msg = f"seek before the start of {self.path!r}: {base + offset}"
+            position = self._base(whence) + offset
+            if not 0 <= position <= MOST_OFFSET:
+                where = "before the start" if position < 0 else "beyond the largest offset"
+                msg = f"seek {where} of {redact_url(self.path)!r}: {position}"
                 raise ValueError(msg)
-            self._position = base + offset
-            return self._position
+            self._position = position
+            return position
 
     def _base(self, whence: int) -> int:
         if whence == os.SEEK_SET:
@@ -254,10 +255,10 @@ class HeadraceFile(io.BufferedIOBase):
     def _piece_of_line(self, most: float) -> bytes:
         if not len(self._left_ahead()):
             self._fill()
-        left = self._left_ahead()
-        window = bytes(left[: int(min(most, len(left)))])
-        end = window.find(b"\n") + 1
-        piece = window[:end] if end else window
+        begin = self._position - self._ahead_start
+        stop = int(min(begin + most, len(self._ahead)))
+        # In place: a copy of the block for each line would be of quadratic length.
+        piece = self._ahead[begin : self._ahead.find(b"\n", begin, stop) + 1 or stop]
         self._position += len(piece)
         self._last_end = self._position
         return piece
@@ -290,9 +291,7 @@ class HeadraceFile(io.BufferedIOBase):
     def _left_ahead(self) -> memoryview:
         """Return what of the read-ahead block lies at the position."""
         skip = self._position - self._ahead_start
-        if 0 <= skip <= len(self._ahead):
-            return self._ahead[skip:]
-        return self._ahead[:0]
+        return memoryview(self._ahead)[skip if skip >= 0 else len(self._ahead) :]
 
     def _from_ahead(self, length: int | None) -> bytes | None:
         """Serve a small sequential read from the block, or say that it is none."""
@@ -313,7 +312,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._check_open()
         wanted = self._wanted(self.block_size or CLAMP_ABOVE_BYTES)
         data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
-        self._ahead, self._ahead_start = memoryview(data), self._position
+        self._ahead, self._ahead_start = data, self._position
 
     # -- the rest of the protocol
 
@@ -331,13 +330,13 @@ class HeadraceFile(io.BufferedIOBase):
 
     @override
     def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """Return the lines that are left, until `hint` bytes of them were read."""
+        """Return the lines that are left, until they are more than `hint` bytes."""
         lines: list[bytes] = []
         total = 0
         for line in self:
             lines.append(line)
             total += len(line)
-            if hint is not None and 0 < hint <= total:
+            if hint is not None and 0 < hint < total:
                 break
         return lines
 
@@ -359,7 +358,7 @@ class HeadraceFile(io.BufferedIOBase):
             super().close()
             with self._lock:
                 source, self._source = self._source, None
-                self._ahead = memoryview(_EMPTY)
+                self._ahead = b""
             self._reader.release(source)
 
     @override
@@ -369,7 +368,7 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"at {self._position}"
-        return f"<headrace.HeadraceFile {self.path!r}, {state}>"
+        return f"<headrace.HeadraceFile {redact_url(self.path)!r}, {state}>"
 
 
 def _reopen(fs: Any, path: str, position: int) -> HeadraceFile:

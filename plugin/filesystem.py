@@ -27,6 +27,7 @@ from typing_extensions import override
 from headrace import ambient, lifecycle
 from headrace.delegation import Delegation
 from headrace.drivers import interrupts
+from headrace.errors import UnsizedFileError
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
@@ -296,7 +297,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         max_gap: int | None = None,
         batch_size: int | None = None,  # noqa: ARG002
         on_error: str = "return",
-        **_kwargs: Any,
+        **kwargs: Any,
     ) -> list[Any]:
         """Read byte ranges of files, as fsspec specifies it.
 
@@ -317,13 +318,16 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             Or of exceptions, where `on_error` is "return".
         """
         reader = self._reader
-        if reader is not None and isinstance(paths, list) and len(paths) <= FEW:
+        if reader is None:
+            # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
+            names = [self._target_path(one) for one in paths] if isinstance(paths, list) else paths
+            found: list[Any] = self.target.cat_ranges(names, starts, ends, on_error=on_error, **kwargs)
+            return found
+        if isinstance(paths, list) and len(paths) <= FEW:
             few = reader.cat_few(paths, starts, ends, self._target_path, self._base_here)
             if few is not None:
                 return few
         asked = ask(paths, starts, ends, self._target_path, max_gap)
-        if reader is None:
-            return asked.by_target(self.target, on_error)
         interrupts.arm()
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:
@@ -344,9 +348,9 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         **kwargs: Any,
     ) -> list[Any]:
         """Async twin of `cat_ranges`."""
-        asked = ask(paths, starts, ends, self._target_path, max_gap)
         reader = self._reader
-        if reader is None or asked.has_odd_bounds:
+        asked = None if reader is None else ask(paths, starts, ends, self._target_path, max_gap)
+        if reader is None or asked is None or asked.has_odd_bounds:
             options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
             found: list[Any] = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
             return found
@@ -393,9 +397,11 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         interrupts.arm()
         if reader is None or len(paths) == 1:
-            return collect_cat(path, paths, (answer_or_error(self.cat_file, one) for one in paths), on_error)
-        found = reader.cat_many(paths, self._urgency(None))
-        return collect_cat(path, paths, found, on_error)
+            found = [answer_or_error(self.cat_file, one) for one in paths]
+        else:
+            found = reader.cat_many(paths, self._urgency(None))
+        is_alone = not isinstance(path, list) and paths == [self._target_path(path)]
+        return collect_cat(paths, found, on_error, is_alone=is_alone)
 
     async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Async twin of `cat`."""
@@ -460,7 +466,10 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         assert reader is not None  # noqa: S101
         lifecycle.check_not_exiting()
-        source, size = self._exclusively(reader.open_source, path, size, kwargs)
+        try:
+            source, size = self._exclusively(reader.open_source, path, size, kwargs)
+        except UnsizedFileError:
+            return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))
         if source is None:
             # The store does not know the length (a stream): read it once, through the scheduler.

@@ -18,6 +18,7 @@ from headrace.core.request import Request, State
 from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
 from headrace.errors import SchedulerClosedError
+from headrace.redact import redact_url
 from headrace.types import Ops, Priority
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class JobMaker:
             is_nested=current_permit() is not None,
             group=group,
             unknown_bytes=channel.max_op_bytes,
-            label=path,
+            label=redact_url(path),
             series_ops=ops.series_ops,
         )
         scheduler = channel.scheduler(path)

@@ -25,6 +25,7 @@ from headrace.drivers.inline import LoopDriver
 from headrace.drivers.job import Job
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
+from headrace.ranges import MOST_OFFSET
 from headrace.types import Ops, Priority, UInt8Array
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class QuickReader(JobMaker):
         ranges: list[Small] = []
         sources: dict[str, tuple[str, Any]] = {}
         for given, start, end in zip(paths, starts, ends, strict=True):
-            if not 0 <= end - start <= self.channel.quick_bytes or start < 0:
+            if not 0 <= end - start <= self.channel.quick_bytes or start < 0 or end > MOST_OFFSET:
                 return None
             try:
                 if given not in sources:

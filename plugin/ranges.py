@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from headrace.types import Int64Array, UInt8Array
 
 
+MOST_OFFSET = 2**63 - 1
+"""The largest offset in a file, as the system has it."""
+
+
 @dataclass(slots=True, eq=False)
 class Ranges:
     """What a caller asked: n ranges of some files.
@@ -102,10 +106,22 @@ def _integers(name: str, values: Any) -> Int64Array:
     array = np.asarray(values)
     if array.size == 0:
         return array.astype(np.int64).reshape(-1)
+    if array.dtype == object and all(isinstance(value, int) for value in array.flat):
+        _check_offsets(name, array.flat)  # what NumPy has no integers for
     if array.dtype.kind not in "iu":
         msg = f"{name} must be integers, not {array.dtype}"
         raise TypeError(msg)
+    if array.dtype.kind == "u" and array.dtype.itemsize == np.dtype(np.int64).itemsize:
+        _check_offsets(name, [int(array.max())])
     return array.astype(np.int64, copy=False)
+
+
+def _check_offsets(name: str, values: Iterable[int]) -> None:
+    """Raise ValueError where one is larger than offsets of files are."""
+    for value in values:
+        if value > MOST_OFFSET:
+            msg = f"{name}: {value} is beyond the largest offset, {MOST_OFFSET}"
+            raise ValueError(msg)
 
 
 def is_plain(start: Any, end: Any) -> bool:
@@ -119,9 +135,10 @@ def resolve_bounds(bounds: tuple[int | None, int | None], size: Callable[[], int
     Raises
     ------
     ValueError
-        Plain offsets, the end before the start.
+        Plain offsets, the end before the start; larger than offsets are.
     """
     start, end = bounds
+    _check_offsets("start and end", [bound for bound in bounds if bound is not None])
     if is_plain(start, end):
         assert start is not None  # noqa: S101
         assert end is not None  # noqa: S101
@@ -286,14 +303,14 @@ def checked_out(out: Any, nbytes: int) -> UInt8Array:
     return array
 
 
-def collect_cat(path: Any, paths: list[str], found: Iterable[Any], on_error: str) -> Any:
-    """Give the answers of `cat` the shape that fsspec specifies."""
+def collect_cat(paths: list[str], found: Iterable[Any], on_error: str, *, is_alone: bool) -> Any:
+    """Give the answers of `cat` the shape that fsspec specifies: a dict, but of a file that was named."""
     results = dict(zip(paths, found, strict=True))
     errors = [answer for answer in results.values() if isinstance(answer, Exception)]
     if errors and on_error == "raise":
         raise errors[0]
     if on_error == "omit":
         results = {key: value for key, value in results.items() if not isinstance(value, Exception)}
-    if len(paths) == 1 and isinstance(path, str) and "*" not in path and results:
+    if is_alone and results:
         return next(iter(results.values()))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.core.request import State
-from headrace.errors import ReadCancelledError
+from headrace.errors import ReadCancelledError, SchedulerClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,7 @@ class Read:
     # On the class: an interrupted constructor leaves a read that is finalised all the same.
     _parts: Sequence[Part] = ()
     _batch: RangeBatch | None = None
+    _pid = 0
 
     def __init__(self, reader: Reader | None, ranges: Ranges, parts: list[Part], buffer: UInt8Array) -> None:
         self._reader = reader
@@ -68,6 +70,7 @@ class Read:
         self._parts = parts
         self._buffer = buffer
         self._is_cancelled = False
+        self._pid = os.getpid()
         for part in parts:
             job = part.job
             lost = _Lost(self, job.engine.lost.append)
@@ -84,7 +87,11 @@ class Read:
 
     def done(self) -> bool:
         """Whether `result` would return, or raise, at once."""
-        return all(part.job.request.is_over for part in self._parts)
+        return self._is_of_another_process() or all(part.job.request.is_over for part in self._parts)
+
+    def _is_of_another_process(self) -> bool:
+        """Whether this one was forked since: the scheduler, and whoever holds its lock, stayed behind."""
+        return self._pid != os.getpid()
 
     def cancel(self) -> bool:
         """Give the read up; False where it is done already."""
@@ -113,8 +120,13 @@ class Read:
             Not finished in time; the read goes on, and `result` may be called again.
         ReadCancelledError
             It was cancelled.
+        SchedulerClosedError
+            It was submitted before this process was forked, and its result not yet taken.
         """
         if self._batch is None:
+            if self._is_of_another_process():
+                msg = "this read was submitted before the process was forked: the child has to submit its own"
+                raise SchedulerClosedError(msg)
             assert self._reader is not None  # noqa: S101
             for part in self._parts:
                 self._reader.channel.driver.wait(part.job, timeout)
@@ -122,7 +134,7 @@ class Read:
         return self._batch
 
     def __del__(self) -> None:
-        if self._batch is None:
+        if self._batch is None and not self._is_of_another_process():
             for part in self._parts:
                 if part.job.request.state is not State.RETIRED:
                     part.job.engine.drop(part.job.scheduler, part.job.request)

@@ -12,6 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from headrace.redact import redact_url
 from headrace.runtime import engine_reason, runtime
 
 if TYPE_CHECKING:
@@ -128,9 +129,9 @@ def _shown(value: Any) -> str:
 def _device(scheduler: Scheduler) -> DeviceStats:
     window = scheduler.window
     return DeviceStats(
-        device=":".join(map(str, scheduler.device))
+        device=redact_url(":".join(map(str, scheduler.device)))
         if isinstance(scheduler.device, tuple)
-        else str(scheduler.device),
+        else redact_url(str(scheduler.device)),
         in_flight_ops=scheduler.in_flight_ops,
         in_flight_bytes=scheduler.in_flight_bytes,
         queued_requests=scheduler.waiting,

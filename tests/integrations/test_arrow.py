@@ -246,3 +246,20 @@ def test_concurrent_scans_of_one_filesystem(disk: Store, options: dict[str, obje
         answers = list(pool.map(lambda operation: operation(fs, disk.layout), work))
     for operation, got in zip(work, answers, strict=True):
         assert _is_same(got, disk.expected(operation)), operation.__name__
+
+
+@pytest.mark.parametrize("asked", ["data", "data/", "./data", "data/../data", "."])
+def test_a_dataset_by_a_relative_path(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """Arrow wants what is found in a folder to be named by the folder as it was asked for."""
+    monkeypatch.chdir(tmp_path)
+    table = pa.table({"a": [1, 2], "b": ["x", "y"]})
+    ds.write_dataset(
+        table, "data", format="parquet", partitioning=["b"], partitioning_flavor="hive",
+        filesystem=headrace.HeadraceFileSystem(target_protocol="file", **options),
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path / "data" if asked == "." else tmp_path)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    found = ds.dataset(asked, format="parquet", filesystem=fs, partitioning="hive").to_table()
+    assert found.sort_by("a").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}

@@ -26,7 +26,8 @@ needs_uring = pytest.mark.skipif(probe() is not None, reason="the kernel, or a s
 def test_a_soak_leaves_nothing(tmp_path: Path, scheduled_mode: str, direct: str) -> None:
     path = tmp_path / "data.bin"
     path.write_bytes(np.random.default_rng(3).bytes(20 * MIB))
-    ended = run("ring_soak.py", path, RANGES, limit_s=3000, HEADRACE_SCHEDULER=scheduled_mode, DIRECT=direct)
+    chosen = {"HEADRACE_LOCAL_BACKEND": "uring", "HEADRACE_SCHEDULER": scheduled_mode, "DIRECT": direct}
+    ended = run("ring_soak.py", path, RANGES, limit_s=3000, **chosen)
     assert ended.status == 0, ended.err
     answer = json.loads(ended.out.splitlines()[-1])
     assert (answer["wrong"], answer["rest"]) == ([], [0, 0])

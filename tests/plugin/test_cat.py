@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import fsspec
+import numpy as np
 import pytest
 import recording
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
+import headrace
 from headrace.reader import LONG_BYTES
 
 
@@ -143,6 +147,49 @@ def test_cat_with_an_error(target: Target, options: dict[str, object], on_error:
         return {path: a if isinstance(a, bytes) else type(a) for path, a in answers.items()}
 
     assert outcome(cat, target.headrace(**options)) == outcome(cat, target.plain)
+
+
+@pytest.mark.parametrize("asked", ["big.bi?", "*.bin", "b[i]g.bin", "a*b", "a?b"])
+def test_cat_of_globs(tmp_path: Path, options: dict[str, object], asked: str) -> None:
+    """A dict for a pattern, however many files it fits; bytes for a file that is named so."""
+    for name in ("big.bin", "a*b"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    def cat(fs: Any) -> Any:
+        return fs.cat(f"{tmp_path}/{asked}")
+
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    assert outcome(cat, fs) == outcome(cat, fsspec.filesystem("file"))
+
+
+def test_ranges_that_make_no_sense_are_the_targets_under_off(disk: Target) -> None:
+    def cat_ranges(fs: Any) -> Any:
+        return _kinds(fs.cat_ranges([disk.big, disk.big, "a\0b"], [5, 9, 0], [1, 12, 1]))
+
+    assert cat_ranges(disk.headrace(scheduler="off")) == cat_ranges(disk.plain)
+
+
+@pytest.mark.parametrize("start", [2**63 - 5, 2**63, 2**64, 2**64 + 3, 2**70])
+def test_offsets_larger_than_any_file(tmp_path: Path, scheduled_mode: str, start: int) -> None:
+    """And not, by some 64 bits, the start of the file."""
+    path = str(tmp_path / "small.bin")
+    Path(path).write_bytes(CONTENT[:10])
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    for ask in (
+        lambda: fs.cat_file(path, start, start + 5),
+        lambda: fs.cat_ranges([path], [start], [start + 5]),
+        lambda: fs.cat_ranges([path] * 50, [start] * 50, [start + 5] * 50),
+        lambda: fs.read_ranges(path, [start], [start + 5]),
+        lambda: fs.read_ranges(path, np.array([0], np.uint64), np.array([2**63], np.uint64)),
+    ):
+        with pytest.raises(ValueError, match="largest offset"):
+            ask()
+    with fs.open(path, "rb") as file:
+        if start < 2**63:
+            assert (file.seek(start), file.read(4)) == (start, b"")
+        else:
+            with pytest.raises(ValueError, match="largest offset"):
+                file.seek(start)
 
 
 def test_head_tail_and_read_block(target: Target, options: dict[str, object]) -> None:

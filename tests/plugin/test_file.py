@@ -466,3 +466,60 @@ def test_a_bad_open_mode(disk: Any, tmp_path: Path, mode_of_open: str) -> None:
     with pytest.raises((ValueError, OSError, NotImplementedError)):
         disk.open(str(name), mode_of_open)
     assert name.read_bytes() == CONTENT
+
+
+# -- what is no plain file
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="of Linux")  # noqa: PTH110
+def test_devices_and_made_up_files_are_the_targets(options: dict[str, object]) -> None:
+    """They have no length: 0 is what the system says, and an empty answer would be a wrong one."""
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    with fs.open("/dev/zero", "rb") as file:
+        assert [len(file.read(10)), len(file.read(200_000))] == [10, 200_000]
+    for ask in (lambda: fs.open("/proc/self/status").read(), lambda: fs.cat_file("/proc/self/status")):
+        with pytest.raises(OSError, match=r"Invalid argument|no length"):
+            ask()
+
+
+@pytest.mark.parametrize("bounds", [(None, None), (-10, 6), (None, 5)])
+def test_a_directory_has_no_bytes(
+    tmp_path: Path, options: dict[str, object], bounds: tuple[int | None, int | None]
+) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    with pytest.raises(IsADirectoryError):
+        fs.cat_file(str(tmp_path), *bounds)
+
+
+class Counted(bytes):
+    """Counts what is copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        Counted.copied += len(found) if isinstance(found, bytes) else 1
+        return found
+
+
+def test_a_line_costs_its_own_length(tmp_path: Path, scheduled_mode: str) -> None:
+    """And not that of the block which was read ahead."""
+    path = tmp_path / "lines.txt"
+    path.write_bytes(CONTENT)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    with fs.open(str(path), "rb", block_size=SIZE) as file:
+        first = file.readline()
+        file._ahead = Counted(file._ahead)
+        Counted.copied = 0
+        lines = [file.readline() for _ in range(100)]
+    assert [first, *lines] == [line.encode() for line in LINES[:101]]
+    assert Counted.copied == sum(map(len, lines))
+
+
+def test_readlines_stops_beyond_its_hint(tmp_path: Path, options: dict[str, object]) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    for hint in (None, -1, 0, 1, 3, 4, 5, 8, 100):
+        with fs.open(str(path), "rb") as file, path.open("rb") as plain:
+            assert file.readlines(hint) == plain.readlines(-1 if hint is None else hint)

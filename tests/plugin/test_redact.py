@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import namedtuple
+from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import headrace
 from headrace.redact import MASK, is_secret_name, redact, redact_text, redact_url, secrets_of
 
 SECRET = "s3cr3t/Va+lue=="
@@ -294,3 +296,31 @@ def test_other_text_is_untouched(text):
 def test_no_known_secret_survives_in_any_text(text, secrets):
     clean = redact_text(f"{text} {' '.join(secrets)} {text}", secrets)
     assert not any(secret in clean for secret in secrets if MASK not in secret)
+
+
+# -- where they are used
+
+SIGNED = "http://user:SECRET-ONE@127.0.0.1:9/x?X-Amz-Signature=SECRET-TWO"
+
+
+def test_a_url_says_no_secrets_of_an_open_file(tmp_path: Path, scheduled_mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="http", scheduler=scheduled_mode, retries=0)
+    said: list[str] = []
+    with headrace.trace() as trace:
+        with pytest.raises(Exception) as caught:  # whatever the client says of a closed port
+            fs.cat_file(SIGNED, 0, 10)
+        said.append(str(caught.value))
+    trace.to_json(tmp_path / "trace.json")
+    said.append((tmp_path / "trace.json").read_text())
+    file = fs.open(SIGNED, size=10)
+    said.append(repr(file))
+    with pytest.raises(ValueError) as caught:
+        file.seek(-1)
+    said.append(str(caught.value))
+    file.close()
+    with pytest.raises(ValueError) as caught:
+        file.read()
+    said += [str(caught.value), repr(file), repr(fs.stats())]
+    assert trace.events
+    assert "127.0.0.1" in said[1]
+    assert "SECRET" not in "".join(said)

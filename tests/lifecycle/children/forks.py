@@ -66,7 +66,7 @@ def fork_in_flight(fs: Any, ending: str) -> None:
         for start in range(10, 60, 10):
             pid = os.fork()
             if pid == 0:
-                in_child(fs, file, start, ending)
+                in_child(fs, file, held, start, ending)
             assert_ended_well(pid)
             assert file.read(10) == CONTENT[start : start + 10]
     finally:
@@ -82,13 +82,14 @@ def assert_ended_well(pid: int) -> None:
     assert status == 0, f"the forked child ended with {status}"
 
 
-def in_child(fs: Any, file: Any, start: int, ending: str) -> None:
+def in_child(fs: Any, file: Any, held: Any, start: int, ending: str) -> None:
     """Read by what the parent made and opened; ends the process."""
     status = 1
     try:
         assert fs.stats().in_flight_ops == 0, "the parent's state came along"
         check(fs)
         assert file.read(20) == CONTENT[start : start + 20]
+        refuses(held)
         assert headrace.wrap(fs.target).cat_file(PATH, 0, 9) == CONTENT[:9]
         assert fs.with_priority(-1).size(PATH) == len(CONTENT)
         at_rest(fs)
@@ -99,6 +100,19 @@ def in_child(fs: Any, file: Any, start: int, ending: str) -> None:
     if ending == "exit":
         sys.exit(status)
     os._exit(status)
+
+
+def refuses(held: Any) -> None:
+    """Nobody performs what the parent submitted, and another of its threads may have held the lock."""
+    assert held.done()
+    assert not held.cancel()
+    try:
+        held.result()
+    except headrace.SchedulerClosedError as error:
+        assert "forked" in str(error)  # noqa: PT017
+    else:
+        message = "a read of the parent has a result in the child"
+        raise AssertionError(message)
 
 
 def fork_exit(fs: Any) -> None:
@@ -118,7 +132,7 @@ def fork_slow(fs: Any) -> None:
     pid = os.fork()
     if pid == 0:
         slow.delay_s = 0.0
-        in_child(fs, file, 0, "_exit")
+        in_child(fs, file, reads[-1], 0, "_exit")
     assert_ended_well(pid)
     for start, read in zip(range(0, 300, 100), reads, strict=True):
         assert bytes(read.result()[0]) == CONTENT[start : start + 10]
