@@ -124,10 +124,20 @@ class LocalSource:
         found = os.fstat(self.fd)
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
-        # Of a file that the kernel makes up as it is read, as those in /proc, it says 0.
-        if not stat.S_ISREG(found.st_mode) or (not found.st_size and os.pread(self.fd, 1, 0)):
+        if stat.S_ISREG(found.st_mode) and (found.st_size or self._is_empty()):
+            return found.st_size
+        # Somebody may have begun to write to it meanwhile.
+        size = os.fstat(self.fd).st_size if stat.S_ISREG(found.st_mode) else 0
+        if not size:
             raise UnsizedFileError(errno.EINVAL, "a device, pipe or the like has no length", self.path)
-        return found.st_size
+        return size
+
+    def _is_empty(self) -> bool:
+        """Whether there is nothing to read: of files that the kernel makes up, as in /proc, the size is 0."""
+        try:
+            return not linux.pread(self.fd, 0, 1)
+        except OSError:
+            return False
 
     def __del__(self) -> None:
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).

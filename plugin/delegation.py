@@ -14,6 +14,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
@@ -117,16 +119,14 @@ class Delegation:
     def find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped filesystem's ``find``.
 
-        With ``detail=True`` what lies under a relative path is named by that path, as Arrow demands of
-        whoever lists a dataset's folder (of fsspec's own local filesystem it uses nothing but the class).
+        With ``detail=True`` what lies under a relative path of the local disk is named by that path, as
+        Arrow demands of whoever lists a dataset's folder (fsspec's own class it replaces by one of its own).
         """
         asked = self._own_path(path)
         found = self._of_target("find", asked, *args, **kwargs)
-        whole = self._target_path(path)
-        if not isinstance(found, dict) or "://" in asked or not asked or asked.startswith("/"):
+        if not (isinstance(found, dict) and isinstance(self.target, LocalFileSystem) and _is_relative(asked)):
             return found
-        if not whole.startswith("/"):
-            return found
+        whole = self._target_path(path).rstrip("/")
         return {asked.rstrip("/") + name.removeprefix(whole): info for name, info in found.items()}
 
     # -- writes and the rest
@@ -195,6 +195,11 @@ def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _paths(self: Any, args: tuple[Any, ...], remote: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(self._own_path(arg) if k in remote and _is_path(arg) else arg for k, arg in enumerate(args))
+
+
+def _is_relative(path: Any) -> bool:
+    """Whether a local path is relative to the working directory: no home, drive or protocol."""
+    return isinstance(path, str) and path != "" and not path.startswith(("/", "~")) and ":" not in path
 
 
 _PATH_NAMES = frozenset({"path", "path1", "path2"})

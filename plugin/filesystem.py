@@ -17,6 +17,7 @@ import io
 import itertools
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
@@ -321,7 +322,8 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
             names = [self._target_path(one) for one in paths] if isinstance(paths, list) else paths
-            found: list[Any] = self.target.cat_ranges(names, starts, ends, on_error=on_error, **kwargs)
+            firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
+            found: list[Any] = self.target.cat_ranges(names, firsts, lasts, on_error=on_error, **kwargs)
             return found
         if isinstance(paths, list) and len(paths) <= FEW:
             few = reader.cat_few(paths, starts, ends, self._target_path, self._base_here)
@@ -400,7 +402,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             found = [answer_or_error(self.cat_file, one) for one in paths]
         else:
             found = reader.cat_many(paths, self._urgency(None))
-        is_alone = not isinstance(path, list) and paths == [self._target_path(path)]
+        is_alone = isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
         return collect_cat(paths, found, on_error, is_alone=is_alone)
 
     async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:

@@ -130,7 +130,7 @@ def is_plain(start: Any, end: Any) -> bool:
 
 
 def resolve_bounds(bounds: tuple[int | None, int | None], size: Callable[[], int | None]) -> tuple[int, int]:
-    """Turn None and negative bounds into offsets, as slicing does.
+    """Turn None and negative bounds into offsets, as slicing does; the size is asked for if it is needed.
 
     Raises
     ------
@@ -139,15 +139,14 @@ def resolve_bounds(bounds: tuple[int | None, int | None], size: Callable[[], int
     """
     start, end = bounds
     _check_offsets("start and end", [bound for bound in bounds if bound is not None])
-    if is_plain(start, end):
-        assert start is not None  # noqa: S101
-        assert end is not None  # noqa: S101
+    start = 0 if start is None else start
+    if end is not None and is_plain(start, end):
         if end < start:
             msg = f"end {end} is before start {start}"
             raise ValueError(msg)
         return start, end
     length = size() or 0
-    first = 0 if start is None else start if start >= 0 else max(length + start, 0)
+    first = start if start >= 0 else max(length + start, 0)
     last = length if end is None else end if end >= 0 else max(length + end, 0)
     return first, max(first, last)
 

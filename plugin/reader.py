@@ -29,7 +29,6 @@ from headrace.cached import read_cached
 from headrace.columns import BLOCK, offsets_of
 from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
-from headrace.core.request import State
 from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
@@ -107,21 +106,20 @@ class Reader(SingleReader):
     @contextlib.contextmanager
     def _performed(self, parts: list[Part]) -> Iterator[None]:
         """Run the parts of a read to their end, and leave nothing of them behind."""
-        timeout_s = self.channel.settings.timeout_s
+        timeout_s, jobs = self.channel.settings.timeout_s, [part.job for part in parts]
         try:
             if len(parts) == 1:
-                self.run(parts[0].job, timeout_s)
+                self.run(jobs[0], timeout_s)
             else:
-                for part in parts:
-                    self.channel.driver.launch(part.job)
-                for part in parts:
-                    self.channel.driver.wait(part.job, timeout_s)
+                for job in jobs:
+                    self.channel.driver.launch(job)
+                for job in jobs:
+                    self.channel.driver.wait(job, timeout_s)
             yield
-        finally:
-            for part in parts:
-                if part.job.request.state is not State.RETIRED:
-                    part.job.engine.lost.append(part.job)
+        except BaseException:
+            self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
+            raise
 
     async def read_async(self, ranges: Ranges, urgency: Urgency) -> RangeBatch:
         """Read without blocking the caller's event loop, which need not be ours."""
@@ -281,12 +279,17 @@ class Reader(SingleReader):
         at = np.cumsum(sizes) - sizes
         ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at), found)
         job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(found), Urgency())
-        self.run(job, self.channel.settings.timeout_s)
-        check_outcome(job)
-        settled.length[rows] = ops.got
-        for op, error in ops.errors.items():
-            settled.errors[settled.again[op]] = _as_exception(error)
-        hand_over(job, None, int(ops.got.sum()))
+        try:
+            self.run(job, self.channel.settings.timeout_s)
+            check_outcome(job)
+            settled.length[rows] = ops.got
+            for op, error in ops.errors.items():
+                settled.errors[settled.again[op]] = _as_exception(error)
+            hand_over(job, None, int(ops.got.sum()))
+        except BaseException:
+            self.channel.engine.lost.append(job)
+            self.channel.engine.settle_lost()
+            raise
         return found, at
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
 from headrace.core.request import State
+from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
@@ -98,7 +99,11 @@ class SingleReader(QuickReader):
         check_not_exiting()
         source = self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
         if not isinstance(source, PathSource):
-            return self._cat_source(source, path, bounds, urgency)
+            try:
+                return self._cat_source(source, path, bounds, urgency)
+            except UnsizedFileError:
+                answer: bytes = self.channel.backend.target.cat_file(path, *bounds)
+                return answer
         start, end = bounds
         if isinstance(self.channel.backend, AsyncBackend | BulkBackend) and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
@@ -136,9 +141,7 @@ class SingleReader(QuickReader):
                 self.channel.driver.launch(jobs[-1])
             return [answer_or_error(self._await_whole, job) for job in jobs]
         finally:
-            for job in jobs:
-                if job.request.state is not State.RETIRED:
-                    job.engine.lost.append(job)
+            self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
 
     def _await_whole(self, job: Job) -> bytes:

@@ -182,12 +182,18 @@ def _has_work(job: Job) -> bool:
 
 
 def _start_granted(job: Job) -> None:
-    """Start every grant in the inbox; another thread may be doing so, which takes no time."""
+    """Start every grant in the inbox; another thread may be doing so, which takes no time.
+
+    A grant leaves the inbox last: where a passer-by is interrupted, its consumer finds it there.
+    """
     with job.hands:
-        while not job.is_left and (grant := job.take()) is not None:
-            rows = start(job, grant)
-            if len(rows):
-                job.under_way.append((grant, rows))
+        while not job.is_left and (grant := job.first()) is not None:
+            is_started = any(grant is started for started, _ in job.under_way)
+            if grant.ops_left and not is_started:
+                rows = start(job, grant)
+                if len(rows):
+                    job.under_way.append((grant, rows))
+            job.request.inbox.pop(0)
 
 
 def _finish_first(job: Job) -> None:
@@ -207,12 +213,14 @@ def _finish_first(job: Job) -> None:
 
 
 def _finish_half(job: Job) -> None:
-    """Finish half of all that is under way, whichever, or all where that is little.
+    """Finish half of all that is under way, whichever, or all where that is little or nothing comes after it.
 
     A system call costs as much as several reads, so what it submits next should be many.
     """
-    count = sum(len(rows) for _, rows in job.under_way)
-    left_over = _finish_some(job, list(job.under_way), (count + 1) // 2 if count > _WAITED_FOR else count)
+    count, request = sum(len(rows) for _, rows in job.under_way), job.request
+    is_last = request.next_op == request.n_ops and not job.scheduler.waiting
+    least = count if is_last or count <= _WAITED_FOR else (count + 1) // 2
+    left_over = _finish_some(job, list(job.under_way), least)
     job.under_way[:] = left_over
 
 

@@ -125,11 +125,18 @@ class Job:
 
     def take(self) -> Grant | None:
         """Take the next grant, if there is one."""
+        return self._next(lambda inbox: inbox.pop(0))
+
+    def first(self) -> Grant | None:
+        """Return the next grant, if there is one, and leave it in the inbox; `hands` are held."""
+        return self._next(lambda inbox: inbox[0])
+
+    def _next(self, of: Callable[[list[Grant]], Grant]) -> Grant | None:
         if self.before is not None and self.request.inbox:
             before, self.before = self.before, None
             before()
         try:
-            grant = self.request.inbox.pop(0)
+            grant = of(self.request.inbox)
         except IndexError:
             return None
         trace = self.engine.hub.trace
@@ -171,6 +178,8 @@ class Job:
                 scheduler.retries.note_success(succeeded)
             now = perf_counter()
             for grant, ops, nbytes in performed:
+                if not grant.ops_left and self.is_left:
+                    continue  # forfeited meanwhile: its consumer was interrupted while it left
                 scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
 
     def next_delay(self, attempt: int, verdict: Verdict) -> float | None:

@@ -169,6 +169,18 @@ def test_ranges_that_make_no_sense_are_the_targets_under_off(disk: Target) -> No
     assert cat_ranges(disk.headrace(scheduler="off")) == cat_ranges(disk.plain)
 
 
+@pytest.mark.parametrize("kind", [tuple, set])
+def test_cat_of_other_collections(disk: Target, options: dict[str, object], kind: Any) -> None:
+    paths = kind([disk.big, disk.small])
+    assert disk.headrace(**options).cat(paths) == disk.plain.cat(paths)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_bounds_of_any_sequence(target: Target, options: dict[str, object], kind: Any) -> None:
+    got = target.headrace(**options).cat_ranges([target.big] * 2, kind([0, 5]), kind([3, 9]))
+    assert got == [CONTENT[:3], CONTENT[5:9]]
+
+
 @pytest.mark.parametrize("start", [2**63 - 5, 2**63, 2**64, 2**64 + 3, 2**70])
 def test_offsets_larger_than_any_file(tmp_path: Path, scheduled_mode: str, start: int) -> None:
     """And not, by some 64 bits, the start of the file."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import fsspec
 import pytest
 from targets import CONTENT, OTHER, SIZE, Target, outcome
 
@@ -79,3 +81,32 @@ def test_get(target: Target, tmp_path: Path, options: dict[str, object]) -> None
     fs.get(target.root, str(tmp_path / "copy"), recursive=True)
     assert (tmp_path / "copy" / "big.bin").read_bytes() == CONTENT
     assert (tmp_path / "copy" / "sub" / "small.bin").read_bytes() == OTHER
+
+
+RELATIVE = ["data", "data/", "./data", "data/../data", ".", ".."]
+
+
+@pytest.mark.parametrize("asked", [*RELATIVE, "{}/data", "file://{}/data"])
+def test_what_is_found_under_a_relative_path(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """Is named by it where details are asked for, as Arrow wants it, and else as the target names it."""
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    (tmp_path / "data" / "in" / "x").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path / "data" if asked in (".", "..") else tmp_path)
+    path = asked.format(tmp_path)
+    fs, plain = headrace.HeadraceFileSystem(target_protocol="file", **options), fsspec.filesystem("file")
+    assert fs.find(path) == plain.find(path)
+    found = fs.find(path, withdirs=True, detail=True)
+    expected = plain.find(path, withdirs=True, detail=True)
+    assert list(found.values()) == list(expected.values())
+    assert all(name.startswith(path.rstrip("/")) for name in found) == (asked != "file://{}/data")
+    assert list(map(os.path.realpath, found)) == list(map(os.path.realpath, expected))
+
+
+def test_what_is_found_from_the_root(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    found = fs.find(".", maxdepth=1, withdirs=True, detail=True)
+    names = sorted(info["name"] for info in found.values())
+    assert sorted(name.removeprefix(".") for name in found) == names

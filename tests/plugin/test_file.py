@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import recording
+from targets import outcome
 
 import headrace
+from headrace.backends import _linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -477,9 +479,27 @@ def test_devices_and_made_up_files_are_the_targets(options: dict[str, object]) -
     fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
     with fs.open("/dev/zero", "rb") as file:
         assert [len(file.read(10)), len(file.read(200_000))] == [10, 200_000]
-    for ask in (lambda: fs.open("/proc/self/status").read(), lambda: fs.cat_file("/proc/self/status")):
-        with pytest.raises(OSError, match=r"Invalid argument|no length"):
-            ask()
+    assert fs.cat_file("/dev/zero", None, 16) == bytes(16)
+    for ask in (lambda fs: fs.open("/proc/self/status").read(), lambda fs: fs.cat_file("/proc/self/status")):
+        assert outcome(ask, fs) == outcome(ask, fsspec.filesystem("file"))
+
+
+def test_a_file_that_grows_from_nothing_is_a_file(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its size and the one whether there is anything to read."""
+    path = tmp_path / "log"
+    path.write_bytes(b"")
+    pread = _linux.pread
+
+    def written_before(fd: int, start: int, length: int) -> bytes:
+        path.write_bytes(CONTENT[:10])
+        return pread(fd, start, length)
+
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    with monkeypatch.context() as patch:
+        patch.setattr(_linux, "pread", written_before)
+        assert fs.cat_file(str(path)) == CONTENT[:10]
 
 
 @pytest.mark.parametrize("bounds", [(None, None), (-10, 6), (None, 5)])

@@ -178,7 +178,8 @@ def miss_always(backend: Any) -> None:
 def at_rest(fs: Any) -> str:
     """Wait until nothing is in flight, and say what is wrong then."""
     engine = fs.channel.engine
-    engine.catch_up()  # as the next read would
+    if TIMES == "twice":
+        engine.catch_up()  # as the next read would
     deadline_s = time.monotonic() + REST_S
     while True:
         if not engine.lock.acquire(timeout=5):

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from headrace.backends.memory import MemoryBackend
-from headrace.drivers.inline import LiteDriver, _shares
-from headrace.drivers.job import Waiter
+from headrace.core.request import Request, State
+from headrace.drivers.engine import Engine
+from headrace.drivers.inline import LiteDriver, _shares, _start_granted
+from headrace.drivers.job import Job, Waiter
+from headrace.types import Ops
 
 
 class Started:
@@ -47,3 +50,51 @@ def test_workers_share_long_ops(length: int, shares: list[list[int]]) -> None:
     job.ops = SimpleNamespace(length=np.full(3, length))
     assert [rows.tolist() for rows in _shares(job, np.arange(3))] == shares
     assert _shares(job, np.arange(0)) == []
+
+
+def interrupted_start(backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next start raise what a signal's handler does; the one after it finds all to be misses."""
+    raised: list[bool] = []
+
+    def start(_ops: Any, lo: int, hi: int) -> Any:
+        if not raised:
+            raised.append(True)
+            raise KeyboardInterrupt
+        return np.arange(lo, hi)
+
+    monkeypatch.setattr(backend, "start", start, raising=False)
+
+
+def granted(monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Return the job of a read whose ops were all granted."""
+    engine = Engine(buffer_bytes=0, process_io_limit=0)
+    backend = MemoryBackend(None)
+    interrupted_start(backend, monkeypatch)
+    column = np.arange(3, dtype=np.int64)
+    ops = Ops.of([None], (column * 0, column, column * 0 + 1, column), np.zeros(3, np.uint8))
+    job = Job(engine, engine.hub.scheduler("disk"), Request(ops.length, result_bytes=3), ops, backend)
+    job.submit()
+    return job
+
+
+def test_a_passer_by_that_is_interrupted_leaves_the_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its consumer waits for it, and nobody else would start it."""
+    job = granted(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        _start_granted(job)
+    assert (len(job.request.inbox), job.under_way) == (1, [])
+    for _ in range(2):
+        _start_granted(job)
+        assert (job.request.inbox, [rows.tolist() for _, rows in job.under_way]) == ([], [[0, 1, 2]])
+
+
+def test_what_was_forfeited_meanwhile_is_not_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a consumer that was interrupted twice, while a passer-by was starting it."""
+    job = granted(monkeypatch)
+    (grant,) = job.request.grants
+    job.is_left = True
+    job.engine.lost.append(job)
+    job.engine.settle_lost()
+    assert job.request.state is State.RETIRED
+    job.complete(grant, 3, 3, is_hit=True)
+    job.engine.hub.validate()
