@@ -44,8 +44,9 @@ _LONG_BYTES = 64 << 10
 _HALVED_ABOVE = 8
 """Fewer misses than this are finished at once: halving them would cost more than the device's idling."""
 
-_WAITED_FOR = 64
-"""So many reads on a ring are waited for together."""
+_WAITED_FOR = 16
+"""So many reads on a ring are waited for together: with more of them the device idles between two turns, and
+a small window looks as good as a larger one."""
 
 
 def start(job: Job, grant: Grant) -> Int64Array:
