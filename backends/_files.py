@@ -56,8 +56,7 @@ class _End(weakref.ref["LocalSource"]):
     """Owns the descriptors of a source, and closes them where the source cannot.
 
     A signal handler that raises may cut a finaliser at its first line, and Python goes on without it. The
-    callback of a weak reference is C, and cannot be cut: it lists the end for the next opening. Who closes a
-    descriptor takes it from the end first, in steps between which neither threads nor signals come.
+    callback of a weak reference is C, and cannot be cut: it lists the end for the next opening.
     """
 
     fd = -1
@@ -65,6 +64,19 @@ class _End(weakref.ref["LocalSource"]):
     # A weak reference's own hash is its object's, and is lost with it where nobody has asked for it yet.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
+
+    def close(self) -> None:
+        """Close what is open; whoever is cut in between leaves the rest to the next caller.
+
+        A descriptor is taken first, in steps between which neither threads nor signals come.
+        """
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            linux.close(fd)
+        fd, self.direct_fd = self.direct_fd, -1
+        if fd >= 0:
+            linux.close(fd)
+        _ends.discard(self)
 
 
 _lost: deque[_End] = deque()
@@ -75,16 +87,11 @@ _ends: set[_End] = set()
 
 def _close_lost() -> None:
     """Close what sources left open whose finaliser was cut."""
-    with contextlib.suppress(IndexError):
+    with contextlib.suppress(IndexError, ValueError):  # another thread was quicker
         while True:
-            end = _lost.popleft()
-            fd, end.fd = end.fd, -1
-            if fd >= 0:
-                linux.close(fd)
-            fd, end.direct_fd = end.direct_fd, -1
-            if fd >= 0:
-                linux.close(fd)
-            _ends.discard(end)
+            end = _lost[0]
+            end.close()
+            _lost.remove(end)  # last: what is cut is met again
 
 
 class LocalSource:
@@ -124,13 +131,13 @@ class LocalSource:
         found = os.fstat(self.fd)
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
-        if stat.S_ISREG(found.st_mode) and (found.st_size or self._is_empty()):
-            return found.st_size
-        # Somebody may have begun to write to it meanwhile.
-        size = os.fstat(self.fd).st_size if stat.S_ISREG(found.st_mode) else 0
-        if not size:
+        is_sized = stat.S_ISREG(found.st_mode)
+        if is_sized and not found.st_size and not self._is_empty():
+            found = os.fstat(self.fd)  # somebody may have begun to write to it
+            is_sized = found.st_size > 0
+        if not is_sized:
             raise UnsizedFileError(errno.EINVAL, "a device, pipe or the like has no length", self.path)
-        return size
+        return found.st_size
 
     def _is_empty(self) -> bool:
         """Whether there is nothing to read: of files that the kernel makes up, as in /proc, the size is 0."""
@@ -147,13 +154,7 @@ class LocalSource:
             if fd >= 0:
                 linux.close(fd)
             return
-        fd, end.fd = end.fd, -1
-        if fd >= 0:
-            linux.close(fd)
-        fd, end.direct_fd = end.direct_fd, -1
-        if fd >= 0:
-            linux.close(fd)
-        _ends.discard(end)
+        end.close()
         del self._end  # it has nothing to tell
 
 

@@ -1,7 +1,8 @@
 """What is the wrapped filesystem's own: all that is not a read, and under ``off`` the reads too.
 
 One table of names instead of sixty methods of one line. Each forwards paths (which it brings into the
-wrapped filesystem's form), options and answers unchanged, holding what a call to the target must hold.
+wrapped filesystem's form), options and answers unchanged (but for some names of `find`), holding what a
+call to the target must hold.
 
 The async twins await the target's own coroutine where it can be awaited on the caller's loop, hand it to
 the target's loop where that is another, and run the sync method on a thread where the target has no
@@ -19,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
-from headrace.ranges import ask_all, batch_of
+from headrace.ranges import batch_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -108,7 +109,9 @@ class Delegation:
         return file
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
-        return batch_of(ask_all(ranges).by_target(self.target, "return"), ranges, out)
+        paths = [ranges.paths[k] for k in ranges.file.tolist()]
+        starts, ends = ranges.starts.tolist(), ranges.ends.tolist()
+        return batch_of(self.target.cat_ranges(paths, starts, ends, on_error="return"), ranges, out)
 
     def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
         data: bytes = self.target.cat_file(self._target_path(path), start=start, end=end, **kwargs)

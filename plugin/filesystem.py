@@ -351,13 +351,14 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
     ) -> list[Any]:
         """Async twin of `cat_ranges`."""
         reader = self._reader
-        asked = None if reader is None else ask(paths, starts, ends, self._target_path, max_gap)
-        if reader is None or asked is None or asked.has_odd_bounds:
-            options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
-            found: list[Any] = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
-            return found
-        batch = await reader.read_async(asked.plain, self._urgency(None))
-        return asked.answers(batch, self._cat_bounds, on_error)
+        if reader is not None:
+            asked = ask(paths, starts, ends, self._target_path, max_gap)
+            if not asked.has_odd_bounds:
+                batch = await reader.read_async(asked.plain, self._urgency(None))
+                return asked.answers(batch, self._cat_bounds, on_error)
+        options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
+        found: list[Any] = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
+        return found
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes ``[start, end)`` of a file, as the wrapped filesystem understands them.

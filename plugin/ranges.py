@@ -194,13 +194,6 @@ class Asked:
             found = merged
         return found if on_error == "return" else raise_first(found)
 
-    def by_target(self, target: Any, on_error: str) -> list[Any]:
-        """Ask the wrapped filesystem itself."""
-        starts, ends = self.bounds
-        paths = [self.normalise(path) for path in self.paths]
-        found: list[Any] = target.cat_ranges(paths, list(starts), list(ends), on_error=on_error)
-        return found
-
 
 def answer_or_error(function: Callable[..., bytes], *args: Any) -> bytes | Exception:
     """Return what the function answers, or the exception it raises."""
@@ -257,12 +250,6 @@ def _column(values: Any, n: int) -> Any:
 def _has_odd(values: Any) -> bool:
     array = np.asarray(values)
     return array.dtype == object or (array.size > 0 and bool(array.min() < 0))
-
-
-def ask_all(ranges: Ranges) -> Asked:
-    """Turn columns back into a call of `cat_ranges`, for the wrapped filesystem under ``off``."""
-    paths = [ranges.paths[k] for k in ranges.file.tolist()]
-    return Asked(paths, (ranges.starts.tolist(), ranges.ends.tolist()), ranges, None)
 
 
 def batch_of(answers: list[Any], ranges: Ranges, out: Any = None) -> RangeBatch:

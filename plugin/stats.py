@@ -129,9 +129,11 @@ def _shown(value: Any) -> str:
 def _device(scheduler: Scheduler) -> DeviceStats:
     window = scheduler.window
     return DeviceStats(
-        device=redact_url(":".join(map(str, scheduler.device)))
-        if isinstance(scheduler.device, tuple)
-        else redact_url(str(scheduler.device)),
+        device=redact_url(
+            ":".join(map(str, scheduler.device))
+            if isinstance(scheduler.device, tuple)
+            else str(scheduler.device)
+        ),
         in_flight_ops=scheduler.in_flight_ops,
         in_flight_bytes=scheduler.in_flight_bytes,
         queued_requests=scheduler.waiting,

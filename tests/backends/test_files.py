@@ -100,10 +100,28 @@ def test_an_opening_that_was_cut_closes(path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_opening_that_was_cut_later_is_closed_by_the_next(path: Path) -> None:
     """Before its end was listed with the others."""
     end = _End(LocalSource.__new__(LocalSource), _note_lost)
-    end.fd = open_cached(str(path))
-    _note_lost(end)  # its object was gone at once
+    end.fd = open_cached(str(path))  # it is listed already: its object was gone at once
     source = opened(path)
     assert (end.fd, count_open(path)) == (-1, 1)
+    del source
+
+
+def test_the_next_opening_goes_on_where_another_was_cut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a signal handler that raises after the first of two descriptors is closed."""
+    end = _End(LocalSource.__new__(LocalSource), _note_lost)
+    end.fd, end.direct_fd = open_cached(str(path)), open_cached(str(path))  # it is listed already
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("headrace.backends._linux.close", close)
+        patched.setattr(sys, "unraisablehook", lambda _found: None)
+        with pytest.raises(KeyboardInterrupt):
+            opened(path)
+    source = opened(path)
+    assert count_open(path) == 1
     del source
 
 
