@@ -30,9 +30,10 @@ import logging
 import os
 import signal
 import threading
+from collections import deque
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import override
@@ -83,9 +84,8 @@ class AsyncDriver:
         self.try_timeout_s = try_timeout_s or TRY_TIMEOUT_S
         self.thread = thread
         self.loop: asyncio.AbstractEventLoop = backend.foreign_loop or thread.loop
-        self._called = 0
-        self._taken = 0
-        self._tasks = 0
+        self._granted: deque[Job] = deque()  # whose grants, or whose end, the loop has not seen yet
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pid = os.getpid()  # a forked child must leave its parent's loop alone
         self._completer_ident = 0  # of the thread that runs the loop, while it completes an op
         self._closing: asyncio.Task[None] | None = None
@@ -93,18 +93,37 @@ class AsyncDriver:
 
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
-        job.request.on_wake = partial(self._wake, job)
-        job.submit()
+        try:
+            self._submit(job)
+        finally:
+            self._tell_loop()
+
+    def _submit(self, job: Job) -> None:
+        """Submit, and leave it to the caller to tell the loop.
+
+        That gives up the GIL, and here the lock is held: beside a busy thread the loop's first turn would end
+        at it, and both threads would wait for another.
+        """
+        is_submitting = [True]
+        job.request.on_wake = partial(self._wake, job, is_submitting)
+        try:
+            job.submit()
+        finally:
+            is_submitting.clear()
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit and return when the request is over."""
         job.request.is_awaited = True
         try:
-            self.launch(job)
+            self._begin(job)
             self.wait(job, timeout_s)
         finally:
             if job.request.state is not State.COMPLETE:
                 job.cancel()
+
+    def _begin(self, job: Job) -> None:
+        """Submit what this thread is about to wait for."""
+        self.launch(job)
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
@@ -145,46 +164,59 @@ class AsyncDriver:
 
     def has_work(self) -> bool:
         """Whether anything is in flight or waits to be started on the loop."""
-        return self._called != self._taken or self._tasks > 0
+        return bool(self._granted or self._tasks)
 
     # -- under the hub's lock, on any thread
 
-    def _wake(self, job: Job, request: Request) -> None:
+    def _wake(self, job: Job, is_submitting: list[bool], request: Request) -> None:
         if request.inbox or (request.is_over and job.tasks):
-            self._called += 1
-            self._call(self._take, job)
+            self._granted.append(job)
+            if not is_submitting:
+                self._tell_loop()
         if request.is_over:
             self._woken(job)
 
     def _woken(self, job: Job) -> None:
         job.notify()
 
-    def _call(self, function: Any, *args: Any) -> None:
-        if self._completer_ident == threading.get_ident():
-            self.loop.call_soon(function, *args)  # inside a turn of the loop, which looks before it rests
+    def _tell_loop(self) -> None:
+        """Have the loop look at what was granted."""
+        if not self._granted:
             return
-        self.loop.call_soon_threadsafe(function, *args)
+        if self._completer_ident == threading.get_ident():
+            self.loop.call_soon(self._take_all)  # inside a turn of the loop, which looks before it rests
+            return
+        self.loop.call_soon_threadsafe(self._take_all)
         self._revive()
 
     # -- on the loop
 
+    def _take_all(self) -> None:
+        """Take what was granted; it leaves its queues last, so that it is there where this was cut."""
+        while self._granted:
+            self._take(self._granted[0])
+            self._granted.popleft()
+
     def _take(self, job: Job) -> None:
         """Make a task of each op granted; cancel the tasks of a request that is over."""
-        self._taken += 1
-        while (grant := job.take()) is not None:
+        while (grant := job.first()) is not None:
             if job.request.is_over:
                 forfeit(job, grant)
-                continue
-            ended = partial(self._ended, job, grant)
-            task = self.loop.create_task(self._perform(job, grant, ended))
-            if job.tasks is None:
-                job.tasks = set()
-            job.tasks.add(task)
-            self._tasks += 1
-            task.add_done_callback(ended)
+            else:
+                self._start(job, grant)
+            job.request.inbox.pop(0)
         if job.request.is_over:
             for task in job.tasks or ():
                 task.cancel()
+
+    def _start(self, job: Job, grant: Grant, *, is_again: bool = False) -> None:
+        ended = partial(self._ended, job, grant, is_again)
+        task = self.loop.create_task(self._perform(job, grant, ended))
+        if job.tasks is None:
+            job.tasks = set()
+        job.tasks.add(task)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
 
     async def _perform(self, job: Job, grant: Grant, ended: Callable[[asyncio.Task[None]], object]) -> None:
         for row in range(grant.lo, grant.hi):
@@ -193,9 +225,11 @@ class AsyncDriver:
         # Here, and not in the callback: a turn of the loop costs one of the GIL, too.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is one
-        self._forget(job, task)
-        self._complete(job, grant)
+        _untie(job, task)  # a request that is over cancels what it finds
+        if grant.ops_left:  # else it was given back, or performed twice: `_take` was cut
+            self._complete(job, grant)
         task.remove_done_callback(ended)  # it would keep the result until the loop runs again
+        self._tasks.discard(task)
 
     async def _perform_row(self, job: Job, row: int) -> None:
         """Try an op until it succeeds or is given up."""
@@ -235,21 +269,27 @@ class AsyncDriver:
         await hedged(self.backend, job, row)
         job.note_latency(int(job.ops.length[row]), perf_counter() - began_s)
 
-    def _ended(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
-        """Complete a grant whose task was cancelled, perhaps before it began, or broke down."""
-        self._forget(job, task)
-        if not grant.ops_left:
-            return
-        if task.cancelled() or task.exception() is not None:
+    def _ended(self, job: Job, grant: Grant, is_again: bool, task: asyncio.Task[None]) -> None:
+        """Complete a grant whose task was cancelled, perhaps before it began, or broke down.
+
+        One that was interrupted with the thread that ran the loop is performed again: its consumer may be
+        another (I5).
+        """
+        _untie(job, task)
+        if grant.ops_left:
+            is_cancelled = task.cancelled()
+            if not (is_cancelled or is_again or job.request.is_over) and not _is_error(task.exception()):
+                self._start(job, grant, is_again=True)
+            else:
+                self._give_up(job, grant, is_broken=is_cancelled or task.exception() is not None)
+        self._tasks.discard(task)
+
+    def _give_up(self, job: Job, grant: Grant, *, is_broken: bool) -> None:
+        if is_broken:
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
         self._complete(job, grant)
-
-    def _forget(self, job: Job, task: asyncio.Task[None]) -> None:
-        if job.tasks is not None and task in job.tasks:
-            job.tasks.discard(task)
-            self._tasks -= 1
 
     def _complete(self, job: Job, grant: Grant) -> None:
         try:
@@ -289,12 +329,17 @@ class LiteAsyncDriver(AsyncDriver):
                 self._offer()
 
     @override
+    def _begin(self, job: Job) -> None:
+        self._submit(job)  # a loop that this thread is about to run need not be woken
+
+    @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Run the loop until the request is over, or wait while another thread does."""
         if self._driver_ident == threading.get_ident():
             msg = "a signal handler that interrupted headrace's event loop cannot wait for that loop"
             raise RuntimeError(msg)
         if _runs_a_loop() or job.request.is_nested or interrupts.may_raise():
+            self._tell_loop()
             self.keep(0)
             wait_until_over(job, timeout_s, revive=partial(self.keep, 0))
             return
@@ -319,6 +364,7 @@ class LiteAsyncDriver(AsyncDriver):
         """Hold the baton until `job` is over, if it is free; returns whether it was."""
         try:
             if not self._baton.acquire(blocking=False):
+                self._tell_loop()
                 return False
             self._run_for(job, deadline)
             return True
@@ -337,11 +383,17 @@ class LiteAsyncDriver(AsyncDriver):
                 if deadline is not None:
                     timer = self.loop.call_later(deadline - perf_counter(), self.loop.stop)
                 if not job.request.is_over:
-                    self.loop.run_forever()
+                    self._run_loop()
         finally:
             self._driving, self._driver_ident = None, 0
             if timer is not None:
                 timer.cancel()
+
+    def _run_loop(self) -> None:
+        """Run it until it is stopped; this thread has the baton."""
+        if self._granted:
+            self.loop.call_soon(self._take_all)
+        self.loop.run_forever()
 
     def _offer(self) -> None:
         """Pass the baton: wake one that waits, or see that what is in flight has a keeper (I5)."""
@@ -417,7 +469,7 @@ class LiteAsyncDriver(AsyncDriver):
         try:
             self._driver_ident = threading.get_ident()
             self.loop.call_soon(self._stop_when_idle)
-            self.loop.run_forever()
+            self._run_loop()
         finally:
             self._driver_ident = 0
             self._baton.release()
@@ -428,6 +480,16 @@ class LiteAsyncDriver(AsyncDriver):
             self.loop.call_later(KEEPER_S / 5, self._stop_when_idle)
         else:
             self.loop.stop()
+
+
+def _untie(job: Job, task: asyncio.Task[None]) -> None:
+    if job.tasks is not None:
+        job.tasks.discard(task)
+
+
+def _is_error(error: BaseException | None) -> bool:
+    """Whether a task that did not get to its end met an error of its own, and not an interrupt."""
+    return error is None or isinstance(error, Exception)
 
 
 def _runs_a_loop() -> bool:

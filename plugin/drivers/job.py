@@ -128,7 +128,7 @@ class Job:
         return self._next(lambda inbox: inbox.pop(0))
 
     def first(self) -> Grant | None:
-        """Return the next grant, if there is one, and leave it in the inbox; `hands` are held."""
+        """Return the next grant, if there is one, and leave it in the inbox, which is the caller's."""
         return self._next(lambda inbox: inbox[0])
 
     def _next(self, of: Callable[[list[Grant]], Grant]) -> Grant | None:

@@ -65,6 +65,8 @@ def interrupt(kind: str, *arguments: object) -> dict[str, Any]:
 def test_an_exception_at_every_line(kind: str, content: Path) -> None:
     answer = interrupt(kind, content, "0/1", "once")
     assert answer["rounds"] > 50
+    if kind.startswith("async-lite"):
+        assert "_take" in answer["functions"], "the thread that is interrupted never ran the loop"
 
 
 @pytest.mark.parametrize("kind", TWICE)

@@ -1,0 +1,127 @@
+"""The drivers of async backends: who wakes the event loop when, and whose op survives whose interrupt."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fsspec.asyn import AsyncFileSystem
+
+from headrace.drivers.asynchronous import AsyncDriver, LiteAsyncDriver
+from headrace.filesystem import HeadraceFileSystem
+
+DATA = bytes(range(256)) * 16
+WAIT_S = 30.0
+
+
+class Interrupt(KeyboardInterrupt):
+    """Stands for whatever ends a thread's turn of the loop."""
+
+
+class Store(AsyncFileSystem):
+    """Serves `DATA`; what reads "a" is interrupted so many times."""
+
+    protocol = "teststore"
+    cachable = False
+    interrupts = 0
+    asked = 0
+
+    async def _cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_kwargs: Any
+    ) -> bytes:
+        Store.asked += 1
+        await asyncio.sleep(0)
+        if Store.interrupts and path.endswith("a"):
+            Store.interrupts -= 1
+            raise Interrupt
+        return DATA[start:end]
+
+
+@pytest.fixture(autouse=True)
+def _untouched() -> Iterator[None]:
+    Store.interrupts = Store.asked = 0
+    yield
+    Store.interrupts = 0
+
+
+def driver_of(fs: HeadraceFileSystem) -> AsyncDriver:
+    driver = fs.channel.driver
+    assert isinstance(driver, AsyncDriver)
+    return driver
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard"])
+def test_the_loop_is_told_after_the_lock_was_let_go(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To wake it gives up the GIL: with the lock held the loop's first turn would end at that lock."""
+    fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
+    assert fs.cat_file("a", start=0, end=4) == DATA[:4]  # its threads run
+    told: list[bool] = []
+    me, tell = threading.get_ident(), driver_of(fs).loop.call_soon_threadsafe
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == me:
+            told.append(fs.channel.engine.is_inside())
+        return tell(*args, **kwargs)
+
+    monkeypatch.setattr(driver_of(fs).loop, "call_soon_threadsafe", noting)
+    assert fs.cat_file("a", start=4, end=8) == DATA[4:8]
+    assert bytes(fs.submit_ranges("a", [8], [12]).result()[0]) == DATA[8:12]
+    assert told
+    assert not any(told)
+
+
+def test_who_runs_the_loop_need_not_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    driver = driver_of(fs)
+    assert isinstance(driver, LiteAsyncDriver)
+    told: list[object] = []
+    monkeypatch.setattr(driver.loop, "call_soon_threadsafe", told.append)
+    assert elsewhere(fs.cat_file, "a", start=4, end=8) == DATA[4:8]
+    assert not told
+    assert not driver.has_work()
+
+
+def test_an_interrupt_of_who_runs_the_loop_fails_nobody_elses_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiteAsyncDriver, "keep", lambda _self, _after_s: None)  # waiters alone run it
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    theirs = fs.submit_ranges("a", [0], [4])
+    Store.interrupts = 1
+    assert isinstance(elsewhere(fs.cat_file, "b", start=8, end=12), Interrupt)
+    assert bytes(elsewhere(theirs.result)[0]) == DATA[:4]
+    assert (Store.interrupts, Store.asked) == (0, 3)
+    assert elsewhere(fs.cat_file, "b", start=8, end=12) == DATA[8:12]
+    assert fs.channel.engine.hub.in_flight_ops == 0
+    assert not driver_of(fs).has_work()
+
+
+def test_an_op_that_is_interrupted_twice_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backend may do that itself, and then it would be tried for ever."""
+    monkeypatch.setattr(LiteAsyncDriver, "keep", lambda _self, _after_s: None)
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    theirs = fs.submit_ranges("a", [0], [4])
+    Store.interrupts = 2
+    assert isinstance(elsewhere(fs.cat_file, "b", start=8, end=12), Interrupt)
+    assert isinstance(elsewhere(theirs.result), Interrupt)
+    assert isinstance(elsewhere(lambda: theirs.result()[0]), ConnectionAbortedError)
+    assert Store.interrupts == 0
+    assert fs.channel.engine.hub.in_flight_ops == 0
+
+
+def elsewhere(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it on another thread, which runs the loop itself, and return what it returns or raises."""
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append(function(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is looked at
+            found.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert found, "it hangs"
+    return found[0]
