@@ -5,6 +5,9 @@ time and each slice within one section: there is room for it, nobody waits, nobo
 meanwhile. The first miss ends that: the batch is planned and scheduled like any other, and what the probes of
 one slice have set going was asked of the window before (`Scheduler.has_room`).
 
+The consumer copies in every mode: no device has a turn to give, and the way to the loop thread and back costs
+two turns of the GIL.
+
 No NumPy call here gives the GIL up (`headrace.columns`).
 """
 
@@ -21,23 +24,19 @@ from headrace.ranges import checked_out
 from headrace.types import Ops
 
 if TYPE_CHECKING:
-    from headrace.core.scheduler import Scheduler
-    from headrace.quick import QuickReader
     from headrace.ranges import Ranges
     from headrace.runtime import Channel
 
 SLICE_BYTES = 1 << 20
 """Copied within one section: a tenth of a millisecond or two."""
 
-TURN_ROWS = 4096
-"""Copied at a time on the loop thread, which others wait for."""
 
-
-def read_cached(reader: QuickReader, ranges: Ranges, out: Any) -> RangeBatch | None:
+def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None:
     """Answer ranges from the page cache, or say that they must be scheduled."""
-    channel = reader.channel
     if not channel.quick_bytes or not len(ranges) or not isinstance(channel.backend, InlineBackend):
         return None
+    if channel.engine.is_inside():
+        return None  # a signal handler that interrupted a section
     length = difference(ranges.ends, ranges.starts)
     longest = largest(length)
     devices = {channel.backend.device(path) for path in ranges.paths}
@@ -54,21 +53,16 @@ def read_cached(reader: QuickReader, ranges: Ranges, out: Any) -> RangeBatch | N
     limit = channel.settings.buffer_bytes
     buffer = arenas.take(total, limit) if out is None else checked_out(out, total)
     ops = Ops.of(sources, (ranges.file, ranges.starts, length, offsets[:-1]), buffer)
-    scheduler = channel.scheduler(ranges.paths[0])
-    rows = max(1, SLICE_BYTES // max(longest, 1))
-    for lo in range(0, len(ops), TURN_ROWS):
-        hi = min(lo + TURN_ROWS, len(ops))
-        if not reader.on_driver(_copy, channel, scheduler, ops, lo, hi, rows):
-            return None
+    if not _copy(channel, channel.backend, ops, ranges.paths[0], max(1, SLICE_BYTES // max(longest, 1))):
+        return None
     return RangeBatch.packed(buffer, offsets, length)
 
 
-def _copy(channel: Channel, scheduler: Scheduler, ops: Ops, first: int, last: int, rows: int) -> bool:
-    """Copy the rows ``[first, last)``, so many in a section; False at the first miss."""
-    engine, backend = channel.engine, channel.backend
-    assert isinstance(backend, InlineBackend)  # noqa: S101
-    for lo in range(first, last, rows):
-        hi = min(lo + rows, last)
+def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, rows: int) -> bool:
+    """Copy all, so many rows in a section; False at the first miss."""
+    engine, scheduler = channel.engine, channel.scheduler(path)
+    for lo in range(0, len(ops), rows):
+        hi = min(lo + rows, len(ops))
         nbytes = int(ops.dest[hi - 1] + ops.length[hi - 1] - ops.dest[lo])
         with engine.lock:
             if engine.hub.trace is not None or not scheduler.has_room(nbytes):

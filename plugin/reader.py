@@ -65,7 +65,7 @@ class Reader(SingleReader):
     def read(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None) -> RangeBatch:
         """Read and return when all is there."""
         check_not_exiting()
-        cached = read_cached(self, ranges, out)
+        cached = read_cached(self.channel, ranges, out)
         if cached is not None:
             return cached
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)

@@ -142,6 +142,17 @@ def test_a_hot_batch_needs_no_request(path: Path, fs: headrace.HeadraceFileSyste
 
 
 @needs_nowait
+def test_a_hot_batch_needs_no_other_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside busy threads the way to the loop thread and back costs more than the batch."""
+    path.read_bytes()
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler="standard")
+    monkeypatch.setattr(fs.channel.driver, "thread", None)
+    starts, ends = _ranges(5_000, 700)
+    found = fs.read_ranges(str(path), starts, ends).to_pylist()
+    assert found == [CONTENT[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+@needs_nowait
 def test_a_miss_leaves_the_batch_to_the_scheduler(
     path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
