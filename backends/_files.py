@@ -192,6 +192,8 @@ class FileBackend(InlineBackend):
         window_bytes=1 << 20,
     )
 
+    fills_plainly = True
+
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._devices: dict[str, int] = {}
@@ -252,7 +254,18 @@ class FileBackend(InlineBackend):
         try:
             return linux.pread(source.fd, start, length)
         except OSError as error:
-            raise type(error)(error.errno, error.strerror, source.path) from None
+            raise _of_path(error, source.path) from None
+
+    @override
+    def fill(self, source: LocalSource, start: int, out: memoryview) -> tuple[int, bool]:
+        """Read a range, waiting for the disk where the page cache does not hold it."""
+        got = max(linux.read_cached(source.fd, out, start), 0) if linux.HAS_NOWAIT else 0
+        if got == len(out):
+            return got, True
+        try:
+            return got + linux.fill(source.fd, out[got:], start + got), False
+        except OSError as error:
+            raise _of_path(error, source.path) from None
 
     @override
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:
@@ -279,7 +292,12 @@ class FileBackend(InlineBackend):
                 ops.got[row] = _read_rest(ops, row)
             except OSError as error:
                 source = ops.sources[ops.file[row]]
-                ops.fail(row, type(error)(error.errno, error.strerror, source.path))
+                ops.fail(row, _of_path(error, source.path))
+
+
+def _of_path(error: OSError, path: str) -> OSError:
+    """Return an error of the file's with its name; a signal handler's own, which has no number, as it is."""
+    return error if error.errno is None else type(error)(error.errno, error.strerror, path)
 
 
 def _device_number(folder: str) -> int:
@@ -392,10 +410,4 @@ def _read_rest(ops: Ops, row: int) -> int:
     fd = ops.sources[ops.file[row]].fd
     start, length, dest = int(ops.start[row]), int(ops.length[row]), int(ops.dest[row])
     got = max(int(ops.got[row]), 0)
-    view = ops.buffer.data
-    while got < length:
-        more = linux.pread_into(fd, view[dest + got : dest + length], start + got)
-        if more == 0:
-            break
-        got += more
-    return got
+    return got + linux.fill(fd, ops.buffer.data[dest + got : dest + length], start + got)

@@ -155,6 +155,12 @@ def pread(fd: int, start: int, length: int) -> bytes:
     view = memoryview(bytearray(length))
     view[: len(data)] = data
     got = len(data)
-    while got < length and (more := pread_into(fd, view[got:], start + got)):
+    return bytes(view[: got + fill(fd, view[got:], start + got)])
+
+
+def fill(fd: int, view: memoryview, start: int) -> int:
+    """Fill `view` from `start` on, waiting; returns bytes, fewer than asked only at the end of the file."""
+    got = 0
+    while got < len(view) and (more := pread_into(fd, view[got:], start + got)):
         got += more
-    return bytes(view[:got])
+    return got

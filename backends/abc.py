@@ -212,6 +212,17 @@ class InlineBackend(Backend):
         """
         return False
 
+    fills_plainly: bool = False
+    """Whether a range that is one op may be read by `fill`, without columns."""
+
+    def fill(self, source: Any, start: int, out: memoryview) -> tuple[int, bool]:
+        """Fill `out` from `start` on, waiting; returns its bytes, and whether no device was needed.
+
+        They are fewer than asked only at the end of the file. Only called where `fills_plainly`; may release
+        the GIL; called by several threads.
+        """
+        raise NotImplementedError
+
     def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:  # noqa: ARG002
         """Perform the rows ``[lo, hi)``, all of them short, if that takes no waiting; else say so.
 

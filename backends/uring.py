@@ -67,6 +67,7 @@ class UringBackend(FileBackend):
         """Take the depth of each thread's submission queue, and whether to read around the page cache."""
         self._rings = Rings.of(options["uring_queue_depth"] or DEFAULT_DEPTH)
         self._is_direct = options["uring_direct"]
+        self.fills_plainly = not self._is_direct
         # What is not aligned is short at the end of its file, which would end a series.
         self.series_ops = 1 if self._is_direct else SERIES_OPS
 

@@ -199,7 +199,7 @@ class QuickReader(JobMaker):
         lengths = [length for *_, length in ranges]
         total = sum(lengths)
         request = Request(lengths, result_bytes=total, priority=Priority(base), label=path)
-        job = Job(channel.engine, channel.scheduler(path), request, _NO_OPS, channel.backend)
+        job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         read_one = channel.backend.read_one  # type: ignore[attr-defined]
         try:
             with job.engine.lock, job.engine:
@@ -248,5 +248,5 @@ def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:
 
 _ZERO = np.zeros(1, np.int64)
 _ZERO.flags.writeable = False
-_NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
+NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
 """Of reads that the backend answers by itself, without columns."""

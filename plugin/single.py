@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
-from headrace.core.request import State
+from headrace.core.request import Request, State
+from headrace.drivers.inline import LoopDriver
+from headrace.drivers.job import Job
+from headrace.drivers.permit import current_permit
+from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
-from headrace.quick import QuickReader, advise_scattered
+from headrace.quick import NO_OPS, QuickReader, advise_scattered
 from headrace.ranges import answer_or_error, is_plain, resolve_bounds
+from headrace.redact import redact_url
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
-    from headrace.drivers.job import Job
     from headrace.runtime import Channel
 
 LOCAL_BLOCK_BYTES = 128 << 10
@@ -62,6 +66,8 @@ class SingleReader(QuickReader):
             return len(out)
         if len(out) > self.channel.short_op_bytes:
             advise_scattered(source)
+        if self._is_filled_here(len(out), path):
+            return self._fill(source, path, start, out, urgency)
         ops = Ops.of([source], split_range(start, len(out), self.channel.op_bytes(path)), out)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:
@@ -73,6 +79,52 @@ class SingleReader(QuickReader):
             hand_over(job, None, got)
         finally:
             if job.request.state is not State.RETIRED:
+                job.engine.lost.append(job)
+                job.engine.settle_lost()
+        return got
+
+    def _is_filled_here(self, nbytes: int, path: str) -> bool:
+        """Whether this thread reads a range itself when its turn comes: it is one op of an inline backend.
+
+        In every mode: it would wait for the read anyhow, and to a driver and back costs processor time.
+        Nothing interrupts the read, so where there is a time-out a worker makes it in standard mode.
+        """
+        channel = self.channel
+        return (
+            isinstance(channel.backend, InlineBackend)
+            and channel.backend.fills_plainly
+            and nbytes <= channel.op_bytes(path)
+            and not channel.engine.is_inside()
+            and (channel.settings.timeout_s is None or not isinstance(channel.driver, LoopDriver))
+        )
+
+    def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
+        channel, nbytes = self.channel, len(out)
+        backend = channel.backend
+        assert isinstance(backend, InlineBackend)  # noqa: S101 - it fills
+        request = Request(
+            [nbytes],
+            result_bytes=nbytes,
+            priority=urgency.priority,
+            scan=urgency.scan,
+            is_nested=current_permit() is not None,
+            label=redact_url(path),
+        )
+        job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, backend)
+        request.on_wake = job.waiter.wake
+        request.is_awaited = True
+        try:
+            job.submit()
+            wait_until_over(job, channel.settings.timeout_s, until=partial(_is_granted, request))
+            check_outcome(job)
+            grant = job.take()
+            assert grant is not None  # noqa: S101 - that was waited for
+            got, is_hit = backend.fill(source, start, out.data)
+            job.complete(grant, 1, nbytes, is_hit=is_hit)
+            hand_over(job, None, got)
+        finally:
+            if request.state is not State.RETIRED:
+                job.is_left = True  # nobody else performs what was granted
                 job.engine.lost.append(job)
                 job.engine.settle_lost()
         return got
@@ -185,6 +237,10 @@ def _path_options(
     channel: Channel, bounds: tuple[int | None, int | None], options: dict[str, Any]
 ) -> dict[str, Any]:
     return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
+
+
+def _is_granted(request: Request) -> bool:
+    return bool(request.inbox)
 
 
 def _take_whole(job: Job) -> bytes:

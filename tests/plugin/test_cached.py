@@ -291,6 +291,104 @@ def test_an_urgent_read_is_not_behind_series_either(path: Path, monkeypatch: pyt
     assert bytes(scan.result()[0]) == CONTENT
 
 
+class Fills:
+    """Notes who fills what, and what the device was not needed for."""
+
+    def __init__(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None
+    ) -> None:
+        self.by: list[int] = []
+        self.hits: list[bool] = []
+        self._fill, self._error = backend.fill, error
+        monkeypatch.setattr(backend, "fill", self.fill)
+        # What the kernel says it holds is copied, and beside urgent reads, as in other tests, ops are short.
+        monkeypatch.setattr(backend, "copy", lambda *_given: False)
+        monkeypatch.setattr(Window, "expects_urgent", False)
+
+    def fill(self, source: Any, start: int, out: memoryview) -> tuple[int, bool]:
+        self.by.append(threading.get_ident())
+        if self._error is not None:
+            raise self._error
+        got, is_hit = self._fill(source, start, out)
+        self.hits.append(is_hit)
+        return got, is_hit
+
+
+@needs_nowait
+def test_a_range_of_one_op_is_read_by_who_wants_it(
+    path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    fills = Fills(fs.channel.backend, monkeypatch)
+    if scheduled_mode == "standard":
+        monkeypatch.setattr(fs.channel.driver, "thread", None)
+    with fs.open(str(path)) as file, headrace.trace() as trace:
+        assert file.read(300_000) == CONTENT[:300_000]
+        file.seek(SIZE - 300_000)
+        assert file.read_buffer(300_000).to_pybytes() == CONTENT[SIZE - 300_000 :]
+    assert fills.by == [threading.get_ident()] * 2
+    events = [event.event for event in trace.events]
+    assert events == ["queued", "admitted", "submitted", "completed", "consumed"] * 2
+    assert _at_rest(fs)
+
+
+@needs_nowait
+def test_what_the_page_cache_held_after_all_tells_the_window_nothing(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.read_bytes()
+    fills = Fills(fs.channel.backend, monkeypatch)
+    before = fs.channel.engine.hub.counters.ops_hit
+    with fs.open(str(path)) as file:
+        assert file.read(300_000) == CONTENT[:300_000]
+    assert fills.hits == [True]
+    assert fs.channel.engine.hub.counters.ops_hit == before + 1
+
+
+def test_a_range_of_one_op_past_the_end(tmp_path: Path, fs: headrace.HeadraceFileSystem) -> None:
+    """A file that shrinks after it was opened."""
+    path = tmp_path / "shrinks.bin"
+    path.write_bytes(CONTENT[:400_000])
+    with fs.open(str(path)) as file:
+        os.truncate(path, 250_000)
+        assert file.read(400_000) == CONTENT[:250_000]
+    assert _at_rest(fs)
+
+
+@needs_nowait
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), TimeoutError("the alarm"), KeyboardInterrupt()], ids=repr
+)
+def test_a_range_of_one_op_that_fails(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    Fills(fs.channel.backend, monkeypatch, error)
+    with fs.open(str(path)) as file, pytest.raises(type(error)) as raised:
+        file.read(300_000)
+    assert raised.value is error
+    assert _at_rest(fs)
+
+
+def test_an_error_of_the_disk_names_the_file(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_given: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    Fills(fs.channel.backend, monkeypatch)
+    with fs.open(str(path)) as file:
+        monkeypatch.setattr(linux, "pread_into", broken)
+        monkeypatch.setattr(linux, "read_cached", lambda *_given: -1)
+        with pytest.raises(OSError, match="Input/output error") as raised:
+            file.read(300_000)
+    assert raised.value.filename == str(path)
+
+
+def _at_rest(fs: Any) -> bool:
+    stats = fs.stats()
+    return (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
+
+
 @needs_nowait
 def test_a_time_out_leaves_misses_to_those_who_can_be_left(
     path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
