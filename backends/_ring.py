@@ -153,8 +153,8 @@ class Ring:
         sqes["opcode"] = abi.OP_READ
         names = ("flags", "fd", "off", "addr", "len", "rw_flags", "user_data")
         self._sqes = {name: sqes[name] for name in names}
-        # Made once: `arange` gives the GIL up, for too short a time for anybody to take it, but who waits for it
-        # starts to wait anew. Beside hot batches another thread hardly ever had it.
+        # Made once: `arange` gives the GIL up, for too short a time for anybody to take it, but who waits for
+        # it starts to wait anew. Beside hot batches another thread hardly ever had it.
         self._counted = np.arange(self.entries, dtype=np.uint64)
         cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
         self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
