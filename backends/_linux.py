@@ -125,7 +125,9 @@ def read_cached(fd: int, view: memoryview, start: int) -> int:
     """Read from the page cache, GIL released; -1 where it would wait or must be read plainly."""
     try:
         return os.preadv(fd, [view], start, RWF_NOWAIT)
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's own
         # EAGAIN is a miss; any other error comes again, and is raised, when the row is finished.
         return -1
 

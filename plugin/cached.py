@@ -53,7 +53,9 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     limit = channel.settings.buffer_bytes
     buffer = arenas.take(total, limit) if out is None else checked_out(out, total)
     ops = Ops.of(sources, (ranges.file, ranges.starts, length, offsets[:-1]), buffer)
-    if not _copy(channel, channel.backend, ops, ranges.paths[0], max(1, SLICE_BYTES // max(longest, 1))):
+    is_whole = _copy(channel, channel.backend, ops, ranges.paths[0], max(1, SLICE_BYTES // max(longest, 1)))
+    channel.engine.drain_dropped()
+    if not is_whole:
         return None
     return RangeBatch.packed(buffer, offsets, length)
 

@@ -23,6 +23,7 @@ import numpy as np
 from headrace.core.request import Request, State
 from headrace.drivers.inline import LoopDriver
 from headrace.drivers.job import Job
+from headrace.drivers.permit import Permit, call_permitted
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.ranges import MOST_OFFSET
@@ -206,7 +207,8 @@ class QuickReader(JobMaker):
                 if not self._can_start(job.scheduler, ranges, base):
                     return None
                 grant = job.scheduler.start_now(request, perf_counter())
-            found = [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
+            # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+            found = call_permitted(Permit(request.seq, path), _read_each, read_one, ranges)
             job.complete(grant, len(ranges), total)
             hand_over(job, None, sum(map(len, found)))
         except OSError as error:
@@ -226,6 +228,10 @@ class QuickReader(JobMaker):
         total = sum(length for *_, length in ranges)
         is_free = self.channel.engine.hub.trace is None and len(devices) == 1
         return is_free and scheduler.has_room(total, len(ranges), base, perf_counter())
+
+
+def _read_each(read_one: Callable[..., bytes], ranges: list[Small]) -> list[bytes]:
+    return [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
 
 
 def advise_scattered(source: Any) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
 from headrace.core.request import Request, State
-from headrace.drivers.inline import LoopDriver
+from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.job import Job
-from headrace.drivers.permit import current_permit
+from headrace.drivers.permit import Permit, call_permitted, current_permit
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over
@@ -100,8 +100,6 @@ class SingleReader(QuickReader):
 
     def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         channel, nbytes = self.channel, len(out)
-        backend = channel.backend
-        assert isinstance(backend, InlineBackend)  # noqa: S101 - it fills
         request = Request(
             [nbytes],
             result_bytes=nbytes,
@@ -110,23 +108,33 @@ class SingleReader(QuickReader):
             is_nested=current_permit() is not None,
             label=redact_url(path),
         )
-        job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, backend)
+        job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
         request.is_awaited = True
         try:
             job.submit()
-            wait_until_over(job, channel.settings.timeout_s, until=partial(_is_granted, request))
-            check_outcome(job)
-            grant = job.take()
-            assert grant is not None  # noqa: S101 - that was waited for
-            got, is_hit = backend.fill(source, start, out.data)
-            job.complete(grant, 1, nbytes, is_hit=is_hit)
+            # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+            permit = Permit(request.seq, path, start, nbytes)
+            got = call_permitted(permit, self._fill_in_turn, job, source, start, out)
+            check_outcome(job)  # it may have been failed while it was read
             hand_over(job, None, got)
+            if isinstance(channel.driver, LiteDriver):
+                channel.driver.start_for_others()
         finally:
             if request.state is not State.RETIRED:
                 job.is_left = True  # nobody else performs what was granted
                 job.engine.lost.append(job)
                 job.engine.settle_lost()
+        return got
+
+    def _fill_in_turn(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:
+        wait_until_over(job, self.channel.settings.timeout_s, until=partial(_is_granted, job.request))
+        check_outcome(job)
+        grant = job.take()
+        assert grant is not None  # noqa: S101 - that was waited for
+        got: int
+        got, is_hit = job.backend.fill(source, start, out.data)  # type: ignore[attr-defined]
+        job.complete(grant, 1, len(out), is_hit=is_hit)
         return got
 
     def size(self, source: Any, path: str) -> int:

@@ -120,6 +120,7 @@ class AsyncDriver:
         finally:
             if job.request.state is not State.COMPLETE:
                 job.cancel()
+                self._tell_loop()
 
     def _begin(self, job: Job) -> None:
         """Submit what this thread is about to wait for."""
@@ -127,7 +128,11 @@ class AsyncDriver:
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
-        wait_until_over(job, timeout_s, revive=self._revive)
+        wait_until_over(job, timeout_s, revive=self._look)
+
+    def _look(self) -> None:
+        self._revive()
+        self._tell_loop()  # whoever was to do that may have been interrupted
 
     def _revive(self) -> None:
         if self.backend.foreign_loop is None:
@@ -183,18 +188,29 @@ class AsyncDriver:
         """Have the loop look at what was granted."""
         if not self._granted:
             return
-        if self._completer_ident == threading.get_ident():
+        if self._is_completing():
             self.loop.call_soon(self._take_all)  # inside a turn of the loop, which looks before it rests
             return
         self.loop.call_soon_threadsafe(self._take_all)
         self._revive()
+
+    def _is_completing(self) -> bool:
+        """Whether this thread is inside a turn of the loop, where it completes an op.
+
+        It was interrupted there if the loop is another's by now, or nobody's, and its number may be as well.
+        """
+        is_here = self._completer_ident == threading.get_ident()
+        return is_here and asyncio._get_running_loop() is self.loop  # noqa: SLF001
 
     # -- on the loop
 
     def _take_all(self) -> None:
         """Take what was granted; it leaves its queues last, so that it is there where this was cut."""
         while self._granted:
-            self._take(self._granted[0])
+            try:
+                self._take(self._granted[0])
+            except Exception:  # noqa: BLE001 - another's, whom this could not wake; those behind go on
+                _log.exception("an error escaped while reads were started")
             self._granted.popleft()
 
     def _take(self, job: Job) -> None:
@@ -212,11 +228,11 @@ class AsyncDriver:
     def _start(self, job: Job, grant: Grant, *, is_again: bool = False) -> None:
         ended = partial(self._ended, job, grant, is_again)
         task = self.loop.create_task(self._perform(job, grant, ended))
+        task.add_done_callback(ended)  # first: it takes the task off these again
         if job.tasks is None:
             job.tasks = set()
         job.tasks.add(task)
         self._tasks.add(task)
-        task.add_done_callback(ended)
 
     async def _perform(self, job: Job, grant: Grant, ended: Callable[[asyncio.Task[None]], object]) -> None:
         for row in range(grant.lo, grant.hi):
@@ -228,8 +244,8 @@ class AsyncDriver:
         _untie(job, task)  # a request that is over cancels what it finds
         if grant.ops_left:  # else it was given back, or performed twice: `_take` was cut
             self._complete(job, grant)
-        task.remove_done_callback(ended)  # it would keep the result until the loop runs again
         self._tasks.discard(task)
+        task.remove_done_callback(ended)  # it would keep the result until the loop runs again
 
     async def _perform_row(self, job: Job, row: int) -> None:
         """Try an op until it succeeds or is given up."""
@@ -276,16 +292,18 @@ class AsyncDriver:
         another (I5).
         """
         _untie(job, task)
-        if grant.ops_left:
-            is_cancelled = task.cancelled()
-            if not (is_cancelled or is_again or job.request.is_over) and not _is_error(task.exception()):
-                self._start(job, grant, is_again=True)
+        try:
+            if not grant.ops_left:
+                return
+            if task.cancelled() or is_again or job.request.is_over or _is_error(task.exception()):
+                self._give_up(job, grant, task)
             else:
-                self._give_up(job, grant, is_broken=is_cancelled or task.exception() is not None)
-        self._tasks.discard(task)
+                self._start(job, grant, is_again=True)
+        finally:
+            self._tasks.discard(task)
 
-    def _give_up(self, job: Job, grant: Grant, *, is_broken: bool) -> None:
-        if is_broken:
+    def _give_up(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is not None:
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
@@ -432,7 +450,7 @@ class LiteAsyncDriver(AsyncDriver):
         job.notify()
         if self._driving is not job:
             return
-        if self._completer_ident == threading.get_ident():
+        if self._is_completing():
             self.loop.stop()  # after this turn of the loop, which this thread is in
         else:
             self.loop.call_soon_threadsafe(self._stop_for, job)

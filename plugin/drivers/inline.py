@@ -23,6 +23,7 @@ import numpy as np
 
 from headrace.core.request import State
 from headrace.drivers.job import Waiter
+from headrace.drivers.permit import Permit, call_permitted
 from headrace.drivers.waiting import LOOK_S, wait_until_over
 from headrace.types import NOT_YET
 
@@ -132,7 +133,8 @@ class LiteDriver:
         request.is_awaited = True
         try:
             job.submit()
-            self._perform(job, timeout_s)
+            # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+            call_permitted(Permit(request.seq, str(request.label)), self._perform, job, timeout_s)
         finally:
             job.is_left = True
             if request.grants or request.state is not State.COMPLETE:
@@ -151,11 +153,11 @@ class LiteDriver:
             if job.under_way:
                 is_half = _is_bound(job) and job.ops.series_ops == 1
                 (_finish_half if is_half else _finish_first)(job)
-                self._start_for_others()
+                self.start_for_others()
             elif not request.is_over:
                 wait_until_over(job, timeout_s, until=partial(_has_work, job))
 
-    def _start_for_others(self) -> None:
+    def start_for_others(self) -> None:
         """Start what this thread's completions had admitted for consumers that are waiting for the disk.
 
         They would find it only when their own wait is over, and the device would idle meanwhile.

@@ -4,8 +4,9 @@ A backend may read through headrace again (``zip://`` over ``headrace::s3://``).
 parent's permit: it is admitted at once and waits for nobody's pool (I1). The permit is a context variable,
 so it follows coroutines; threads that headrace starts for an op set it themselves.
 
-Ops of inline backends (local files, memory, rings) never call back into Python code of others and set no
-permit: it would cost as much as the read.
+Ops of inline backends (local files, memory, rings) never call back into Python code of others. Where their
+consumer performs them itself it does so on a permit all the same: a signal handler that reads meanwhile would
+wait for what the frame below it holds. Reads of one section need none, and it would cost as much as they do.
 """
 
 from __future__ import annotations

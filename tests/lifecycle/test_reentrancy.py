@@ -67,6 +67,8 @@ def test_an_exception_at_every_line(kind: str, content: Path) -> None:
     assert answer["rounds"] > 50
     if kind.startswith("async-lite"):
         assert "_take" in answer["functions"], "the thread that is interrupted never ran the loop"
+    if kind.startswith("cold") and kind.endswith("file"):
+        assert "_fill" in answer["functions"]
 
 
 @pytest.mark.parametrize("kind", TWICE)

@@ -369,13 +369,20 @@ def test_what_the_page_cache_held_after_all_tells_the_window_nothing(
     assert fs.channel.engine.hub.counters.ops_hit == before + 1
 
 
-def test_a_range_of_one_op_past_the_end(tmp_path: Path, fs: headrace.HeadraceFileSystem) -> None:
-    """A file that shrinks after it was opened."""
+@needs_nowait
+def test_a_range_of_one_op_past_the_end(
+    tmp_path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that shrinks after its size was known."""
     path = tmp_path / "shrinks.bin"
     path.write_bytes(CONTENT[:400_000])
-    with fs.open(str(path)) as file:
+    fills = Fills(fs.channel.backend, monkeypatch)
+    before = fs.channel.engine.hub.counters.bytes_short
+    with fs.open(str(path), size=400_000) as file:
         os.truncate(path, 250_000)
         assert file.read(400_000) == CONTENT[:250_000]
+    assert fills.hits == [False]
+    assert fs.channel.engine.hub.counters.bytes_short == before + 150_000
     assert _at_rest(fs)
 
 
@@ -391,6 +398,51 @@ def test_a_range_of_one_op_that_fails(
         file.read(300_000)
     assert raised.value is error
     assert _at_rest(fs)
+
+
+@needs_nowait
+@pytest.mark.parametrize("limits", [{"process_io_limit": 1}, {}], ids=["one op", "no limit"])
+@pytest.mark.parametrize("while_it", ["fill", "read_one", "start"])
+def test_a_handler_that_reads_while_its_thread_reads(
+    path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, while_it: str, limits: dict[str, Any]
+) -> None:
+    """It must not wait for what the frame below it holds, which goes on when the handler is over."""
+    if while_it == "start" and scheduled_mode == "standard":
+        pytest.skip("not the consumer's thread, and so no handler's")
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, **limits)
+    backend, answers = fs.channel.backend, []
+    Fills(backend, monkeypatch)
+    monkeypatch.setattr(backend, "probe", lambda *_given: None)
+    monkeypatch.setattr(backend, "probe_rows", lambda *_given: False)
+    interrupted = getattr(backend, while_it)
+
+    def interrupt(*given: Any) -> Any:
+        monkeypatch.setattr(backend, while_it, interrupted)
+        answers.append(fs.cat_file(str(path), 7, 17))
+        answers.append(fs.cat_file(str(path), 0, 1 << 20))
+        return interrupted(*given)
+
+    monkeypatch.setattr(backend, while_it, interrupt)
+    reads: dict[str, Any] = {
+        "fill": lambda: fs.cat_file(str(path), 0, 1 << 20),
+        "read_one": lambda: fs.cat_file(str(path), 0, 50),
+        "start": lambda: fs.read_ranges(str(path), [0, 5000], [4, 5004]).to_pylist(),
+    }
+    thread = threading.Thread(target=lambda: answers.append(reads[while_it]()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(answers) == 3, "it hangs"
+    assert answers[:2] == [CONTENT[7:17], CONTENT[: 1 << 20]]
+    assert _at_rest(fs)
+
+
+def test_a_handlers_own_error_is_no_miss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alarmed(*_given: object) -> int:
+        raise TimeoutError("the alarm")
+
+    monkeypatch.setattr(os, "preadv", alarmed)
+    with path.open("rb") as file, pytest.raises(TimeoutError, match="the alarm"):
+        linux.read_cached(file.fileno(), memoryview(bytearray(10)), 0)
 
 
 def test_an_error_of_the_disk_names_the_file(

@@ -40,7 +40,7 @@ def test_a_read_that_was_passed_over_is_not_kept() -> None:
     gone = weakref.ref(job)
     del job, untyped
     assert gone() is None
-    driver._start_for_others()
+    driver.start_for_others()
 
 
 @pytest.mark.parametrize(("length", "shares"), [(4096, [[0, 1, 2]]), (1 << 20, [[0, 1], [2]])])
