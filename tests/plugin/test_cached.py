@@ -402,14 +402,21 @@ def test_a_range_of_one_op_that_fails(
 
 @needs_nowait
 @pytest.mark.parametrize("limits", [{"process_io_limit": 1}, {}], ids=["one op", "no limit"])
-@pytest.mark.parametrize("while_it", ["fill", "read_one", "start"])
+@pytest.mark.parametrize(
+    ("mode", "while_it"),
+    [  # what is started in standard is on no consumer's thread, and so no handler's
+        ("lite", "fill"),
+        ("lite", "read_one"),
+        ("lite", "start"),
+        ("standard", "fill"),
+        ("standard", "read_one"),
+    ],
+)
 def test_a_handler_that_reads_while_its_thread_reads(
-    path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, while_it: str, limits: dict[str, Any]
+    path: Path, mode: str, monkeypatch: pytest.MonkeyPatch, while_it: str, limits: dict[str, Any]
 ) -> None:
     """It must not wait for what the frame below it holds, which goes on when the handler is over."""
-    if while_it == "start" and scheduled_mode == "standard":
-        pytest.skip("not the consumer's thread, and so no handler's")
-    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, **limits)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=mode, **limits)
     backend, answers = fs.channel.backend, []
     Fills(backend, monkeypatch)
     monkeypatch.setattr(backend, "probe", lambda *_given: None)
