@@ -153,9 +153,6 @@ class Ring:
         sqes["opcode"] = abi.OP_READ
         names = ("flags", "fd", "off", "addr", "len", "rw_flags", "user_data")
         self._sqes = {name: sqes[name] for name in names}
-        # Made once: `arange` gives the GIL up, for too short a time for anybody to take it, but who waits for
-        # it starts to wait anew. Beside hot batches another thread hardly ever had it.
-        self._counted = np.arange(self.entries, dtype=np.uint64)
         cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
         self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
 
@@ -227,7 +224,8 @@ class Ring:
             columns["addr"][to] = address[rows]
             columns["len"][to] = length[rows]
             columns["rw_flags"][to] = rw_flags
-            np.add(self._counted[:count], first_token + done, columns["user_data"][to])
+            token = first_token + done
+            columns["user_data"][to] = np.arange(token, token + count, dtype=np.uint64)
             done += count
         columns["flags"][(tail + n - 1) & (self.entries - 1)] = 0  # nothing waits for the last
         self._sq_tail[0] = (tail + n) & _MASK
@@ -261,11 +259,8 @@ class Ring:
         if first + count <= self.cq_entries:
             seen = slice(first, first + count)
             return self._cqe_tokens[seen].copy(), self._cqe_results[seen].copy()
-        last, rest = slice(first, None), slice(0, first + count - self.cq_entries)
-        return (
-            np.concatenate((self._cqe_tokens[last], self._cqe_tokens[rest])),
-            np.concatenate((self._cqe_results[last], self._cqe_results[rest])),
-        )
+        slots = np.arange(first, first + count) & (self.cq_entries - 1)
+        return self._cqe_tokens[slots], self._cqe_results[slots]
 
     def forget(self, count: int) -> None:
         """Take `count` completions off the queue."""

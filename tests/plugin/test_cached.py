@@ -13,7 +13,6 @@ import pytest
 
 import headrace
 from headrace.backends import _linux as linux
-from headrace.backends import _ring
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
 from headrace.core.window import Window
@@ -151,29 +150,6 @@ def test_a_hot_batch_needs_no_other_thread(path: Path, monkeypatch: pytest.Monke
     starts, ends = _ranges(5_000, 700)
     found = fs.read_ranges(str(path), starts, ends).to_pylist()
     assert found == [CONTENT[start:end] for start, end in zip(starts, ends, strict=True)]
-
-
-class NumPyButArange:
-    """NumPy without what gives the GIL up for a moment: whoever waits for it would start to wait anew."""
-
-    def __getattr__(self, name: str) -> Any:
-        assert name != "arange"
-        return getattr(np, name)
-
-
-@needs_nowait
-def test_a_hot_batch_lets_others_wait_for_their_turn(
-    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path.read_bytes()
-    fs.read_ranges(str(path), *_ranges(300, 700))  # its ring is made
-    monkeypatch.setattr(_ring, "np", NumPyButArange())
-    for n in (300, 5_000):
-        starts, ends = _ranges(n, 700)
-        before = _counted(fs)
-        found = fs.read_ranges(str(path), starts, ends).to_pylist()
-        assert found == [CONTENT[start:end] for start, end in zip(starts, ends, strict=True)]
-        assert _counted(fs) == (before[0] + n, before[1])
 
 
 @needs_nowait
