@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.backends.abc import InlineBackend
 from headrace.core.request import Request, State
@@ -75,19 +75,31 @@ class JobMaker:
         """Make the job of some ops on the device of `path`."""
         channel = self.channel
         ops.series_ops = self._series_ops(ops, result_bytes)
-        request = Request(
+        request = self.request(
             ops.length,
-            result_bytes=result_bytes,
-            priority=urgency.priority,
-            scan=urgency.scan,
-            is_nested=current_permit() is not None,
+            path,
+            result_bytes,
+            urgency,
             group=group,
             unknown_bytes=channel.max_op_bytes,
-            label=redact_url(path),
             series_ops=ops.series_ops,
         )
         scheduler = channel.scheduler(path)
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
+
+    def request(
+        self, op_length: Any, path: str, result_bytes: int, urgency: Urgency, **options: Any
+    ) -> Request:
+        """Make the request of ops of these lengths: nested inside an op of ours (I1)."""
+        return Request(
+            op_length,
+            result_bytes=result_bytes,
+            priority=urgency.priority,
+            scan=urgency.scan,
+            is_nested=current_permit() is not None,
+            label=redact_url(path),
+            **options,
+        )
 
     def _series_ops(self, ops: Ops, result_bytes: int) -> int:
         """Return how many ops are performed one after the other: of long reads in short ops.

@@ -16,7 +16,7 @@ scheduled way.
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +43,6 @@ COPY_BYTES = 8 << 20
 ADVICE_RANDOM = 1
 """posix_fadvise(2)."""
 
-T = TypeVar("T")
-
 
 class Small(NamedTuple):
     """A small range of an open source."""
@@ -58,15 +56,12 @@ class Small(NamedTuple):
 class QuickReader(JobMaker):
     """Reads a few small ranges at once, or says that the scheduler must be asked."""
 
-    def on_driver(self, function: Callable[..., T | None], *args: Any) -> T | None:
-        """Call `function` where this mode performs I/O: here (lite), or on the loop thread (standard).
+    def may_wait_here(self) -> bool:
+        """Whether this thread may wait for the disk: nothing interrupts that.
 
-        None in a signal handler that interrupted a section: nobody may wait for the engine's lock there.
+        Where there is a time-out a worker waits in standard mode, and this thread for so long at the most.
         """
-        if self.channel.engine.is_inside():
-            return None
-        driver = self.channel.driver
-        return driver.call(function, *args) if isinstance(driver, LoopDriver) else function(*args)
+        return self.channel.settings.timeout_s is None or not isinstance(self.channel.driver, LoopDriver)
 
     def read_now(
         self, source: Any, path: str, start: int, length: int, priority: Callable[[], int]
@@ -84,7 +79,8 @@ class QuickReader(JobMaker):
             data = self._probe(scheduler, source, start, length, base)
         else:
             base = None
-            data = self.on_driver(self._probe, scheduler, source, start, length)
+            driver, asked = self.channel.driver, (scheduler, source, start, length)
+            data = driver.call(self._probe, *asked) if isinstance(driver, LoopDriver) else self._probe(*asked)
         if data is not None:
             return data
         read = self._read_missed([Small(source, path, start, length)], priority() if base is None else base)
@@ -194,8 +190,8 @@ class QuickReader(JobMaker):
     def _read_missed(self, ranges: list[Small], base: int) -> list[bytes] | None:
         """Read what is on its way already, as one request that is admitted past the queue."""
         channel = self.channel
-        if channel.settings.timeout_s is not None and isinstance(channel.driver, LoopDriver):
-            return None  # a worker waits for the disk, and this thread for so long at the most
+        if not self.may_wait_here():
+            return None
         path = ranges[0].path
         lengths = [length for *_, length in ranges]
         total = sum(lengths)

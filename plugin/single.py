@@ -7,15 +7,15 @@ other.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
-from headrace.core.request import Request, State
-from headrace.drivers.inline import LiteDriver, LoopDriver
+from headrace.core.request import State
+from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
-from headrace.drivers.permit import Permit, call_permitted, current_permit
+from headrace.drivers.permit import Permit, call_permitted
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over
@@ -23,7 +23,6 @@ from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
 from headrace.ranges import answer_or_error, is_plain, resolve_bounds
-from headrace.redact import redact_url
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 LOCAL_BLOCK_BYTES = 128 << 10
 REMOTE_BLOCK_BYTES = 1 << 20
 """Read-ahead of small sequential reads."""
-
-
-T = TypeVar("T")
 
 
 class SingleReader(QuickReader):
@@ -66,9 +62,10 @@ class SingleReader(QuickReader):
             return len(out)
         if len(out) > self.channel.short_op_bytes:
             advise_scattered(source)
-        if self._is_filled_here(len(out), path):
+        most = self.channel.op_bytes(path)
+        if len(out) <= most and self._may_fill():
             return self._fill(source, path, start, out, urgency)
-        ops = Ops.of([source], split_range(start, len(out), self.channel.op_bytes(path)), out)
+        ops = Ops.of([source], split_range(start, len(out), most), out)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:
             self.run(job, self.channel.settings.timeout_s)
@@ -83,31 +80,18 @@ class SingleReader(QuickReader):
                 job.engine.settle_lost()
         return got
 
-    def _is_filled_here(self, nbytes: int, path: str) -> bool:
-        """Whether this thread reads a range itself when its turn comes: it is one op of an inline backend.
+    def _may_fill(self) -> bool:
+        """Whether this thread reads a range of one op itself when its turn comes.
 
         In every mode: it would wait for the read anyhow, and to a driver and back costs processor time.
-        Nothing interrupts the read, so where there is a time-out a worker makes it in standard mode.
         """
-        channel = self.channel
-        return (
-            isinstance(channel.backend, InlineBackend)
-            and channel.backend.fills_plainly
-            and nbytes <= channel.op_bytes(path)
-            and not channel.engine.is_inside()
-            and (channel.settings.timeout_s is None or not isinstance(channel.driver, LoopDriver))
-        )
+        backend = self.channel.backend
+        is_plain_backend = isinstance(backend, InlineBackend) and backend.fills_plainly
+        return is_plain_backend and self.may_wait_here() and not self.channel.engine.is_inside()
 
     def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         channel, nbytes = self.channel, len(out)
-        request = Request(
-            [nbytes],
-            result_bytes=nbytes,
-            priority=urgency.priority,
-            scan=urgency.scan,
-            is_nested=current_permit() is not None,
-            label=redact_url(path),
-        )
+        request = self.request([nbytes], path, nbytes, urgency)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
         request.is_awaited = True
@@ -128,7 +112,7 @@ class SingleReader(QuickReader):
         return got
 
     def _fill_in_turn(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:
-        wait_until_over(job, self.channel.settings.timeout_s, until=partial(_is_granted, job.request))
+        wait_until_over(job, self.channel.settings.timeout_s, until=lambda: bool(job.request.inbox))
         check_outcome(job)
         grant = job.take()
         assert grant is not None  # noqa: S101 - that was waited for
@@ -245,10 +229,6 @@ def _path_options(
     channel: Channel, bounds: tuple[int | None, int | None], options: dict[str, Any]
 ) -> dict[str, Any]:
     return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
-
-
-def _is_granted(request: Request) -> bool:
-    return bool(request.inbox)
 
 
 def _take_whole(job: Job) -> bytes:

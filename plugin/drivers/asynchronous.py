@@ -295,19 +295,15 @@ class AsyncDriver:
         try:
             if not grant.ops_left:
                 return
-            if task.cancelled() or is_again or job.request.is_over or _is_error(task.exception()):
-                self._give_up(job, grant, task)
-            else:
+            if _was_interrupted(task) and not (is_again or job.request.is_over):
                 self._start(job, grant, is_again=True)
-        finally:
-            self._tasks.discard(task)
-
-    def _give_up(self, job: Job, grant: Grant, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is not None:
+                return
             error = ConnectionAbortedError("the read was cancelled")
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
-        self._complete(job, grant)
+            self._complete(job, grant)
+        finally:
+            self._tasks.discard(task)
 
     def _complete(self, job: Job, grant: Grant) -> None:
         try:
@@ -505,9 +501,10 @@ def _untie(job: Job, task: asyncio.Task[None]) -> None:
         job.tasks.discard(task)
 
 
-def _is_error(error: BaseException | None) -> bool:
-    """Whether a task that did not get to its end met an error of its own, and not an interrupt."""
-    return error is None or isinstance(error, Exception)
+def _was_interrupted(task: asyncio.Task[None]) -> bool:
+    """Whether what ended a task ended its thread's turn of the loop: no error of its own, nor on purpose."""
+    error = None if task.cancelled() else task.exception()
+    return error is not None and not isinstance(error, Exception)
 
 
 def _runs_a_loop() -> bool:

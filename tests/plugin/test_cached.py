@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from targets import at_rest
 
 import headrace
 from headrace.backends import _linux as linux
@@ -329,7 +330,7 @@ def test_a_range_of_one_op_is_read_by_who_wants_it(
     assert fills.by == [threading.get_ident()] * 2
     events = [event.event for event in trace.events]
     assert events == ["queued", "admitted", "submitted", "completed", "consumed"] * 2
-    assert _at_rest(fs)
+    assert at_rest(fs)
 
 
 @needs_nowait
@@ -359,7 +360,7 @@ def test_a_range_of_one_op_past_the_end(
         assert file.read(400_000) == CONTENT[:250_000]
     assert fills.hits == [False]
     assert fs.channel.engine.hub.counters.bytes_short == before + 150_000
-    assert _at_rest(fs)
+    assert at_rest(fs)
 
 
 @needs_nowait
@@ -373,7 +374,7 @@ def test_a_range_of_one_op_that_fails(
     with fs.open(str(path)) as file, pytest.raises(type(error)) as raised:
         file.read(300_000)
     assert raised.value is error
-    assert _at_rest(fs)
+    assert at_rest(fs)
 
 
 @needs_nowait
@@ -416,7 +417,7 @@ def test_a_handler_that_reads_while_its_thread_reads(
     thread.join(30)
     assert len(answers) == 3, "it hangs"
     assert answers[:2] == [CONTENT[7:17], CONTENT[: 1 << 20]]
-    assert _at_rest(fs)
+    assert at_rest(fs)
 
 
 def test_a_handlers_own_error_is_no_miss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,11 +442,6 @@ def test_an_error_of_the_disk_names_the_file(
         with pytest.raises(OSError, match="Input/output error") as raised:
             file.read(300_000)
     assert raised.value.filename == str(path)
-
-
-def _at_rest(fs: Any) -> bool:
-    stats = fs.stats()
-    return (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 
 
 @needs_nowait
