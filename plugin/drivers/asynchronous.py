@@ -377,11 +377,12 @@ class LiteAsyncDriver(AsyncDriver):
     def _drive(self, job: Job, deadline: float | None) -> bool:
         """Hold the baton until `job` is over, if it is free; returns whether it was."""
         try:
-            if not self._baton.acquire(blocking=False):
+            is_free = self._baton.acquire(blocking=False)
+            if is_free:
+                self._run_for(job, deadline)
+            else:
                 self._tell_loop()
-                return False
-            self._run_for(job, deadline)
-            return True
+            return is_free  # no constant: CPython has those after the release, out of the reach of `finally`
         finally:
             # At once, and whatever we remember: a signal is handled after any call but this one.
             try:  # noqa: SIM105 - that would be a call before it
