@@ -322,6 +322,7 @@ class LiteAsyncDriver(AsyncDriver):
         self._parked: dict[int, Job] = {}
         self._driving: Job | None = None
         self._driver_ident = 0
+        self._is_cut = False  # whoever ran the loop last was interrupted inside a turn of it
         self._keeper: threading.Thread | None = None
         self._keeper_lock = threading.RLock()  # a signal handler may read, too
         self._is_wanted = Waiter()
@@ -406,9 +407,19 @@ class LiteAsyncDriver(AsyncDriver):
 
     def _run_loop(self) -> None:
         """Run it until it is stopped; this thread has the baton."""
-        if self._granted:
-            self.loop.call_soon(self._take_all)
-        self.loop.run_forever()
+        try:
+            self._is_cut = False
+            if self._granted:
+                self.loop.call_soon(self._take_all)
+            self.loop.run_forever()
+        except BaseException:
+            self._is_cut = True
+            raise
+
+    @override
+    def has_work(self) -> bool:
+        """Whether the loop has to run: after an interrupt its callbacks wait, and hold what they are for."""
+        return self._is_cut or super().has_work()
 
     def _offer(self) -> None:
         """Pass the baton: wake one that waits, or see that what is in flight has a keeper (I5)."""

@@ -55,8 +55,9 @@ class Tracer:
 
     Left out is what is no place for a signal. CPython looks for signals at the start of a function,
     after a call and at a jump backwards; a ``finally:``, an ``else:`` and a ``try:`` have none of
-    these, and neither has a ``with`` that is met again at its end, or a release that begins a
-    ``finally:``: between the last look in the block and the lock's release, which is C, there is none.
+    these, and neither has a ``with`` that is met again at its end, ``async`` or not, or a release that
+    begins a ``finally:``: between the last look in the block and the lock's release, which is C, or
+    the start of ``__aexit__``, there is none.
     """
 
     def __init__(self, at: int) -> None:
@@ -78,7 +79,7 @@ class Tracer:
 
     def is_excluded(self, frame: FrameType) -> bool:
         text = _text(frame).partition("  #")[0]
-        if not text.startswith("with "):
+        if not text.startswith(("with ", "async with ")):
             return text in {"finally:", "else:", "try:"} or text.endswith(".release()")
         key = (id(frame), frame.f_lineno)
         self.entered ^= {key}
