@@ -15,11 +15,13 @@ With ``twice`` each of these reads is interrupted once more while it leaves, at 
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import json
 import linecache
 import os
+import re
 import sys
 import threading
 import time
@@ -55,9 +57,9 @@ class Tracer:
 
     Left out is what is no place for a signal. CPython looks for signals at the start of a function,
     after a call and at a jump backwards; a ``finally:``, an ``else:`` and a ``try:`` have none of
-    these, and neither has a ``with`` that is met again at its end, ``async`` or not, or a release that
-    begins a ``finally:``: between the last look in the block and the lock's release, which is C, or
-    the start of ``__aexit__``, there is none.
+    these, and neither has a ``with`` that is met again at its end, ``async`` or not, or the first line
+    under a ``finally:``: between the last look in the block and a lock's release, which is C, or the
+    start of ``__aexit__``, there is none.
     """
 
     def __init__(self, at: int) -> None:
@@ -78,9 +80,9 @@ class Tracer:
         return self
 
     def is_excluded(self, frame: FrameType) -> bool:
-        text = _text(frame).partition("  #")[0]
+        text = _text(frame)
         if not text.startswith(("with ", "async with ")):
-            return text in {"finally:", "else:", "try:"} or text.endswith(".release()")
+            return text in {"finally:", "else:", "try:"} or _is_first_under_finally(frame)
         key = (id(frame), frame.f_lineno)
         self.entered ^= {key}
         return key not in self.entered
@@ -112,7 +114,20 @@ class Again:
 
 
 def _text(frame: FrameType) -> str:
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return _line(frame.f_code.co_filename, frame.f_lineno)
+
+
+@functools.cache
+def _line(path: str, number: int) -> str:
+    """Return it without its comment."""
+    return re.sub(r"(^|  )#.*", "", linecache.getline(path, number).strip())
+
+
+def _is_first_under_finally(frame: FrameType) -> bool:
+    number = frame.f_lineno - 1
+    while _line(frame.f_code.co_filename, number) in {"", "try:"}:
+        number -= 1
+    return _line(frame.f_code.co_filename, number) == "finally:"
 
 
 def make(protocol: str, **options: Any) -> Any:

@@ -121,8 +121,8 @@ def test_what_an_interrupted_turn_left_on_the_loop_is_seen_to(monkeypatch: pytes
     assert isinstance(elsewhere(lambda: fs.submit_ranges("b", [0], [4]).result()[0]), Interrupt)
     kept.clear()
     gc.collect()
-    assert fs.channel.engine.hub.budget.reserved_bytes == 4  # noqa: PLR2004
-    driver._offer()  # noqa: SLF001 - as whoever leaves does
+    assert fs.channel.engine.hub.budget.reserved_bytes == 4
+    driver._offer()
     assert kept
     assert elsewhere(fs.cat_file, "b", start=8, end=12) == DATA[8:12]
     gc.collect()
