@@ -25,7 +25,8 @@ from headrace.core.hedge import Hedge
 from headrace.core.retry import Retries
 from headrace.core.window import Window
 from headrace.drivers import bulk
-from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver, LiteAsyncDriver
+from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
+from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.drivers.bulk import BulkDriver
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, LoopDriver

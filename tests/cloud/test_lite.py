@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import headrace
-from headrace.drivers.asynchronous import LiteAsyncDriver
+from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.errors import ReadTimeoutError
 from headrace.testing import Fault, ObjectServer
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from fsspec.asyn import AsyncFileSystem
 
-from headrace.drivers.asynchronous import AsyncDriver, LiteAsyncDriver
+from headrace.drivers.asynchronous import AsyncDriver
+from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.filesystem import HeadraceFileSystem
 
 DATA = bytes(range(256)) * 16

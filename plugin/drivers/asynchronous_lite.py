@@ -1,0 +1,270 @@
+"""The driver of async backends in lite mode: whoever waits runs the event loop.
+
+A waiter runs it on its own thread until its own request is over (9 µs to run a coroutine here, 104 µs to hand
+it over and wait). One thread at a time holds the *baton*, the right to run the loop; a waiter that leaves
+offers it to another that waits (I5). Where nobody can poll (a read submitted and left, an async caller, a
+thread that runs a loop already) the *keeper* takes the baton, after `KEEPER_S` without anyone polling or at
+once, and keeps it until nothing is in flight, so no response is left half read and no time-out passes unseen.
+
+The main thread defers SIGINT while it runs the loop: a KeyboardInterrupt raised inside a step of another's
+task would end that task (I5). It is raised when the loop has stopped, which is at once. Where a program
+handles other signals in Python, its main thread leaves the loop to the keeper: a handler that raises inside
+asyncio's own code would lose what it was about to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from headrace.drivers import interrupts
+from headrace.drivers.asynchronous import AsyncDriver
+from headrace.drivers.job import Waiter
+from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
+from headrace.errors import ReadTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.backends.abc import AsyncBackend
+    from headrace.drivers.job import Job
+    from headrace.drivers.loop import LoopThread
+
+KEEPER_S = 0.05
+"""Seconds that an op in flight may go unpolled before the keeper takes over."""
+
+
+class LiteAsyncDriver(AsyncDriver):
+    """The waiter runs the loop itself; arguments as `AsyncDriver`'s, whose thread is not started."""
+
+    def __init__(self, backend: AsyncBackend, thread: LoopThread, try_timeout_s: float | None = None) -> None:
+        super().__init__(backend, thread, try_timeout_s)
+        self._baton = threading.RLock()
+        self._parked: dict[int, Job] = {}
+        self._driving: Job | None = None
+        self._driver_ident = 0
+        self._is_cut = False  # whoever ran the loop last was interrupted inside a turn of it
+        self._keeper: threading.Thread | None = None
+        self._keeper_lock = threading.RLock()  # a signal handler may read, too
+        self._is_wanted = Waiter()
+
+    @override
+    def launch(self, job: Job) -> None:
+        """Submit without waiting; the keeper polls it if nobody does."""
+        super().launch(job)
+        if not job.request.is_awaited:
+            self.keep(KEEPER_S)
+
+    @override
+    def run(self, job: Job, timeout_s: float | None = None) -> None:
+        """Submit, run the loop until the request is over, and leave nothing without a driver."""
+        try:
+            super().run(job, timeout_s)
+        finally:
+            if job.request.grants:
+                self._offer()
+
+    @override
+    def _begin(self, job: Job) -> None:
+        self._submit(job)  # a loop that this thread is about to run need not be woken
+
+    @override
+    def wait(self, job: Job, timeout_s: float | None = None) -> None:
+        """Run the loop until the request is over, or wait while another thread does."""
+        if self._driver_ident == threading.get_ident():
+            msg = "a signal handler that interrupted headrace's event loop cannot wait for that loop"
+            raise RuntimeError(msg)
+        if _runs_a_loop() or job.request.is_nested or interrupts.may_raise():
+            self._tell_loop()
+            self.keep(0)
+            wait_until_over(job, timeout_s, revive=partial(self.keep, 0))
+            return
+        with interrupts.watched(job) if interrupts.is_watched() else contextlib.nullcontext():
+            self._poll(job, timeout_s)
+
+    def _poll(self, job: Job, timeout_s: float | None) -> None:
+        announce(job)
+        deadline = None if timeout_s is None else perf_counter() + timeout_s
+        self._parked[id(job)] = job
+        try:
+            while not job.request.is_over:
+                if not self._drive(job, deadline):
+                    job.waiter.wait(LOOK_S if deadline is None else min(LOOK_S, timeout_s or 0))
+                _check_deadline(job, deadline)
+        finally:
+            self._parked.pop(id(job), None)
+            job.waiter.wake()  # threads may share one read: each that leaves wakes the next
+            self._offer()
+
+    def _drive(self, job: Job, deadline: float | None) -> bool:
+        """Hold the baton until `job` is over, if it is free; returns whether it was."""
+        try:
+            is_free = self._baton.acquire(blocking=False)
+            if is_free:
+                self._run_for(job, deadline)
+            else:
+                self._tell_loop()
+            return is_free  # no constant: CPython has those after the release, out of the reach of `finally`
+        finally:
+            # At once, and whatever we remember: a signal is handled after any call but this one.
+            try:  # noqa: SIM105 - that would be a call before it
+                self._baton.release()
+            except RuntimeError:
+                pass
+
+    def _run_for(self, job: Job, deadline: float | None) -> None:
+        timer = None
+        try:
+            with _deferred_sigint(self.loop):
+                self._driving, self._driver_ident = job, threading.get_ident()
+                if deadline is not None:
+                    timer = self.loop.call_later(deadline - perf_counter(), self.loop.stop)
+                if not job.request.is_over:
+                    self._run_loop()
+        finally:
+            self._driving, self._driver_ident = None, 0
+            if timer is not None:
+                timer.cancel()
+
+    def _run_loop(self) -> None:
+        """Run it until it is stopped; this thread has the baton."""
+        try:
+            self._is_cut = False
+            if self._granted:
+                self.loop.call_soon(self._take_all)
+            self.loop.run_forever()
+        except BaseException:
+            self._is_cut = True
+            raise
+
+    @override
+    def has_work(self) -> bool:
+        """Whether the loop has to run: after an interrupt its callbacks wait, and hold what they are for."""
+        return self._is_cut or super().has_work()
+
+    def _offer(self) -> None:
+        """Pass the baton: wake one that waits, or see that what is in flight has a keeper (I5)."""
+        for parked in list(self._parked.values()):
+            if not parked.request.is_over:
+                parked.waiter.wake()
+                return
+        if self.has_work() and not self._driver_ident:
+            self.keep(KEEPER_S)
+
+    @override
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Close the session and the loop, which is this driver's own, once nobody drives it."""
+        if os.getpid() != self._pid or self.loop.is_closed():
+            return
+        closer = threading.Thread(target=self._close_loop, name="headrace-keeper", daemon=True)
+        try:
+            closer.start()
+        except RuntimeError:  # the interpreter ends, and starts no thread any more
+            return
+        if timeout_s:
+            closer.join(timeout_s)
+
+    def _close_loop(self) -> None:
+        with self._baton:
+            if not self.loop.is_closed():
+                self.loop.run_until_complete(self._close())
+                self.loop.close()
+
+    @override
+    def _revive(self) -> None:
+        """Nobody to revive: waiters drive, and `wait` offers the baton."""
+
+    @override
+    def _woken(self, job: Job) -> None:
+        job.notify()
+        if self._driving is not job:
+            return
+        if self._is_completing():
+            self.loop.stop()  # after this turn of the loop, which this thread is in
+        else:
+            self.loop.call_soon_threadsafe(self._stop_for, job)
+
+    def _stop_for(self, job: Job) -> None:
+        """Stop the loop if the thread that runs it still does so for `job`."""
+        if self._driving is job:
+            self.loop.stop()
+
+    # -- the keeper
+
+    def keep(self, after_s: float) -> None:
+        """Have the keeper take the baton once nobody polled for `after_s` seconds."""
+        if after_s == 0:
+            self._is_wanted.wake()
+        with self._keeper_lock:
+            if self._keeper is None or not self._keeper.is_alive():
+                self._keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
+                self._keeper.start()
+
+    def _serve(self) -> None:
+        """Drive while there is work and nobody else does; end when there is none."""
+        idle = 0
+        while idle < 20:  # noqa: PLR2004
+            self._is_wanted.wait(KEEPER_S)
+            if not self.has_work():
+                idle += 1
+                continue
+            idle = 0
+            if self._baton.acquire(timeout=KEEPER_S):
+                self._run_until_idle()
+
+    def _run_until_idle(self) -> None:
+        try:
+            self._driver_ident = threading.get_ident()
+            self.loop.call_soon(self._stop_when_idle)
+            self._run_loop()
+        finally:
+            self._driver_ident = 0
+            self._baton.release()
+            self._offer()
+
+    def _stop_when_idle(self) -> None:
+        if self.has_work():
+            self.loop.call_later(KEEPER_S / 5, self._stop_when_idle)
+        else:
+            self.loop.stop()
+
+
+def _runs_a_loop() -> bool:
+    """Whether this thread is inside a running event loop (Jupyter, an async caller's callback)."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001
+
+
+def _check_deadline(job: Job, deadline: float | None) -> None:
+    if deadline is not None and not job.request.is_over and perf_counter() >= deadline:
+        msg = f"{job.request.label or 'read'}: not finished in time"
+        raise ReadTimeoutError(msg)
+
+
+@contextlib.contextmanager
+def _deferred_sigint(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let SIGINT stop the loop, and raise KeyboardInterrupt only after it stopped."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.get_ident() != threading.main_thread().ident or not interrupts.is_pythons_own(handler):
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(loop.stop)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
