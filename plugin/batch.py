@@ -38,7 +38,7 @@ __all__ = ["RangeBatch"]
 
 _LIST_BLOCK_BYTES = 1 << 20
 # NumPy makes the bytes objects up to this size; above it the copy outweighs the loop.
-_LIST_ITEM_BYTES = 1 << 16
+LIST_ITEM_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +85,7 @@ class RangeBatch:
     [b'race', b'head']
     """
 
-    __slots__ = ("__weakref__", "_errors", "_length", "_offsets", "_store")
+    __slots__ = ("__weakref__", "_errors", "_length", "_offsets", "_pieces", "_store")
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class RangeBatch:
         np.cumsum(length, out=self._offsets[1:])
         self._offsets.flags.writeable = False
         self._store = _initial_place(arrow_buffer, dest, length, self._offsets)
+        self._pieces: list[bytes] | None = None
 
     @classmethod
     def packed(cls, buffer: npt.NDArray[np.uint8], offsets: Int64Array, length: Int64Array) -> Self:
@@ -122,7 +123,12 @@ class RangeBatch:
         batch = cls.__new__(cls)
         batch._errors, batch._length, batch._offsets = {}, length, offsets  # noqa: SLF001 - its own
         batch._store = _place(arrow_buffer, offsets[:-1], is_packed=True)  # noqa: SLF001
+        batch._pieces = None  # noqa: SLF001
         return batch
+
+    def keep(self, pieces: list[bytes]) -> None:
+        """Have the list of all ranges be these, which were made of the same bytes."""
+        self._pieces = pieces
 
     def __len__(self) -> int:
         return self._length.size
@@ -224,9 +230,11 @@ class RangeBatch:
         return answers
 
     def _all_bytes(self) -> list[bytes]:
+        if self._pieces is not None:
+            return list(self._pieces)
         # No gather here: the bytes are copied once, straight from where they were read.
         place, length = self._store, self._length
-        is_short = bool(length.size) and 0 < length[0] <= _LIST_ITEM_BYTES
+        is_short = bool(length.size) and 0 < length[0] <= LIST_ITEM_BYTES
         if is_short and (length == length[0]).all():
             return _equal_bytes(place, int(length[0]))
         view = place.view

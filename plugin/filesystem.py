@@ -336,7 +336,7 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             long = reader.read_long(asked.plain, urgency)
             if long is not None:
                 return long if on_error == "return" else raise_first(long)
-        batch = reader.read(asked.plain, urgency)
+        batch = reader.read(asked.plain, urgency, is_listed=True)
         return asked.answers(batch, self._cat_bounds, on_error)
 
     async def _cat_ranges(

@@ -33,6 +33,7 @@ from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
+from headrace.pieces import Pieces, are_alike
 from headrace.quick import advise_scattered
 from headrace.ranges import checked_out
 from headrace.read import Part, Read
@@ -62,15 +63,21 @@ class Reader(SingleReader):
 
     # -- whole reads
 
-    def read(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None) -> RangeBatch:
-        """Read and return when all is there."""
+    def read(
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None, *, is_listed: bool = False
+    ) -> RangeBatch:
+        """Read and return when all is there; `is_listed` where the caller wants a list of it next."""
         check_not_exiting()
         cached = read_cached(self.channel, ranges, out)
         if cached is not None:
             return cached
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
+        pieces = _pieces_of(parts, buffer) if is_listed else None
         with self._performed(parts):
-            return self.collect(ranges, parts, buffer)
+            batch = self.collect(ranges, parts, buffer)
+        if pieces is not None and _is_all_there(parts[0]):
+            batch.keep(pieces.all())
+        return batch
 
     def read_long(self, ranges: Ranges, urgency: Urgency) -> list[bytes | Exception] | None:
         """Read ranges that are all long straight into the `bytes` of each, or say that they are not.
@@ -334,6 +341,15 @@ def _columns(ranges: Ranges, chosen: Int64Array | None) -> tuple[Int64Array, ...
     return columns if chosen is None else tuple(column[chosen] for column in columns)
 
 
+def _pieces_of(parts: list[Part], buffer: UInt8Array) -> Pieces | None:
+    """Have the `bytes` of a list made while it is read, where its ranges are of one length."""
+    if len(parts) != 1 or parts[0].ranges is not None or not are_alike(parts[0].plan):
+        return None
+    pieces = Pieces(parts[0].plan, buffer)
+    parts[0].job.meanwhile = pieces.make
+    return pieces
+
+
 def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> None:
     """Resolve a future of the caller's loop, from whatever thread ended the request."""
 
@@ -346,10 +362,14 @@ def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> Non
 
 
 def _is_whole(part: Part) -> bool:
-    """Whether every range is there, one behind the other: no NumPy call that would give the GIL up."""
-    ops, plan = part.job.ops, part.plan
-    is_plain = plan.is_packed and part.ranges is None and not ops.errors
-    return is_plain and ops.got.tobytes() == plan.op_length.tobytes()
+    """Whether every range is there, one behind the other."""
+    return part.plan.is_packed and part.ranges is None and _is_all_there(part)
+
+
+def _is_all_there(part: Part) -> bool:
+    """Whether each op delivered all it was for: no NumPy call that would give the GIL up."""
+    ops = part.job.ops
+    return not ops.errors and ops.got.tobytes() == part.plan.op_length.tobytes()
 
 
 def _whole(part: Part, buffer: UInt8Array) -> RangeBatch:

@@ -151,6 +151,8 @@ class LiteDriver:
         while not request.is_over:
             _start_granted(job)
             if job.under_way:
+                if job.meanwhile is not None:
+                    job.meanwhile(min(int(rows[0]) for _, rows in job.under_way))
                 is_half = _is_bound(job) and job.ops.series_ops == 1
                 (_finish_half if is_half else _finish_first)(job)
                 self.start_for_others()

@@ -57,6 +57,8 @@ class Job:
         Called when the request is over.
     before
         Called once, by whoever takes the first grant: the request has its reservation then (I2).
+    meanwhile
+        Called by its consumer, where that drives, while ops are under way: with how many first ones are done.
     hands
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
     lost
@@ -79,6 +81,7 @@ class Job:
         "hands",
         "is_left",
         "lost",
+        "meanwhile",
         "ops",
         "request",
         "scheduler",
@@ -106,6 +109,7 @@ class Job:
         self.waiter = Waiter()
         self.tasks: set[Any] | None = None
         self.before: Callable[[], object] | None = None
+        self.meanwhile: Callable[[int], object] | None = None
         self.lost: object = None
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
