@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["RangeBatch"]
 
 _LIST_BLOCK_BYTES = 1 << 20
-# NumPy makes the bytes objects up to this size; above it the copy outweighs the loop.
+
 LIST_ITEM_BYTES = 1 << 16
+"""NumPy makes the bytes objects up to this size; above it the copy outweighs the loop."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

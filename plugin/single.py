@@ -117,7 +117,12 @@ class SingleReader(QuickReader):
         grant = job.take()
         assert grant is not None  # noqa: S101 - that was waited for
         got: int
-        got, is_hit = job.backend.fill(source, start, out.data)  # type: ignore[attr-defined]
+        try:
+            got, is_hit = job.backend.fill(source, start, out.data)  # type: ignore[attr-defined]
+        except Exception as error:
+            job.fail(error)
+            job.complete(grant, 1, len(out))
+            raise
         job.complete(grant, 1, len(out), is_hit=is_hit)
         return got
 

@@ -371,9 +371,12 @@ def test_a_range_of_one_op_that_fails(
     path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     Fills(fs.channel.backend, monkeypatch, error)
-    with fs.open(str(path)) as file, pytest.raises(type(error)) as raised:
+    with fs.open(str(path)) as file, headrace.trace() as trace, pytest.raises(type(error)) as raised:
         file.read(300_000)
     assert raised.value is error
+    is_given_up = isinstance(error, KeyboardInterrupt)
+    events = [event.event for event in trace.events]
+    assert events == ["queued", "admitted", "submitted", "completed"][: 3 if is_given_up else 4]
     assert at_rest(fs)
 
 
