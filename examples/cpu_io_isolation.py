@@ -355,11 +355,17 @@ def draw(found: dict[str, list[Done]], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def main() -> None:
     """Run the experiment."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--reads", type=int, default=40, help="reads of each variant (default 40)")
-    parser.add_argument("--uploads", type=int, default=8, help="uploads of each variant (default 8)")
+    parser.add_argument("--reads", type=_count, default=40, help="reads of each variant (default 40)")
+    parser.add_argument("--uploads", type=_count, default=8, help="uploads of each variant (default 8)")
     default = Path(tempfile.gettempdir()) / "cpu_io_isolation.png"
     parser.add_argument("--out", type=Path, default=default, help="the timeline (default %(default)s)")
     given = parser.parse_args()

@@ -13,9 +13,12 @@ from headrace.batch import RangeBatch
 from headrace.errors import (
     BackendError,
     HeadraceError,
+    ObjectChangedError,
     ReadCancelledError,
     ReadTimeoutError,
     SchedulerClosedError,
+    ShortReadError,
+    UnsizedFileError,
 )
 from headrace.file import HeadraceFile
 from headrace.filesystem import HeadraceFileSystem, wrap
@@ -33,6 +36,7 @@ __all__ = [
     "HeadraceFile",
     "HeadraceFileSystem",
     "HeadraceWarning",
+    "ObjectChangedError",
     "RangeBatch",
     "Read",
     "ReadCancelledError",
@@ -40,8 +44,10 @@ __all__ = [
     "SchedulerClosedError",
     "Settings",
     "SettingsError",
+    "ShortReadError",
     "Stats",
     "Trace",
+    "UnsizedFileError",
     "__version__",
     "priority",
     "reload",

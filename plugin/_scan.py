@@ -84,8 +84,12 @@ class ScanRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScanReport:
-    """What a scan did: counts of this scan alone, sizes in bytes, time in seconds."""
+    """What a scan did: counts of this scan alone, sizes in bytes, time in seconds.
 
+    Under mode ``off`` nothing is scheduled, and so nothing counted but rows, batches and files.
+    """
+
+    mode: str
     file_format: str
     files: int
     file_bytes: int
@@ -135,6 +139,7 @@ def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanRepor
     rows, batches = _drain(scanner, files, request.limit_rows, on_progress)
     after = filesystem.stats()
     return ScanReport(
+        mode=filesystem.mode,
         file_format=file_format,
         files=len(files.paths),
         file_bytes=sum(files.sizes_bytes),

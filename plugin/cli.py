@@ -15,13 +15,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
+import os
 import sys
+import warnings
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.redact import redact_text, redact_url, secrets_of
+from headrace.timeline import NO_PLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     secrets: frozenset[str] = frozenset()
+    logging.basicConfig(format="%(name)s: %(message)s")  # HEADRACE_LOG says what is logged
     try:
         secrets = _secrets(arguments)
-        code: int = arguments.run(arguments)
+        with _plain_warnings():
+            code: int = arguments.run(arguments)
     except KeyboardInterrupt:
         return _complain("interrupted", _INTERRUPTED)
     except UsageError as error:
@@ -85,6 +92,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - told in one line, with an exit code
         return _complain(_one_line(_failure(arguments, error), secrets), _FAILED)
     return code
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Have headrace's own warnings told in one line, as errors are, without a place in its code."""
+    from headrace.settings import HeadraceWarning  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, HeadraceWarning):
+                _complain(_one_line(str(message), frozenset()), 0)
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = show_plainly
+        yield
 
 
 def _failure(arguments: argparse.Namespace, error: Exception) -> str:
@@ -189,6 +214,10 @@ def _trace_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} ends with none of {' '.join(_TRACES)}")
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} may not be written")
+    if path.suffix == ".png" and find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError(f"{NO_PLOTS}; a .json needs none")
     return path
 
 
@@ -293,7 +322,7 @@ def _progress(*, is_wanted: bool) -> Iterator[Progress | None]:
 def _print_scan(arguments: argparse.Namespace, report: ScanReport) -> None:
     url = redact_url(arguments.url)
     if arguments.json:
-        _print_json({"url": url, "mode": arguments.mode, **asdict(report)})
+        _print_json({"url": url, **asdict(report)})
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.filesize import decimal  # noqa: PLC0415
@@ -306,9 +335,11 @@ def _print_scan(arguments: argparse.Namespace, report: ScanReport) -> None:
     table.add_column(justify="right")
     table.add_row("rows", f"{report.rows:,}")
     table.add_row("files", f"{report.files:,} {report.file_format}, {decimal(report.file_bytes)}")
-    table.add_row("bytes read", decimal(report.bytes_read))
-    table.add_row("bytes delivered", decimal(report.bytes_delivered))
-    table.add_row("ops", f"{report.ops:,}")
+    table.add_row("mode", report.mode)
+    is_counted = report.mode != "off"
+    table.add_row("bytes read", decimal(report.bytes_read) if is_counted else "-")
+    table.add_row("bytes delivered", decimal(report.bytes_delivered) if is_counted else "-")
+    table.add_row("ops", f"{report.ops:,}" if is_counted else "-")
     table.add_row("time", f"{report.seconds:.3f} s")
     table.add_row("bytes of files a second", f"{decimal(rate)}/s")
     Console().print(table)
@@ -331,10 +362,14 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     from headrace.demo import DEFAULT_ROWS, render, run_demo  # noqa: PLC0415
+    from headrace.settings import SettingsError  # noqa: PLC0415
 
     if arguments.directory is not None and not arguments.directory.is_dir():
         raise UsageError(f"there is no folder {str(arguments.directory)!r}")
-    runs = run_demo(arguments.rows or DEFAULT_ROWS, arguments.directory)
+    try:
+        runs = run_demo(arguments.rows or DEFAULT_ROWS, arguments.directory)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
     if arguments.json:
         _print_json({"runs": [asdict(run) for run in runs]})
     else:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -119,15 +121,32 @@ class Delegation:
 
     # -- listings
 
-    def find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+    def find(
+        self,
+        path: Any,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        detail: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Call the wrapped filesystem's ``find``.
 
         With ``detail=True`` what lies under a relative path of the local disk is named by that path, as
         Arrow demands of whoever lists a dataset's folder (fsspec's own class it replaces by one of its own).
+        A folder of the local disk that may not be listed is an error, as it is to Arrow: fsspec would leave
+        out what lies in it, and a scan its rows.
         """
         asked = self._own_path(path)
-        found = self._of_target("find", asked, *args, **kwargs)
-        if not (isinstance(found, dict) and isinstance(self.target, LocalFileSystem) and _is_relative(asked)):
+        is_local = isinstance(self.target, LocalFileSystem)
+        if is_local and "on_error" not in kwargs:
+            found = self._of_target("find", asked, maxdepth, withdirs=True, detail=True, **kwargs)
+            _check_listed(found, is_deep=maxdepth is None)
+            if not withdirs:
+                found = {name: info for name, info in found.items() if info.get("type") != "directory"}
+            found = found if detail else list(found)
+        else:
+            found = self._of_target("find", asked, maxdepth, withdirs=withdirs, detail=detail, **kwargs)
+        if not (detail and is_local and _is_relative(asked)):
             return found
         whole = self._target_path(path).rstrip("/")
         return {asked.rstrip("/") + name.removeprefix(whole): info for name, info in found.items()}
@@ -198,6 +217,14 @@ def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _paths(self: Any, args: tuple[Any, ...], remote: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(self._own_path(arg) if k in remote and _is_path(arg) else arg for k, arg in enumerate(args))
+
+
+def _check_listed(found: dict[str, Any], *, is_deep: bool) -> None:
+    """Raise where a folder was found and what lies in it left out."""
+    folders = [name for name, info in found.items() if info.get("type") == "directory"]
+    for name in folders if is_deep else folders[:1]:
+        if not os.access(name, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
 
 
 def _is_relative(path: Any) -> bool:

@@ -38,7 +38,7 @@ from headrace.read import Read
 from headrace.reader import Reader
 from headrace.redact import redact
 from headrace.runtime import Channel, runtime
-from headrace.settings import OPTION_NAMES, Settings, current_settings
+from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
 from headrace.target import make_target
 from headrace.types import Priority
 
@@ -103,6 +103,8 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         ours = {name: options[name] for name in OPTION_NAMES & options.keys()}
         super().__init__(**{k: v for k, v in options.items() if k in ("asynchronous", "loop", "batch_size")})
         flat = {name: value for name, value in options.items() if name not in _OURS}
+        if fs is None:
+            warn_misspelt(flat)
         made = make_target(fs, target_protocol, target_options, flat, self.asynchronous)
         self._target, self._target_pid = of_this_process(made), os.getpid()
         # On the instance: fsspec reads them off the class, before there is a target.
@@ -159,8 +161,9 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         # The token tells instances apart: fsspec keys its cache by the text of a filesystem that is wrapped,
         # and two that read the same would be taken for one. It is a digest; no option can be read from it.
         token = getattr(self, "_fs_token_", "")[:12]
-        scheduler = self._settings_options.get("scheduler", "auto")
-        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}, {scheduler}, {token}>"
+        scheduler = self._settings_options.get("scheduler")
+        given = "" if scheduler is None else f", scheduler={scheduler!r}"  # what is in force says `mode`
+        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}{given}, {token}>"
 
     __str__ = __repr__
 
@@ -495,6 +498,8 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""
+        if not hasattr(self.target, "open_async"):
+            raise NotImplementedError(f"{type(self.target).__name__} has no streams to open (open_async)")
         return await self._of_target_async("open_async", path, mode, **kwargs)
 
 

@@ -30,7 +30,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 
@@ -160,6 +160,9 @@ SPECS: Final[tuple[SettingSpec, ...]] = (
     SettingSpec("log", parsing.level, ", ".join(parsing.LEVELS)),
 )
 
+_MISSPELT = 0.8
+"""How alike names are of which one may be the other misspelt."""
+
 OPTION_NAMES: Final[frozenset[str]] = frozenset(spec.name for spec in SPECS)
 """Constructor options that are headrace's own; all others belong to the wrapped filesystem."""
 
@@ -254,6 +257,15 @@ def _about_variable(name: str) -> str:
 def _nearest(name: str) -> str:
     """Return the known option most like `name`; without the prefix, which makes all alike."""
     return difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=0.0)[0]
+
+
+def warn_misspelt(options: Iterable[str]) -> None:
+    """Warn of constructor options which are the target's by their name, and most like one of ours."""
+    for name in options:
+        like = difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=_MISSPELT)
+        if like:
+            text = f"option {name!r} goes to the wrapped filesystem; headrace's own is called {like[0]!r}"
+            warnings.warn(text, HeadraceWarning, stacklevel=4)
 
 
 _warned: dict[str, object] = {}

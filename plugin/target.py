@@ -6,6 +6,7 @@ from typing import Any
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
 
 
 def make_target(
@@ -17,7 +18,10 @@ def make_target(
 ) -> Any:
     """Return the filesystem to wrap, made where it was only named."""
     if (fs is None) == (protocol is None):
-        msg = "HeadraceFileSystem takes either fs= or target_protocol="
+        msg = "HeadraceFileSystem takes either fs= or target_protocol=; a URL chains, as in headrace::s3://"
+        raise TypeError(msg)
+    if fs is not None and not isinstance(fs, AbstractFileSystem):
+        msg = f"fs must be a filesystem of fsspec's, not {type(fs).__name__}; by name: target_protocol="
         raise TypeError(msg)
     given = dict(options or {})
     if fs is not None:

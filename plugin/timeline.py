@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 
     from headrace.trace import TraceEvent
 
+NO_PLOTS = "plots need matplotlib: pip install 'headrace[plot]'"
+
 _MOST_ROWS = 400
 """More requests than this are thinned out evenly: nobody can tell rows of a pixel apart."""
 
 
 def draw(events: list[TraceEvent], path: str | Path) -> None:
     """Write the timeline of `events` to `path`."""
-    import matplotlib as mpl  # noqa: PLC0415
-
+    try:
+        import matplotlib as mpl  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(NO_PLOTS) from error
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 

@@ -83,6 +83,39 @@ def test_scan_json_is_one_object(folder, capsys, mode):
     assert (found["bytes_delivered"] > 0) == (mode != "off")
 
 
+def test_off_stands_above_the_option_and_says_so(folder):
+    done = run_child("-m", "headrace", "scan", str(folder), "--mode", "lite", HEADRACE_SCHEDULER="off")
+    assert done.returncode == 0
+    lines = dict(line.strip("│ ").split("│") for line in done.stdout.splitlines() if line.count("│") == 3)
+    found = {name.strip(): value.strip() for name, value in lines.items()}
+    assert (found["mode"], found["ops"], found["bytes read"]) == ("off", "-", "-")
+
+
+def test_warnings_and_logs_are_plain_lines(folder):
+    done = run_child("-m", "headrace", "scan", str(folder), HEADRACE_SHEDULER="lite")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "headrace: HEADRACE_SHEDULER is no setting of headrace and is ignored; "
+        "the nearest known name is HEADRACE_SCHEDULER\n"
+    )
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_scan(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("headrace.cli.find_spec", lambda _name: None)
+    with pytest.raises(SystemExit) as left:
+        main(["scan", str(folder), "--trace", str(tmp_path / "timeline.png")])
+    assert left.value.code == 2
+    assert "pip install 'headrace[plot]'" in capsys.readouterr().err
+
+
+def test_a_trace_that_may_not_be_written_is_refused_before_the_scan(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("headrace.cli.os.access", lambda *_asked: False)  # the superuser may write anywhere
+    with pytest.raises(SystemExit) as left:
+        main(["scan", str(folder), "--trace", str(tmp_path / "timeline.json")])
+    assert left.value.code == 2
+    assert "may not be written" in capsys.readouterr().err
+
+
 def test_columns_filter_and_limit(folder, capsys):
     found = run_json(capsys, folder, "--columns", "id, price", "--filter", "mode == 'AIR'")
     assert found["rows"] == ROWS / 2
@@ -249,6 +282,8 @@ def test_a_bad_setting_is_2_and_named(folder):
     assert "HEADRACE_SCHEDULER" in done.stderr
     assert "fast" in done.stderr
     assert done.stderr.count("\n") == 1
+    done = run_child("-m", "headrace", "demo", HEADRACE_SCHEDULER="fast")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_no_secret_is_printed(capsys):

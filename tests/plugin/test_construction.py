@@ -195,3 +195,32 @@ def test_wrapping_two_headrace_filesystems_is_no_mix_up(tmp_path: Path) -> None:
         inner.append(headrace.HeadraceFileSystem(target_protocol="dir", target_options=options))
     outer = [headrace.wrap(fs) for fs in inner]
     assert [fs.cat_file("file") for fs in outer] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("fs", ["file", 3])
+def test_what_is_no_filesystem(fs: Any) -> None:
+    with pytest.raises(TypeError, match=r"fs must be a filesystem.*target_protocol="):
+        headrace.wrap(fs)
+
+
+def test_a_url_that_chains_nothing() -> None:
+    with pytest.raises(TypeError, match=r"headrace::s3://"):
+        fsspec.open("headrace:///tmp/x")
+
+
+def test_a_misspelt_option_is_told() -> None:
+    with pytest.warns(headrace.HeadraceWarning, match="'shceduler'.*'scheduler'") as told:
+        headrace.HeadraceFileSystem(target_protocol="file", shceduler="lite", skip_instance_cache=True)
+    assert {warning.filename for warning in told} == {__file__}
+
+
+def test_the_text_shows_what_was_given() -> None:
+    given = headrace.HeadraceFileSystem(target_protocol="file", scheduler="lite")
+    assert "LocalFileSystem, scheduler='lite', " in repr(given)
+    assert "scheduler" not in repr(headrace.HeadraceFileSystem(target_protocol="file"))
+
+
+async def test_streams_that_the_target_has_not() -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", asynchronous=True)
+    with pytest.raises(NotImplementedError, match="LocalFileSystem"):
+        await fs.open_async("x")

@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from targets import CONTENT, OTHER, SIZE, Target, outcome
 
 import headrace
@@ -110,3 +114,32 @@ def test_what_is_found_from_the_root(options: dict[str, object], monkeypatch: py
     found = fs.find(".", maxdepth=1, withdirs=True, detail=True)
     names = sorted(info["name"] for info in found.values())
     assert sorted(name.removeprefix(".") for name in found) == names
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec leaves out what lies in it, and a scan would have fewer rows."""
+    closed = tmp_path / "data" / "closed"
+    closed.mkdir(parents=True)
+    for folder in (closed, closed.parent):
+        pq.write_table(pa.table({"a": [1]}), folder / "part.parquet")
+    access = os.access  # a mode of 0 does not stop the superuser
+    monkeypatch.setattr(os, "access", lambda name, mode: name != str(closed) and access(name, mode))
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    with pytest.raises(PermissionError, match="closed"):
+        ds.dataset(str(closed.parent), filesystem=fs)
+    with pytest.raises(PermissionError, match="closed"):
+        fs.find(str(closed))
+    assert fs.find(str(tmp_path / "nothing")) == []
+    assert len(fs.find(str(closed.parent), on_error="omit")) == 2
+    monkeypatch.undo()
+    plain = LocalFileSystem()
+    for path in (str(closed.parent / "part.parquet"), str(tmp_path / "data")):
+        for asked in (
+            {},
+            {"maxdepth": 1},
+            {"maxdepth": 1, "withdirs": True},
+            {"maxdepth": 1, "detail": True},
+        ):
+            assert fs.find(path, **asked) == plain.find(path, **asked)
