@@ -197,15 +197,19 @@ class QuickReader(JobMaker):
         total = sum(lengths)
         request = Request(lengths, result_bytes=total, priority=Priority(base), label=path)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
-        read_one = channel.backend.read_one  # type: ignore[attr-defined]
+        # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+        return call_permitted(Permit(0, path), self._start_and_read, job, ranges, base)
+
+    def _start_and_read(self, job: Job, ranges: list[Small], base: int) -> list[bytes] | None:
+        request = job.request
+        read_one = job.backend.read_one  # type: ignore[attr-defined]
         try:
             with job.engine.lock, job.engine:
                 if not self._can_start(job.scheduler, ranges, base):
                     return None
                 grant = job.scheduler.start_now(request, perf_counter())
-            # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
-            found = call_permitted(Permit(request.seq, path), _read_each, read_one, ranges)
-            job.complete(grant, len(ranges), total)
+            found = _read_each(read_one, ranges)
+            job.complete(grant, len(ranges), request.result_bytes)
             hand_over(job, None, sum(map(len, found)))
         except OSError as error:
             if error.errno is None:

@@ -95,17 +95,20 @@ class SingleReader(QuickReader):
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
         request.is_awaited = True
+        # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+        got = call_permitted(Permit(0, path, start, nbytes), self._submit_and_fill, job, source, start, out)
+        if isinstance(channel.driver, LiteDriver):
+            channel.driver.start_for_others()
+        return got
+
+    def _submit_and_fill(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:
         try:
             job.submit()
-            # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
-            permit = Permit(request.seq, path, start, nbytes)
-            got = call_permitted(permit, self._fill_in_turn, job, source, start, out)
+            got = self._fill_in_turn(job, source, start, out)
             check_outcome(job)  # it may have been failed while it was read
             hand_over(job, None, got)
-            if isinstance(channel.driver, LiteDriver):
-                channel.driver.start_for_others()
         finally:
-            if request.state is not State.RETIRED:
+            if job.request.state is not State.RETIRED:
                 job.is_left = True  # nobody else performs what was granted
                 job.engine.lost.append(job)
                 job.engine.settle_lost()

@@ -128,23 +128,26 @@ class LiteDriver:
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit, perform, and return when the request is over."""
-        request = job.request
-        request.on_wake = partial(self._wake, job)
-        request.is_awaited = True
-        try:
-            job.submit()
-            # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
-            call_permitted(Permit(request.seq, str(request.label)), self._perform, job, timeout_s)
-        finally:
-            job.is_left = True
-            if request.grants or request.state is not State.COMPLETE:
-                abandon(job)
+        job.request.on_wake = partial(self._wake, job)
+        job.request.is_awaited = True
+        # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+        call_permitted(Permit(0, str(job.request.label)), self._submit_and_perform, job, timeout_s)
 
     def _wake(self, job: Job, request: Request) -> None:
         if request.inbox and job.under_way and not _is_bound(job):
             # Weakly: its consumer may start these itself, be over, and want its file closed.
             self._passed_over.append(weakref.ref(job))
         job.waiter.wake()
+
+    def _submit_and_perform(self, job: Job, timeout_s: float | None) -> None:
+        request = job.request
+        try:
+            job.submit()
+            self._perform(job, timeout_s)
+        finally:
+            job.is_left = True
+            if request.grants or request.state is not State.COMPLETE:
+                abandon(job)
 
     def _perform(self, job: Job, timeout_s: float | None) -> None:
         request = job.request

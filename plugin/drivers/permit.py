@@ -6,7 +6,8 @@ so it follows coroutines; threads that headrace starts for an op set it themselv
 
 Ops of inline backends (local files, memory, rings) never call back into Python code of others. Where their
 consumer performs them itself it does so on a permit all the same: a signal handler that reads meanwhile would
-wait for what the frame below it holds. Reads of one section need none, and it would cost as much as they do.
+wait for what the frame below it holds. It takes the permit before it submits, and has it until nothing of the
+request is in flight. Reads of one section need none, and it would cost as much as they do.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Permit:
     Attributes
     ----------
     request_seq
-        Sequence number of its request; 0 for a call that is no read (metadata under an instance lock).
+        Sequence number of its request; 0 for a call that is no read (metadata under an instance lock), and
+        for what its consumer performs, who takes the permit before anything is admitted.
     path
         The file it reads.
     start, length

@@ -17,6 +17,7 @@ from headrace.backends import _linux as linux
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
 from headrace.core.window import Window
+from headrace.drivers.job import Job
 from headrace.quick import COPY_BYTES
 from headrace.reader import LONG_BYTES
 from headrace.types import Ops
@@ -420,6 +421,36 @@ def test_a_handler_that_reads_while_its_thread_reads(
     thread.join(30)
     assert len(answers) == 3, "it hangs"
     assert answers[:2] == [CONTENT[7:17], CONTENT[: 1 << 20]]
+    assert at_rest(fs)
+
+
+@needs_nowait
+@pytest.mark.parametrize("limits", [{"process_io_limit": 1}, {}], ids=["one op", "no limit"])
+@pytest.mark.parametrize(("mode", "what"), [("lite", "long"), ("standard", "long"), ("lite", "ranges")])
+def test_a_handler_that_reads_when_its_threads_read_was_just_admitted(
+    path: Path, mode: str, monkeypatch: pytest.MonkeyPatch, what: str, limits: dict[str, Any]
+) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=mode, **limits)
+    backend, answers, submit = fs.channel.backend, [], Job.submit
+    Fills(backend, monkeypatch)
+    monkeypatch.setattr(backend, "probe", lambda *_given: None)
+    monkeypatch.setattr(backend, "probe_rows", lambda *_given: False)
+
+    def interrupt(job: Job) -> None:
+        submit(job)
+        monkeypatch.setattr(Job, "submit", submit)
+        answers.append(fs.cat_file(str(path), 7, 1 << 20))
+
+    monkeypatch.setattr(Job, "submit", interrupt)
+    reads: dict[str, Any] = {
+        "long": lambda: fs.cat_file(str(path), 0, 1 << 20),
+        "ranges": lambda: fs.read_ranges(str(path), [0, 5000], [4, 5004]).to_pylist(),
+    }
+    thread = threading.Thread(target=lambda: answers.append(reads[what]()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(answers) == 2, "it hangs"
+    assert answers[0] == CONTENT[7 : 1 << 20]
     assert at_rest(fs)
 
 
