@@ -82,13 +82,13 @@ class DirectColumns(Columns):
     def take(self, ops: Ops, rows: Int64Array) -> None:
         """Bring what was read of `rows` where it was asked for, and say in `got` how much that is."""
         rows = rows[self.is_raw[rows]]
-        self.is_raw[rows] = False
         raw = ops.got[rows]
         got = np.where(raw < 0, raw, np.clip(raw - self.head[rows], 0, ops.length[rows]))
         for row in np.flatnonzero(self.is_bounced[rows] & (got > 0)).tolist():
             place = rows[row]
             _memmove(int(self.own_dest[place]), int(self.dest[place] + self.head[place]), int(got[row]))
         ops.got[rows] = got
+        self.is_raw[rows] = False  # last: what was cut before is whole nowhere
 
     def forget(self, rows: Int64Array) -> None:
         """Let go of the bounce buffers of the slices that `rows` are in: nothing of them is under way."""

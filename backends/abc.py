@@ -246,6 +246,11 @@ class InlineBackend(Backend):
         self.finish(ops, rows[:least])
         return np.arange(len(rows)) < least
 
+    def are_whole(self, ops: Ops, rows: Int64Array) -> npt.NDArray[np.bool_]:
+        """Say which of `rows` have all their bytes where they belong: ``bool[len(rows)]``."""
+        whole: npt.NDArray[np.bool_] = ops.got[rows] >= ops.length[rows]
+        return whole
+
     def is_bound(self, ops: Ops) -> bool:  # noqa: ARG002
         """Whether rows of `ops` must be finished by the thread that started them."""
         return False

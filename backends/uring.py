@@ -147,6 +147,13 @@ class UringBackend(FileBackend):
         return is_done
 
     @override
+    def are_whole(self, ops: Ops, rows: Int64Array) -> npt.NDArray[np.bool_]:
+        """Say which rows have all their bytes where they belong: not those that are in a bounce buffer."""
+        columns = self._columns(ops)
+        whole = super().are_whole(ops, rows)
+        return whole & ~columns.is_raw[rows] if isinstance(columns, DirectColumns) else whole
+
+    @override
     def finish(self, ops: Ops, rows: Int64Array) -> None:
         """Wait for all of the rows."""
         self.finish_some(ops, rows, len(rows))

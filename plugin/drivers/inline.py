@@ -25,7 +25,6 @@ from headrace.core.request import State
 from headrace.drivers.job import Waiter
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.drivers.waiting import LOOK_S, wait_until_over
-from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,9 +107,9 @@ def _finish_some(
 
 
 def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
-    for row in rows.tolist():
-        if job.ops.got[row] == NOT_YET or job.ops.got[row] < job.ops.length[row]:
-            job.ops.fail(row, error)
+    backend: InlineBackend = job.backend  # type: ignore[assignment]
+    for row in rows[~backend.are_whole(job.ops, rows)].tolist():
+        job.ops.fail(row, error)
 
 
 class LiteDriver:

@@ -23,9 +23,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from headrace.backends import _linux as linux
 from headrace.backends import _rings
+from headrace.backends._direct import DirectColumns
 from headrace.backends._ring import LinuxKernel, Ring
 from headrace.backends._rings import Rings, probe
 from headrace.backends.uring import FEW, UringBackend
+from headrace.filesystem import HeadraceFileSystem
 from headrace.testing.perform import Performer
 from headrace.types import NOT_YET, Ops
 
@@ -218,6 +220,46 @@ def test_direct_reads_of_any_offset_and_length(path: str, aligned: bool, longest
     content = Path(path).read_bytes()
     assert answers(ops) == [content[a : a + b] for a, b in zip(start.tolist(), length.tolist(), strict=True)]
     assert not source.direct_fd >= 0 or not ops.state.columns.bounces, "bounce buffers are gone"
+
+
+@pytest.mark.parametrize("at_line", ["entry", "copied", "counted"])
+def test_direct_reads_that_an_exception_cut_are_whole_nowhere(
+    path: str, monkeypatch: pytest.MonkeyPatch, at_line: str
+) -> None:
+    """A signal handler's, say: what lies in a bounce buffer must not pass for delivered."""
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler="lite", uring_direct=True)
+    take, cut = DirectColumns.take, []
+
+    class Counted(np.ndarray[Any, Any]):
+        """Raises when it is told what was delivered, or that it is there."""
+
+        def __setitem__(self, rows: Any, values: Any) -> None:
+            if at_line == "counted":
+                super().__setitem__(rows, values)
+            raise TimeoutError("the alarm")
+
+    def taking(columns: DirectColumns, ops: Ops, rows: Any) -> None:
+        if cut:
+            take(columns, ops, rows)
+            return
+        cut.append(True)
+        if at_line == "entry":
+            raise TimeoutError("the alarm")
+        ops.got = ops.got.view(Counted)  # type: ignore[misc]
+        try:
+            take(columns, ops, rows)
+        finally:
+            ops.got = ops.got.view(np.ndarray)  # type: ignore[misc]
+
+    monkeypatch.setattr(DirectColumns, "take", taking)
+    content = Path(path).read_bytes()
+    starts = [5_000 * k + 7 for k in range(40)]
+    got = fs.cat_ranges([path] * 40, starts, [start + 100 for start in starts])
+    assert any(isinstance(one, TimeoutError) for one in got) == bool(cut)
+    assert all(
+        isinstance(one, TimeoutError) or one == content[start : start + 100]
+        for one, start in zip(got, starts, strict=True)
+    )
 
 
 # -- reads under way
