@@ -282,6 +282,10 @@ class AsyncDriver:
             for row in range(grant.lo, grant.hi):
                 job.ops.fail(row, error)
             self._complete(job, grant)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # an interrupt: the grant is still to be completed
+                self.loop.call_soon(self._ended, job, grant, is_again, task)
+            raise
         finally:
             self._tasks.discard(task)
 

@@ -4,7 +4,8 @@ A waiter runs it on its own thread until its own request is over (9 µs to run a
 it over and wait). One thread at a time holds the *baton*, the right to run the loop; a waiter that leaves
 offers it to another that waits (I5). Where nobody can poll (a read submitted and left, an async caller, a
 thread that runs a loop already) the *keeper* takes the baton, after `KEEPER_S` without anyone polling or at
-once, and keeps it until nothing is in flight, so no response is left half read and no time-out passes unseen.
+once, and keeps it until nothing is in flight, so no response is left half read and no time-out passes unseen;
+it stays as long as what was submitted is not over, for its grants may come late, by another's end.
 
 The main thread defers SIGINT while it runs the loop: a KeyboardInterrupt raised inside a step of another's
 task would end that task (I5). It is raised when the loop has stopped, which is at once. Where a program
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 KEEPER_S = 0.05
 """Seconds that an op in flight may go unpolled before the keeper takes over."""
 
+_log = logging.getLogger("headrace")
+
 
 class LiteAsyncDriver(AsyncDriver):
     """The waiter runs the loop itself; arguments as `AsyncDriver`'s, whose thread is not started."""
@@ -51,6 +55,7 @@ class LiteAsyncDriver(AsyncDriver):
         self._parked: dict[int, Job] = {}
         self._driving: Job | None = None
         self._driver_ident = 0
+        self._left: dict[int, Job] = {}  # submitted, and not over: granted late, somebody has to drive them
         self._is_cut = False  # whoever ran the loop last was interrupted inside a turn of it
         self._keeper: threading.Thread | None = None
         self._keeper_lock = threading.RLock()  # a signal handler may read, too
@@ -59,7 +64,12 @@ class LiteAsyncDriver(AsyncDriver):
     @override
     def launch(self, job: Job) -> None:
         """Submit without waiting; the keeper polls it if nobody does."""
-        super().launch(job)
+        self._left[id(job)] = job
+        try:
+            super().launch(job)
+        except BaseException:
+            self._left.pop(id(job), None)  # perhaps it was never submitted, and then never ends
+            raise
         if not job.request.is_awaited:
             self.keep(KEEPER_S)
 
@@ -97,7 +107,8 @@ class LiteAsyncDriver(AsyncDriver):
         try:
             while not job.request.is_over:
                 if not self._drive(job, deadline):
-                    job.waiter.wait(LOOK_S if deadline is None else min(LOOK_S, timeout_s or 0))
+                    left_s = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
+                    job.waiter.wait(max(left_s, 0.0))
                 _check_deadline(job, deadline)
         finally:
             self._parked.pop(id(job), None)
@@ -184,6 +195,7 @@ class LiteAsyncDriver(AsyncDriver):
 
     @override
     def _woken(self, job: Job) -> None:
+        self._left.pop(id(job), None)
         job.notify()
         if self._driving is not job:
             return
@@ -209,16 +221,24 @@ class LiteAsyncDriver(AsyncDriver):
                 self._keeper.start()
 
     def _serve(self) -> None:
-        """Drive while there is work and nobody else does; end when there is none."""
+        """Drive while there is work and nobody else does; end when there is none, and none can come."""
         idle = 0
         while idle < 20:  # noqa: PLR2004
             self._is_wanted.wait(KEEPER_S)
             if not self.has_work():
-                idle += 1
+                idle = 0 if self._left else idle + 1
                 continue
             idle = 0
             if self._baton.acquire(timeout=KEEPER_S):
-                self._run_until_idle()
+                self._keep_running()
+
+    def _keep_running(self) -> None:
+        try:
+            self._run_until_idle()
+        except Exception:
+            raise
+        except BaseException:  # noqa: BLE001 - of a task, which asyncio hands to who runs the loop
+            _log.exception("an interrupt ended a turn of an event loop")  # its other tasks are here still
 
     def _run_until_idle(self) -> None:
         try:

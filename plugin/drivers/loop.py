@@ -80,12 +80,25 @@ class LoopThread:
         try:
             self._ident = threading.get_ident()
             asyncio.set_event_loop(self.loop)
-            self.loop.run_forever()
+            self._serve()
         except Exception:  # noqa: BLE001 - told, and mended by the next read
             _log.exception("the background loop stopped; it is started again by the next read")
         finally:
             self._ident = 0
             self._is_served.release()
+
+    def _serve(self) -> None:
+        """Run the loop until it is stopped."""
+        while True:
+            try:
+                self.loop.run_forever()
+            except Exception:
+                raise
+            except BaseException:  # noqa: BLE001 - of a task, which asyncio hands to who runs the loop
+                # Others' reads are on this loop, and who awaits one on another loop cannot look after it.
+                _log.exception("an interrupt ended a turn of the background loop")
+            else:
+                return
 
 
 class Dispatcher:

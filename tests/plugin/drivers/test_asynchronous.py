@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fsspec.asyn import AsyncFileSystem
 
+from headrace.core.request import Grant
 from headrace.drivers.asynchronous import AsyncDriver
 from headrace.drivers.asynchronous_lite import LiteAsyncDriver
+from headrace.drivers.job import Job
+from headrace.errors import ReadTimeoutError
 from headrace.filesystem import HeadraceFileSystem
 
 DATA = bytes(range(256)) * 16
@@ -30,12 +34,15 @@ class Store(AsyncFileSystem):
     cachable = False
     interrupts = 0
     asked = 0
+    gate: threading.Event | None = None
 
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_kwargs: Any
     ) -> bytes:
         Store.asked += 1
         await asyncio.sleep(0)
+        if path.endswith("slow") and Store.gate is not None:
+            await asyncio.to_thread(Store.gate.wait, WAIT_S)
         if Store.interrupts and path.endswith("a"):
             Store.interrupts -= 1
             raise Interrupt
@@ -129,6 +136,84 @@ def test_what_an_interrupted_turn_left_on_the_loop_is_seen_to(monkeypatch: pytes
     gc.collect()
     assert fs.channel.engine.hub.budget.reserved_bytes == 0
     assert not driver.has_work()
+
+
+def test_an_interrupt_in_the_end_of_an_op_leaves_no_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiteAsyncDriver, "keep", lambda _self, _after_s: None)
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    driver, complete = driver_of(fs), AsyncDriver._complete
+
+    def cut(driver: AsyncDriver, job: Job, grant: Grant) -> None:
+        if job is theirs._parts[0].job:
+            monkeypatch.setattr(AsyncDriver, "_complete", complete)
+            raise Interrupt
+        complete(driver, job, grant)
+
+    theirs = fs.submit_ranges("a", [0], [4])
+    Store.interrupts = 1
+    assert isinstance(elsewhere(fs.cat_file, "b", start=8, end=12), Interrupt)
+    Store.interrupts = 1
+    monkeypatch.setattr(AsyncDriver, "_complete", cut)
+    assert isinstance(elsewhere(theirs.result), Interrupt)  # of the op
+    assert isinstance(elsewhere(theirs.result), Interrupt)  # of its end
+    assert driver.has_work()
+    assert isinstance(elsewhere(lambda: theirs.result()[0]), ConnectionAbortedError)
+    assert fs.channel.engine.hub.in_flight_ops == 0
+    assert not driver.has_work()
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard"])
+def test_an_async_callers_read_survives_who_ran_the_loop(mode: str) -> None:
+    """It awaits its answer on its own loop, and cannot look after the other."""
+    fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
+    Store.interrupts = 1
+
+    async def read() -> bytes:
+        async with asyncio.timeout(WAIT_S):
+            return bytes(await fs._cat_file("a", start=0, end=4))
+
+    assert asyncio.run(read()) == DATA[:4]
+    assert (Store.interrupts, Store.asked) == (0, 2)
+    assert fs.channel.engine.hub.in_flight_ops == 0
+
+
+def test_who_waits_beside_another_that_runs_the_loop_waits_as_long_as_he_said() -> None:
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    driver = driver_of(fs)
+    assert isinstance(driver, LiteAsyncDriver)
+    with driver._baton:
+        read = fs.submit_ranges("a", [0], [4])
+        for timeout_s in (0, -0.01, -1, 0.3):
+            began_s = time.monotonic()
+            assert isinstance(elsewhere(read.result, timeout_s), ReadTimeoutError)
+            assert time.monotonic() - began_s >= timeout_s
+    assert bytes(elsewhere(read.result)[0]) == DATA[:4]
+
+
+def test_what_is_granted_late_is_driven_though_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the end of another filesystem's read, when this one's keeper has long had nothing to do."""
+    monkeypatch.setattr("headrace.drivers.asynchronous_lite.KEEPER_S", 0.001)
+    first, second = (
+        HeadraceFileSystem(fs=Store(skip_instance_cache=True), scheduler="lite", process_io_limit=1)
+        for _ in range(2)
+    )
+    gate = threading.Event()
+    monkeypatch.setattr(Store, "gate", gate)
+    theirs = first.submit_ranges("slow", [0], [4])
+    late = second.submit_ranges("a", [4], [8])
+    over = threading.Event()
+    late._parts[0].job.callbacks.append(over.set)
+    driver = driver_of(second)
+    assert isinstance(driver, LiteAsyncDriver)
+    assert driver._keeper is not None
+    driver._keeper.join(0.2)  # it stays, and looks
+    assert not late.done()
+    gate.set()
+    assert over.wait(WAIT_S), "nobody drives it"
+    assert bytes(late.result()[0]) == DATA[4:8]
+    assert bytes(theirs.result()[0]) == DATA[:4]
+    driver._keeper.join(WAIT_S)
+    assert not driver._keeper.is_alive()
 
 
 class Interrupting(set[Any]):
