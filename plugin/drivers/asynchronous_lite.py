@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 KEEPER_S = 0.05
 """Seconds that an op in flight may go unpolled before the keeper takes over."""
-
-_log = logging.getLogger("headrace")
 
 
 class LiteAsyncDriver(AsyncDriver):
@@ -237,8 +234,10 @@ class LiteAsyncDriver(AsyncDriver):
             self._run_until_idle()
         except Exception:
             raise
-        except BaseException:  # noqa: BLE001 - of a task, which asyncio hands to who runs the loop
-            _log.exception("an interrupt ended a turn of an event loop")  # its other tasks are here still
+        except BaseException:  # of a task, which asyncio hands to who runs the loop
+            self._keeper = None  # this one ends, and what else is on the loop needs another
+            self.keep(0)
+            raise
 
     def _run_until_idle(self) -> None:
         try:

@@ -77,28 +77,21 @@ class LoopThread:
         # An interrupt may cut the wait for a thread's start, and the next read starts a second.
         if not self._is_served.acquire(blocking=False):
             return
+        is_cut = False
         try:
             self._ident = threading.get_ident()
             asyncio.set_event_loop(self.loop)
-            self._serve()
+            self.loop.run_forever()
         except Exception:  # noqa: BLE001 - told, and mended by the next read
             _log.exception("the background loop stopped; it is started again by the next read")
+        except BaseException:
+            is_cut = True
+            raise
         finally:
             self._ident = 0
             self._is_served.release()
-
-    def _serve(self) -> None:
-        """Run the loop until it is stopped."""
-        while True:
-            try:
-                self.loop.run_forever()
-            except Exception:
-                raise
-            except BaseException:  # noqa: BLE001 - of a task, which asyncio hands to who runs the loop
-                # Others' reads are on this loop, and who awaits one on another loop cannot look after it.
-                _log.exception("an interrupt ended a turn of the background loop")
-            else:
-                return
+            if is_cut:  # others' reads are on this loop, and who awaits one on another cannot look after it
+                self.ensure()
 
 
 class Dispatcher:

@@ -162,6 +162,7 @@ def test_an_interrupt_in_the_end_of_an_op_leaves_no_grant(monkeypatch: pytest.Mo
     assert not driver.has_work()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that thread dies of it
 @pytest.mark.parametrize("mode", ["lite", "standard"])
 def test_an_async_callers_read_survives_who_ran_the_loop(mode: str) -> None:
     """It awaits its answer on its own loop, and cannot look after the other."""
