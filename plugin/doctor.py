@@ -35,7 +35,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from headrace.redact import redact_text, redact_url, secrets_of
-from headrace.settings import SettingRow, SettingsError, explain_settings, unknown_names
+from headrace.settings import (
+    SettingRow,
+    SettingsError,
+    explain_settings,
+    read_dask_config,
+    unknown_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,7 +51,7 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 
 _REQUIRED: Final = ("fsspec", "s3fs", "pyarrow", "dask", "numpy", "rich")
-_OPTIONAL: Final = ("obstore", "distributed", "pandas", "matplotlib")
+_OPTIONAL: Final = ("obstore", "gcsfs", "adlfs", "distributed", "pandas", "matplotlib")
 _GROUP: Final = "headrace.backends"
 _FEW_FILES: Final = 1024
 _PROBE_LIMIT_S: Final = 20.0
@@ -366,6 +372,8 @@ def _backend(point: importlib.metadata.EntryPoint) -> Check:
 
 def _settings() -> tuple[tuple[SettingRow, ...], list[Check]]:
     checks = [Check(name, "warn", text, f"unset {name}") for name, text in _strangers()]
+    if trouble := read_dask_config()[1]:
+        checks.append(Check("dask.config", "warn", trouble, "correct the file: Dask does not start with it"))
     try:
         rows = explain_settings()
     except SettingsError as error:
@@ -444,6 +452,8 @@ def _target(url: str) -> tuple[dict[str, Any], Check]:
     except Exception as error:  # noqa: BLE001 - it is the finding
         text = redact_text(f"{type(error).__name__}: {error}", secrets_of(url))
         cure = "check the spelling, the credentials and the network"
+        if isinstance(error, ImportError):
+            cure = "install what it names: the extras of headrace are gcs, azure, obstore, dask and plot"
         return {"url": shown, "error": text}, Check("target", "fail", f"{shown}: {text}", cure)
     detail = f"{found['filesystem']}, backend {found['backend']}, mode {found['mode']}"
     if found["engine_reason"]:

@@ -291,14 +291,20 @@ def _dask_config() -> Mapping[Any, Any]:
     A malformed YAML file makes the import fail: no reason for those who do not use Dask to lose
     their reads, so it is a warning.
     """
+    config, trouble = read_dask_config()
+    if trouble:
+        _warn_once("dask.config", trouble)
+    return config
+
+
+def read_dask_config() -> tuple[Mapping[Any, Any], str]:
+    """Return Dask's global configuration, and what is wrong with it, if anything is."""
     try:
-        return cast("Mapping[Any, Any]", importlib.import_module("dask.config").config)
+        return cast("Mapping[Any, Any]", importlib.import_module("dask.config").config), ""
     except ModuleNotFoundError:
-        return {}
+        return {}, ""
     except Exception as error:  # noqa: BLE001 - whatever a malformed file makes Dask raise
-        text = f"dask.config cannot be read, so headrace.* in it is ignored: {error}"
-        _warn_once("dask.config", text)
-        return {}
+        return {}, f"dask.config cannot be read, so headrace.* in it is ignored: {error}"
 
 
 def _dask_section(config: Mapping[Any, Any]) -> dict[str, object]:

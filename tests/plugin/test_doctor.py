@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -120,6 +122,32 @@ def test_unknown_names_are_findings_and_no_warnings(monkeypatch):
     assert "HEADRACE_SCHEDULER" in named(report, "HEADRACE_SHEDULER").detail
     assert named(report, "HEADRACE_SHEDULER").status == "warn"
     assert "workers" in named(report, "FSSPEC_HEADRACE_SCHEDULER").detail
+
+
+def test_a_broken_configuration_of_dask_is_a_finding(monkeypatch):
+    broken = importlib.import_module
+
+    def import_module(name):
+        if name == "dask.config":
+            raise ValueError("dask.yaml is malformed")
+        return broken(name)
+
+    monkeypatch.setattr("headrace.settings.importlib.import_module", import_module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the settings themselves say it, once
+        report = diagnose()
+    assert named(report, "dask.config").status == "warn"
+    assert "malformed" in named(report, "dask.config").detail
+
+
+def test_a_library_that_the_target_needs_is_named_with_its_extra(monkeypatch):
+    def missing(_url):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(doctor, "describe_target", missing)
+    found = named(diagnose("gs://bucket/key"), "target")
+    assert "gcsfs" in found.detail
+    assert "gcs" in found.cure
 
 
 def test_an_engine_that_is_not_installed_fails(monkeypatch):
