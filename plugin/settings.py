@@ -263,7 +263,7 @@ def warn_misspelt(options: Iterable[str]) -> None:
     """Warn of constructor options which are the target's by their name, and most like one of ours."""
     for name in options:
         like = difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=_MISSPELT)
-        if like:
+        if like and name not in like[0]:  # ``timeout`` is what many call theirs
             text = f"option {name!r} goes to the wrapped filesystem; headrace's own is called {like[0]!r}"
             warnings.warn(text, HeadraceWarning, stacklevel=4)
 

@@ -214,6 +214,10 @@ def test_a_misspelt_option_is_told() -> None:
     assert {warning.filename for warning in told} == {__file__}
 
 
+def test_a_targets_own_option_is_not_taken_for_ours() -> None:
+    headrace.HeadraceFileSystem(target_protocol="file", timeout=3, max_retries=2)  # a warning would fail this
+
+
 def test_the_text_shows_what_was_given() -> None:
     given = headrace.HeadraceFileSystem(target_protocol="file", scheduler="lite")
     assert "LocalFileSystem, scheduler='lite', " in repr(given)
