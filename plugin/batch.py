@@ -38,7 +38,7 @@ __all__ = ["RangeBatch"]
 
 _LIST_BLOCK_BYTES = 1 << 20
 
-LIST_ITEM_BYTES = 1 << 16
+_LIST_ITEM_BYTES = 1 << 16
 """NumPy makes the bytes objects up to this size; above it the copy outweighs the loop."""
 
 
@@ -235,8 +235,7 @@ class RangeBatch:
             return list(self._pieces)
         # No gather here: the bytes are copied once, straight from where they were read.
         place, length = self._store, self._length
-        is_short = bool(length.size) and 0 < length[0] <= LIST_ITEM_BYTES
-        if is_short and (length == length[0]).all():
+        if are_alike(length):
             return _equal_bytes(place, int(length[0]))
         view = place.view
         ends = (place.begin + length).tolist()
@@ -255,6 +254,12 @@ class RangeBatch:
             [validity, pa.py_buffer(self._offsets), self.buffer],
             len(self._errors),
         )
+
+
+def are_alike(length: Int64Array) -> bool:
+    """Whether ranges of these lengths are of one length, and one that NumPy makes `bytes` of."""
+    is_short = bool(length.size) and 0 < length[0] <= _LIST_ITEM_BYTES
+    return is_short and bool((length == length[0]).all())
 
 
 def _equal_bytes(place: _Place, size_bytes: int) -> list[bytes]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.batch import LIST_ITEM_BYTES
 from headrace.columns import BLOCK
 from headrace.core.gather import void_view
 
@@ -27,7 +26,7 @@ class Pieces:
     Parameters
     ----------
     plan
-        Its ranges are of one length (`are_alike`).
+        Its ranges are of one length (`batch.are_alike`).
     buffer
         What its ops fill.
     """
@@ -59,9 +58,3 @@ class Pieces:
             self.make(len(self._plan.op_length))
         pieces: list[bytes] = self._found.tolist()
         return pieces
-
-
-def are_alike(plan: Plan) -> bool:
-    """Whether the ranges are of one length, and one that NumPy makes `bytes` of."""
-    length = plan.range_length
-    return len(length) > 0 and 0 < length[0] <= LIST_ITEM_BYTES and bool((length == length[0]).all())

@@ -23,7 +23,7 @@ import numpy as np
 from headrace.core.request import Request, State
 from headrace.drivers.inline import LoopDriver
 from headrace.drivers.job import Job
-from headrace.drivers.permit import Permit, call_permitted
+from headrace.drivers.permit import perform_here
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.ranges import MOST_OFFSET
@@ -197,8 +197,7 @@ class QuickReader(JobMaker):
         total = sum(lengths)
         request = Request(lengths, result_bytes=total, priority=Priority(base), label=path)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
-        # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
-        return call_permitted(Permit(0, path), self._start_and_read, job, ranges, base)
+        return perform_here(path, self._start_and_read, job, ranges, base)
 
     def _start_and_read(self, job: Job, ranges: list[Small], base: int) -> list[bytes] | None:
         request = job.request
@@ -208,7 +207,7 @@ class QuickReader(JobMaker):
                 if not self._can_start(job.scheduler, ranges, base):
                     return None
                 grant = job.scheduler.start_now(request, perf_counter())
-            found = _read_each(read_one, ranges)
+            found = [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
             job.complete(grant, len(ranges), request.result_bytes)
             hand_over(job, None, sum(map(len, found)))
         except OSError as error:
@@ -228,10 +227,6 @@ class QuickReader(JobMaker):
         total = sum(length for *_, length in ranges)
         is_free = self.channel.engine.hub.trace is None and len(devices) == 1
         return is_free and scheduler.has_room(total, len(ranges), base, perf_counter())
-
-
-def _read_each(read_one: Callable[..., bytes], ranges: list[Small]) -> list[bytes]:
-    return [bytes(read_one(source, start, length)) for source, _, start, length in ranges]
 
 
 def advise_scattered(source: Any) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.arenas import arenas
-from headrace.batch import RangeBatch
+from headrace.batch import RangeBatch, are_alike
 from headrace.cached import read_cached
 from headrace.columns import BLOCK, offsets_of
 from headrace.core.few import plan_few
@@ -33,7 +33,7 @@ from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
-from headrace.pieces import Pieces, are_alike
+from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
 from headrace.ranges import checked_out
 from headrace.read import Part, Read
@@ -343,7 +343,7 @@ def _columns(ranges: Ranges, chosen: Int64Array | None) -> tuple[Int64Array, ...
 
 def _pieces_of(parts: list[Part], buffer: UInt8Array) -> Pieces | None:
     """Have the `bytes` of a list made while it is read, where its ranges are of one length."""
-    if len(parts) != 1 or parts[0].ranges is not None or not are_alike(parts[0].plan):
+    if len(parts) != 1 or parts[0].ranges is not None or not are_alike(parts[0].plan.range_length):
         return None
     pieces = Pieces(parts[0].plan, buffer)
     parts[0].job.meanwhile = pieces.make

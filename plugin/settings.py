@@ -254,17 +254,20 @@ def _about_variable(name: str) -> str:
     return text
 
 
-def _nearest(name: str) -> str:
-    """Return the known option most like `name`; without the prefix, which makes all alike."""
-    return difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=0.0)[0]
+def _nearest(name: str, least: float = 0.0) -> str:
+    """Return the known option most like `name` and so much at the least, or nothing.
+
+    It is given without the prefix, which makes all alike.
+    """
+    return "".join(difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=least))
 
 
 def warn_misspelt(options: Iterable[str]) -> None:
     """Warn of constructor options which are the target's by their name, and most like one of ours."""
     for name in options:
-        like = difflib.get_close_matches(name.lower(), sorted(OPTION_NAMES), n=1, cutoff=_MISSPELT)
-        if like and name not in like[0]:  # ``timeout`` is what many call theirs
-            text = f"option {name!r} goes to the wrapped filesystem; headrace's own is called {like[0]!r}"
+        like = _nearest(name, _MISSPELT)
+        if like and name not in like:  # ``timeout`` is what many call theirs
+            text = f"option {name!r} goes to the wrapped filesystem; headrace's own is called {like!r}"
             warnings.warn(text, HeadraceWarning, stacklevel=4)
 
 

@@ -15,7 +15,7 @@ from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, Path
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
-from headrace.drivers.permit import Permit, call_permitted
+from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over
@@ -95,8 +95,7 @@ class SingleReader(QuickReader):
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
         request.is_awaited = True
-        # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
-        got = call_permitted(Permit(0, path, start, nbytes), self._submit_and_fill, job, source, start, out)
+        got = perform_here(path, self._submit_and_fill, job, source, start, out)
         if isinstance(channel.driver, LiteDriver):
             channel.driver.start_for_others()
         return got

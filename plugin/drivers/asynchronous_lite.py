@@ -227,23 +227,17 @@ class LiteAsyncDriver(AsyncDriver):
                 continue
             idle = 0
             if self._baton.acquire(timeout=KEEPER_S):
-                self._keep_running()
-
-    def _keep_running(self) -> None:
-        try:
-            self._run_until_idle()
-        except Exception:
-            raise
-        except BaseException:  # of a task, which asyncio hands to who runs the loop
-            self._keeper = None  # this one ends, and what else is on the loop needs another
-            self.keep(0)
-            raise
+                self._run_until_idle()
 
     def _run_until_idle(self) -> None:
         try:
             self._driver_ident = threading.get_ident()
             self.loop.call_soon(self._stop_when_idle)
             self._run_loop()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # of a task: asyncio hands it to who runs the loop
+                self._keeper = None  # this one ends, and what else is on the loop needs another
+            raise
         finally:
             self._driver_ident = 0
             self._baton.release()

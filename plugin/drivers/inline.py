@@ -23,7 +23,7 @@ import numpy as np
 
 from headrace.core.request import State
 from headrace.drivers.job import Waiter
-from headrace.drivers.permit import Permit, call_permitted
+from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import LOOK_S, wait_until_over
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ class LiteDriver:
         """Submit, perform, and return when the request is over."""
         job.request.on_wake = partial(self._wake, job)
         job.request.is_awaited = True
-        # A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
-        call_permitted(Permit(0, str(job.request.label)), self._submit_and_perform, job, timeout_s)
+        perform_here(str(job.request.label), self._submit_and_perform, job, timeout_s)
 
     def _wake(self, job: Job, request: Request) -> None:
         if request.inbox and job.under_way and not _is_bound(job):

@@ -70,6 +70,14 @@ def call_permitted(permit: Permit, function: Callable[..., T], *args: Any, **kwa
     return copy_context().run(_call, permit, function, args, kwargs)
 
 
+def perform_here(path: str, function: Callable[..., T], *args: Any) -> T:
+    """Call what submits a read and performs it on its consumer's thread, on a permit of its own.
+
+    A signal handler that reads meanwhile must not wait for what this thread holds: it is nested.
+    """
+    return call_permitted(Permit(0, path), function, *args)
+
+
 def _call(permit: Permit, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     _permit.set(permit)
     return function(*args, **kwargs)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import HeadraceFileSystem
+from headrace.batch import are_alike
 from headrace.core.plan import plan_ranges
-from headrace.pieces import Pieces, are_alike
+from headrace.pieces import Pieces
 
 SIZE = 8 << 20
 CONTENT = np.random.default_rng(11).bytes(SIZE)
@@ -34,7 +35,7 @@ def test_pieces_of_any_plan(
     plan = plan_ranges(
         np.zeros(len(first), np.int64), first, first + length, max_gap_bytes=max_gap, max_op_bytes=max_op
     )
-    assert are_alike(plan)
+    assert are_alike(plan.range_length)
     buffer = np.zeros(plan.buffer_bytes, np.uint8)
     pieces, done = Pieces(plan, buffer), 0
     for ready in sorted(min(turn, len(plan.op_length)) for turn in [*turns, len(plan.op_length)]):
@@ -48,9 +49,7 @@ def test_pieces_of_any_plan(
 
 @pytest.mark.parametrize("lengths", [[], [0, 0], [5, 6], [1 << 20] * 2])
 def test_what_has_no_pieces(lengths: list[int]) -> None:
-    ends = np.array(lengths, np.int64)
-    zeros = np.zeros(len(ends), np.int64)
-    assert not are_alike(plan_ranges(zeros, zeros, ends, max_gap_bytes=0, max_op_bytes=100))
+    assert not are_alike(np.array(lengths, np.int64))
 
 
 @pytest.fixture
