@@ -43,7 +43,7 @@ REMOTE_PATH_SECOND = ("put", "put_file", "upload")
 WITHOUT_PATH = ("start_transaction", "end_transaction", "clear_instance_cache")
 
 ASYNC_ONE_PATH = (
-    "du", "exists", "expand_path", "find", "glob", "info", "isdir", "isfile", "ls", "makedirs", "mkdir",
+    "du", "exists", "expand_path", "glob", "info", "isdir", "isfile", "ls", "makedirs", "mkdir",
     "pipe_file", "rm", "rm_file", "size", "touch",
 )  # fmt: skip
 
@@ -150,6 +150,12 @@ class Delegation:
             return found
         whole = self._target_path(path).rstrip("/")
         return {asked.rstrip("/") + name.removeprefix(whole): info for name, info in found.items()}
+
+    async def _find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Async twin of `find`."""
+        if not getattr(self.target, "async_impl", False):
+            return await asyncio.to_thread(self.find, path, *args, **kwargs)
+        return await self._of_target_async("_find", self._own_path(path), *args, **kwargs)
 
     # -- writes and the rest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -131,6 +132,8 @@ def test_a_folder_that_may_not_be_listed_is_an_error(
         ds.dataset(str(closed.parent), filesystem=fs)
     with pytest.raises(PermissionError, match="closed"):
         fs.find(str(closed))
+    with pytest.raises(PermissionError, match="closed"):
+        asyncio.run(fs._find(str(closed.parent)))
     assert fs.find(str(tmp_path / "nothing")) == []
     assert len(fs.find(str(closed.parent), on_error="omit")) == 2
     monkeypatch.undo()
