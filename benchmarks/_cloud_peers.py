@@ -319,6 +319,7 @@ def scan_filesystems(clients: Clients) -> dict[str, Any]:
     for label, fs in clients.headrace.items():
         given = {name: value for name, value in fs.storage_options.items() if name != "max_gap_bytes"}
         found[label] = HeadraceFileSystem(**given)
+        found[label].stats()  # its connections are there from now on, as those of the others
     found["s3fs"] = s3fs.S3FileSystem(**options, config_kwargs=pool)
     found["s3fs, cache none"] = s3fs.S3FileSystem(**options, config_kwargs=pool, default_cache_type="none")
     found["obstore FsspecStore"] = clients.fsspec["obstore FsspecStore"]

@@ -1,9 +1,9 @@
 """nginx as an object store: a folder served as path-style S3, for HEAD and ranged GET, with a latency.
 
 It is a child of the benchmark, listens on the loopback only, and keeps everything that it writes in a
-temporary folder. Signatures are ignored, query strings too, so there are no listings and no writes. ETags
-and If-Match are nginx's own. The latency is a sleep in nginx's event loop (its Lua module) before each
-answer: it holds back no other request.
+temporary folder. Signatures are ignored, query strings too: a listing is the one of `write_listing`, whatever
+part of it is asked for, and there are no writes. ETags and If-Match are nginx's own. The latency is a sleep
+in nginx's event loop (its Lua module) before each answer: it holds back no other request.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import socket
 import subprocess
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 INSTALL = "on Debian or Ubuntu: apt-get install nginx-light libnginx-mod-http-lua"
+LISTING = "listing.xml"
 START_S = 10.0
 
 CONFIGURATION = """\
@@ -50,9 +53,15 @@ http {{
     open_file_cache max=1000;
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        root {root};
         location / {{
-            root {root};
+            if (-d $request_filename) {{ return 404; }}
             access_by_lua_block {{ ngx.sleep({latency_s}) }}
+        }}
+        location ~ ^/[^/]+/?$ {{
+            default_type application/xml;
+            access_by_lua_block {{ ngx.sleep({latency_s}) }}
+            try_files /{listing} =404;
         }}
     }}
 }}
@@ -87,6 +96,7 @@ def nginx(root: Path, latency_s: float) -> Iterator[str]:
                 port=port,
                 root=root.resolve(),
                 latency_s=latency_s,
+                listing=LISTING,
             )
         )
         command = [program, "-p", scratch, "-e", f"{scratch}/error.log", "-c", str(configuration)]
@@ -97,6 +107,28 @@ def nginx(root: Path, latency_s: float) -> Iterator[str]:
         finally:
             process.terminate()
             process.communicate()
+
+
+def write_listing(root: Path, bucket: str, files: Sequence[Path], folder: Path) -> None:
+    """Have the answer to every listing be these files, named by their paths in `folder`."""
+    space = "http://s3.amazonaws.com/doc/2006-03-01/"
+    listing = ET.Element("ListBucketResult", xmlns=space)
+    for name, value in {"Name": bucket, "Prefix": "", "KeyCount": len(files), "IsTruncated": "false"}.items():
+        ET.SubElement(listing, name).text = str(value)
+    for file in files:
+        found = file.stat()
+        changed = datetime.fromtimestamp(int(found.st_mtime), UTC)
+        fields = {
+            "Key": file.relative_to(folder).as_posix(),
+            "LastModified": changed.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            "ETag": f'"{int(found.st_mtime):x}-{found.st_size:x}"',  # as nginx has it
+            "Size": found.st_size,
+            "StorageClass": "STANDARD",
+        }
+        entry = ET.SubElement(listing, "Contents")
+        for name, value in fields.items():
+            ET.SubElement(entry, name).text = str(value)
+    ET.ElementTree(listing).write(root / LISTING, "utf-8", xml_declaration=True)
 
 
 def _installed() -> tuple[str, list[Path]]:

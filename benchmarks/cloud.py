@@ -9,7 +9,8 @@ Sections, each beside no, one and two busy Python threads (scans beside none and
 
 * *rate*: many random ranges of one object in one call, 4 KiB and 1 MiB. Requests a second.
 * *single*: 4 KiB ranges one after another. What a read takes, median and 99th percentile.
-* *scan*: ``pyarrow.dataset`` over TPC-H lineitem, two columns and all. Rows a second.
+* *scan*: ``pyarrow.dataset`` over TPC-H lineitem, two columns and all, of a folder that is listed and of
+  files that are named. Rows a second. Nobody has listings, footers or habits of an earlier run.
 * *defaults*: what ``max_gap_bytes`` and ``max_op_bytes`` were chosen by; only where it is asked for.
 
 At the end stand the ratios that the project makes promises about, missed ones in bold. `_cloud_peers.py` has
@@ -24,6 +25,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +52,12 @@ from _bench import (
 )
 from _cloud_defaults import Beside, default_cases
 from _cloud_peers import Clients, make_clients, rate_contenders, scan_filesystems, single_contenders
-from _nginx import NginxMissingError, nginx
+from _nginx import NginxMissingError, nginx, write_listing
+from fsspec import AbstractFileSystem
 from local_reads import TWO_COLUMNS, busy_thread
 from rich.table import Table
+
+from headrace import HeadraceFileSystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -153,14 +158,15 @@ def scan_cases(clients: Clients, files: Sequence[Path], root: Path) -> Iterator[
     local = [str(file) for file in files]
     rows = ds.dataset(local).count_rows()
     filesystems = scan_filesystems(clients)
-    for label, columns in (("2 columns", TWO_COLUMNS), ("all columns", None)):
-        for busy in BUSY[:2]:
+    sources: dict[str, Any] = {"a folder": paths[0].rpartition("/")[0], "named files": paths}
+    for (label, columns), busy in product((("2 columns", TWO_COLUMNS), ("all columns", None)), BUSY[:2]):
+        for kind, source in sources.items():
             yield Case(
                 "scan",
-                f"{rows:,} rows, {label}, {beside(busy)}",
+                f"{rows:,} rows of {kind}, {label}, {beside(busy)}",
                 "hot",
                 lambda _rng: None,
-                [Contender(name, scan(fs, paths, columns)) for name, fs in filesystems.items()],
+                [Contender(name, scan(fs, source, columns)) for name, fs in filesystems.items()],
                 rows,
                 "rows",
                 files,
@@ -169,9 +175,18 @@ def scan_cases(clients: Clients, files: Sequence[Path], root: Path) -> Iterator[
             )
 
 
-def scan(fs: Any, paths: list[str], columns: list[str] | None) -> Callable[[Any], Any]:
-    """Return a function that opens the dataset and reads it."""
-    return lambda _given: ds.dataset(paths, filesystem=fs, format="parquet").to_table(columns=columns)
+def scan(fs: Any, source: str | list[str], columns: list[str] | None) -> Callable[[Any], Any]:
+    """Return a function that opens the dataset and reads it, and knows nothing of it before."""
+
+    def run(_given: Any) -> Any:
+        opened = fs
+        if isinstance(fs, HeadraceFileSystem):
+            opened = HeadraceFileSystem(**fs.storage_options, skip_instance_cache=True)
+        if isinstance(opened, AbstractFileSystem):
+            opened.invalidate_cache()
+        return ds.dataset(source, filesystem=opened, format="parquet").to_table(columns=columns)
+
+    return run
 
 
 # -- promises
@@ -258,7 +273,7 @@ def show_promises(found: Sequence[Promise]) -> None:
 # -- the run
 
 
-def make_cases(sections: Sequence[str], clients: Clients, path: Path, root: Path, sizes: Sizes) -> list[Case]:
+def make_cases(sections: Sequence[str], clients: Clients, path: Path, data: Path, sizes: Sizes) -> list[Case]:
     """Make the cases of the sections asked for."""
     cases: list[Case] = []
     if "rate" in sections:
@@ -266,7 +281,7 @@ def make_cases(sections: Sequence[str], clients: Clients, path: Path, root: Path
     if "single" in sections:
         cases += single_cases(clients, path, sizes)
     if "scan" in sections:
-        cases += scan_cases(clients, lineitem(root, sizes.scale), root)
+        cases += scan_cases(clients, lineitem(data, sizes.scale), data)
     if "defaults" in sections:
         beside_these = [Beside(beside(count), partial(busy_threads, count)) for count in BUSY[:2]]
         cases += default_cases(clients, path, beside_these)
@@ -285,6 +300,8 @@ def run(given: Any, sizes: Sizes) -> tuple[list[Result], dict[str, str]]:
     """Serve the data and run the cases; returns the results and who is missing."""
     path = random_file(given.data_dir / f"random-{sizes.file_bytes}.bin", sizes.file_bytes)
     with bucket(given.data_dir) as root, nginx(root, LATENCY_S) as endpoint:
+        if "scan" in given.sections:
+            write_listing(root, BUCKET, lineitem(given.data_dir, sizes.scale), given.data_dir)
         clients = make_clients(endpoint, BUCKET, path.name)
         for name, why in clients.missing.items():
             console.print(f"[yellow]{name}: {why}[/]")

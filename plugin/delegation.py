@@ -180,8 +180,11 @@ class Delegation:
             yield found
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget listings, of `path` or all."""
+        """Forget listings, of `path` or all, and the footers that were kept."""
         self._of_target("invalidate_cache", path if path is None else self._own_path(path))
+        channel = self.channel
+        if channel is not None:
+            channel.tails.clear()
 
     @property
     def transaction(self) -> Any:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from headrace.jobs import Urgency
+    from headrace.prefetch import Prefetcher
     from headrace.reader import Reader
     from headrace.types import UInt8Array
 
@@ -54,6 +55,8 @@ class HeadraceFile(io.BufferedIOBase):
         Priority of its reads; the position is that of offset 0.
     block_bytes
         Read-ahead of small sequential reads; 0 for none.
+    prefetcher
+        What reads ahead of large ones, where the storage is far away.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class HeadraceFile(io.BufferedIOBase):
         size: int | None,
         urgency: Urgency,
         block_bytes: int,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self.fs = fs
         self.path = path
@@ -75,6 +79,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._source = source
         self._size = size
         self._urgency = urgency
+        self._prefetcher = prefetcher
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._position = 0
@@ -123,6 +128,7 @@ class HeadraceFile(io.BufferedIOBase):
         """Go on in a forked child, where the parent's scheduler, sessions and lock holders are not."""
         self._pid, self._lock = os.getpid(), threading.RLock()
         self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader, self._source)
+        self._prefetcher = None  # its reads stayed in the parent
 
     @override
     def tell(self) -> int:
@@ -163,8 +169,7 @@ class HeadraceFile(io.BufferedIOBase):
             small = self._from_ahead(length)
             if small is not None:
                 return small
-            wanted = self._wanted(length)
-            data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
+            data = self._bytes_here(self._wanted(length))
             self._advance(len(data))
             return data
 
@@ -177,6 +182,10 @@ class HeadraceFile(io.BufferedIOBase):
             if small is not None:
                 return pa.py_buffer(small)
             wanted = self._wanted(length)
+            there = self._read_ahead(wanted)
+            if there is not None:
+                self._advance(len(there))
+                return pa.py_buffer(there)
             quick = self._reader.read_quick(self._source, self.path, self._position, wanted, self._here())
             if quick is not None:
                 self._advance(len(quick))
@@ -197,9 +206,12 @@ class HeadraceFile(io.BufferedIOBase):
             wanted = min(self._wanted(len(out)), len(out))
             if not wanted:
                 return 0
-            got: int = self._reader.read_into(
-                self._source, self.path, self._position, out[:wanted], self._here()
-            )
+            there = self._read_ahead(wanted)
+            if there is not None:
+                out[:wanted] = there
+                got = wanted
+            else:
+                got = self._read_into(out[:wanted])
             self._advance(got)
             return got
 
@@ -276,11 +288,33 @@ class HeadraceFile(io.BufferedIOBase):
     def _here(self) -> Urgency:
         return self._urgency.at(self._position)
 
+    def _read_ahead(self, wanted: int) -> UInt8Array | None:
+        """Return bytes at the position that were read ahead; what comes after them is submitted."""
+        if self._prefetcher is None:
+            return None
+        return self._prefetcher.take(self._position, wanted)
+
+    def _read_into(self, out: UInt8Array) -> int:
+        got: int = self._reader.read_into(self._source, self.path, self._position, out, self._here())
+        if self._prefetcher is not None:
+            self._prefetcher.see(self._position, out[:got])
+        return got
+
+    def _bytes_here(self, wanted: int) -> bytes:
+        """Read at the position, and leave it there."""
+        there = self._read_ahead(wanted)
+        if there is not None:
+            return there.tobytes()
+        data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
+        if self._prefetcher is not None:
+            self._prefetcher.see(self._position, np.frombuffer(data, np.uint8))
+        return data
+
     def _fetch(self, wanted: int) -> tuple[UInt8Array, int]:
         if not wanted:
             return pooled_buffer(0), 0
         data = pooled_buffer(wanted)
-        got: int = self._reader.read_into(self._source, self.path, self._position, data, self._here())
+        got = self._read_into(data)
         self._advance(got)
         return data, got
 
@@ -310,8 +344,7 @@ class HeadraceFile(io.BufferedIOBase):
     def _fill(self) -> None:
         """Read the next block at the position."""
         self._check_open()
-        wanted = self._wanted(self.block_size or CLAMP_ABOVE_BYTES)
-        data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
+        data = self._bytes_here(self._wanted(self.block_size or CLAMP_ABOVE_BYTES))
         self._ahead, self._ahead_start = data, self._position
 
     # -- the rest of the protocol
@@ -358,7 +391,7 @@ class HeadraceFile(io.BufferedIOBase):
             super().close()
             with self._lock:
                 source, self._source = self._source, None
-                self._ahead = b""
+                self._ahead, self._prefetcher = b"", None
             self._reader.release(source)
 
     @override

@@ -17,7 +17,9 @@ import io
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
@@ -26,12 +28,14 @@ from fsspec.implementations.chained import ChainedFileSystem
 from typing_extensions import override
 
 from headrace import ambient, lifecycle
+from headrace.core.ahead import Habits
 from headrace.delegation import Delegation
 from headrace.drivers import interrupts
 from headrace.errors import UnsizedFileError
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
+from headrace.prefetch import Prefetcher
 from headrace.quick import FEW
 from headrace.ranges import answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
 from headrace.read import Read
@@ -44,6 +48,7 @@ from headrace.types import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
+    from types import FrameType
 
     from headrace.batch import RangeBatch
     from headrace.stats import Stats
@@ -51,6 +56,9 @@ if TYPE_CHECKING:
 _OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
 _POSITION_BITS = 48
 """Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
+
+LOOK_S = 0.1
+"""So long what Arrow has just asked about a path is good for opening it."""
 
 _READING = ({"r"}, {"r", "b"}, {"r", "t"})
 
@@ -114,6 +122,8 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         self._bound: tuple[Any, Settings, Reader | None] | None = None
         self._file_numbers = itertools.count(1)
         self._scan: Hashable = object()
+        self._habits = Habits()
+        self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}
         self._strip_protocol = self._target_path
         current_settings(ours)  # a bad value is an error here, not in the middle of a scan
 
@@ -415,6 +425,58 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
 
     # -- files
 
+    # Arrow asks what a path is, and opens or lists it next: one look at a store serves for all.
+
+    @override
+    def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
+        """Call the wrapped filesystem's ``info``."""
+        path = self._own_path(path)
+        found: dict[str, Any] = self._of_target("info", path, **kwargs)
+        if self._looks_far(sys._getframe(1)):  # noqa: SLF001
+            self._note_look(self._target_path(path), found)
+        return found
+
+    @override
+    def isdir(self, path: Any) -> bool:
+        """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
+        if self._looks_far(sys._getframe(1)):  # noqa: SLF001
+            info = self._last_look(self._target_path(path))
+            if info is not None and info["type"] == "directory":
+                return True
+        found: bool = self._of_target("isdir", self._own_path(path))
+        return found
+
+    @override
+    def isfile(self, path: Any) -> bool:
+        """Call the wrapped filesystem's ``isfile``, or the ``info`` that it would ask."""
+        method = getattr(type(self.target), "_isfile", None)
+        if method is not AsyncFileSystem._isfile or not self._looks_far(sys._getframe(1)):  # noqa: SLF001
+            found: bool = self._of_target("isfile", self._own_path(path))
+            return found
+        path = self._target_path(path)
+        info = self._last_look(path)
+        if info is None:
+            try:
+                info = self._of_target("info", path)
+            except Exception:  # noqa: BLE001 - as fsspec's own `isfile`
+                return False
+        self._note_look(path, info)
+        is_file: bool = info["type"] == "file"
+        return is_file
+
+    def _looks_far(self, caller: FrameType) -> bool:
+        """Whether it is Arrow that asks, and a store that knows."""
+        channel = self.channel if lifecycle.is_arrows(caller) else None
+        return channel is not None and channel.is_remote
+
+    def _note_look(self, path: str, info: dict[str, Any]) -> None:
+        self._looked_up[threading.get_native_id()] = path, dict(info), monotonic()
+
+    def _last_look(self, path: str) -> dict[str, Any] | None:
+        """Take what has just been heard of a path on this thread."""
+        looked_up, info, at_s = self._looked_up.pop(threading.get_native_id(), (None, None, 0.0))
+        return info if looked_up == path and monotonic() - at_s < LOOK_S else None
+
     def open(
         self,
         path: str,
@@ -473,7 +535,9 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         assert reader is not None  # noqa: S101
         lifecycle.check_not_exiting()
         try:
-            source, size = self._exclusively(reader.open_source, path, size, kwargs)
+            source, size = self._exclusively(
+                reader.open_source, path, size, kwargs, info=self._last_look(path)
+            )
         except UnsizedFileError:
             return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))
@@ -488,7 +552,17 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
             size=size,
             urgency=urgency,
             block_bytes=0 if cache_type == "none" else block_size or reader.block_bytes,
+            prefetcher=self._prefetcher(reader, source, path, size, urgency),
         )
+
+    def _prefetcher(
+        self, reader: Reader, source: Any, path: str, size: int | None, urgency: Urgency
+    ) -> Prefetcher | None:
+        """Return what reads ahead in a file, where that may be and storage is far enough away for it."""
+        channel = reader.channel
+        if size is None or not channel.is_remote or channel.settings.prefetch == "off":
+            return None
+        return Prefetcher(reader, source, path, size, urgency, self._habits)
 
     def open_again(self, path: str, size: int | None, reader: Reader, source: Any) -> tuple[Reader, Any]:
         """Return the reader and the source with which a file goes on in a forked child."""

@@ -71,6 +71,7 @@ class JobMaker:
         *,
         group: Hashable = None,
         fails_fast: bool = False,
+        is_speculative: bool = False,
     ) -> Job:
         """Make the job of some ops on the device of `path`."""
         channel = self.channel
@@ -83,6 +84,7 @@ class JobMaker:
             group=group,
             unknown_bytes=channel.max_op_bytes,
             series_ops=ops.series_ops,
+            is_speculative=is_speculative,
         )
         scheduler = channel.scheduler(path)
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
@@ -119,6 +121,13 @@ class JobMaker:
         if longest > short_bytes or channel.most_ops < 4 * side_by_side:
             return 1
         return min(-(-len(ops) // side_by_side), backend.series_ops)
+
+    def launch_unpolled(self, job: Job) -> None:
+        """Submit a job that nobody polls: on an event loop the keeper drives at once."""
+        self.channel.driver.launch(job)
+        keep = getattr(self.channel.driver, "keep", None)
+        if keep is not None:
+            keep(0)
 
     def run(self, job: Job, timeout_s: float | None) -> None:
         """Submit a job and return when its request is over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
@@ -41,8 +41,8 @@ class Part:
         return slice(None) if self.ranges is None else self.ranges
 
 
-class _Lost(weakref.ref["Read"]):
-    """Tells the engine, from C and in one step, that a read is gone.
+class _Lost(weakref.ref[Any]):
+    """Tells the engine, from C and in one step, that the owner of a read is gone.
 
     A finaliser may be cut at its first line, by a signal handler that raises, and Python goes on without it.
     """
@@ -51,6 +51,14 @@ class _Lost(weakref.ref["Read"]):
 
     request: Request
     scheduler: Scheduler
+
+
+def tell_engine(owner: object, job: Job) -> None:
+    """Have the engine cancel a job once its owner is gone; before the job is submitted."""
+    lost = _Lost(owner, job.engine.lost.append)
+    lost.scheduler = job.scheduler
+    lost.request = job.request  # last: then it is whole
+    job.lost = lost
 
 
 class Read:
@@ -72,11 +80,7 @@ class Read:
         self._is_cancelled = False
         self._pid = os.getpid()
         for part in parts:
-            job = part.job
-            lost = _Lost(self, job.engine.lost.append)
-            lost.scheduler = job.scheduler
-            lost.request = job.request  # last: then it is whole
-            job.lost = lost
+            tell_engine(self, part.job)
 
     @classmethod
     def finished(cls, ranges: Ranges, batch: RangeBatch) -> Read:

@@ -138,8 +138,7 @@ class Reader(SingleReader):
             over = loop.create_future()
             part.job.callbacks.append(partial(_resolve, loop, over))
             part.job.request.is_awaited = True
-            self.channel.driver.launch(part.job)
-            self._keep_now()
+            self.launch_unpolled(part.job)
             try:
                 await over
             finally:
@@ -147,12 +146,6 @@ class Reader(SingleReader):
                     part.job.cancel()
         # Only what must be asked again may still wait, and that is rare: not on this loop's thread.
         return await asyncio.to_thread(read.result)
-
-    def _keep_now(self) -> None:
-        """Have the keeper drive at once: an async caller does not poll."""
-        keep = getattr(self.channel.driver, "keep", None)
-        if keep is not None:
-            keep(0)
 
     def submit(self, ranges: Ranges, urgency: Urgency) -> Read:
         """Start a read whose result is taken later."""

@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
@@ -34,6 +34,7 @@ from headrace.drivers.loop import Dispatcher, LoopThread
 from headrace.drivers.threaded import ThreadedDriver
 from headrace.drivers.workers import Workers
 from headrace.errors import BackendError, SchedulerClosedError
+from headrace.tails import Tails
 
 if TYPE_CHECKING:
     from headrace.core.hub import TraceSink
@@ -66,6 +67,10 @@ class Channel:
     is_closed: bool = False
     quick_bytes: int = 0
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
+    tails: Tails = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tails = Tails(self.settings.buffer_bytes)
 
     @property
     def io_parallelism(self) -> int:

@@ -207,9 +207,16 @@ class SingleReader(QuickReader):
     # -- sources of open files
 
     def open_source(
-        self, path: str, size: int | None, options: dict[str, Any], etag: str | None = None
+        self,
+        path: str,
+        size: int | None,
+        options: dict[str, Any],
+        etag: str | None = None,
+        info: dict[str, Any] | None = None,
     ) -> tuple[Any, int | None]:
         """Open a file for `HeadraceFile`; None where the store cannot tell its length.
+
+        `info` is what the filesystem has just said of it, if it was asked.
 
         On object stores the reads are of the version that ``info`` tells of, from a listing if there is one;
         with neither that nor `etag`, of the version that the first of them meets.
@@ -218,7 +225,7 @@ class SingleReader(QuickReader):
         if not isinstance(backend, AsyncBackend | BulkBackend):
             return backend.open(path, as_file=True, **options), size
         if size is None:
-            info = backend.target.info(path)
+            info = backend.target.info(path) if info is None else info
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
             size, etag = info.get("size"), backend.version_of(info)

@@ -25,7 +25,7 @@ URGENT_SHARE = 8
 """One part in so many of the window is kept for reads more urgent than all in flight."""
 
 SPECULATIVE_SHARE = 2
-"""Speculation may fill one part in so many of the window, and only while no demand is queued."""
+"""Speculation may fill one part in so many of each limit, and only while no demand is queued (I7)."""
 
 
 def can_reserve(request: Request, budget: ByteBudget, in_flight_ops: int) -> bool:

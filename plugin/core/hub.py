@@ -119,11 +119,11 @@ class Hub:
         self.counters.requests_submitted += 1
         self._has_changed = True
 
-    def room_ops(self) -> int:
-        """Ops which the process's limit still admits."""
+    def room_ops(self, share: int = 1) -> int:
+        """Ops which the process's limit still admits, or one part in so many of it."""
         if not self.process_io_limit:
             return 1 << 30
-        return self.process_io_limit - self.in_flight_ops
+        return self.process_io_limit // share - self.in_flight_ops
 
     def is_short_of_budget(self) -> bool:
         """Whether demand of any device waits for the budget: speculation takes none then (I7)."""

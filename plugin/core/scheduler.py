@@ -9,7 +9,8 @@ One call of `admit_one`:
 4. the hub calls again: a more urgent request that arrived meanwhile goes next.
 
 Progress (I1): with nothing in flight to the device one op is admitted however large it is. The last part
-of the window is kept for reads of a more urgent base than all in flight (`URGENT_SHARE`).
+of the window is kept for reads of a more urgent base than all in flight (`URGENT_SHARE`). Speculation has a
+part of each limit (`SPECULATIVE_SHARE`), and need not go on: what is wanted after all is demand then.
 
 The ops of a slice are in flight side by side, or, where the request says so, in *series*: in each some ops
 one after the other, which take the room of one. So a long slice costs its driver one turn, and keeps the
@@ -227,8 +228,9 @@ class Scheduler:
     def _grantable_ops(self, request: Request) -> int:
         if request.step_bytes:
             return self._grantable_series(request)
-        room_ops = min(self.max_grant_ops, self.hub.room_ops(), request.n_ops - request.next_op)
-        free_ops = self.max_in_flight_ops - self.in_flight_ops
+        share = SPECULATIVE_SHARE if request.is_speculative else 1
+        room_ops = min(self.max_grant_ops, self.hub.room_ops(share), request.n_ops - request.next_op)
+        free_ops = self.max_in_flight_ops // share - self.in_flight_ops
         self.is_held_back = False
         if self.window is None or not self.counts_ops:
             room_ops = min(room_ops, free_ops)
@@ -241,7 +243,7 @@ class Scheduler:
             fitting = request.ops_within(self._share(request) - self.in_flight_bytes)
         # Only what the window itself holds back tells its controller anything about the device.
         self.is_held_back = fitting < room_ops
-        if fitting <= 0 and self.in_flight_ops == 0:
+        if fitting <= 0 and self.in_flight_ops == 0 and not request.is_speculative:
             return 1  # progress, I1
         if self.has_whole_grants and self.in_flight_ops:
             # In a small window that would leave much of it unused.
@@ -253,7 +255,8 @@ class Scheduler:
         """Return the ops of so many series as there is room for one op of each."""
         most = min(self.max_grant_ops, request.n_ops - request.next_op)
         wanted = -(-most // request.series_ops)
-        room = min(self.max_in_flight_ops - self.in_flight_ops, self.hub.room_ops(), wanted)
+        share = SPECULATIVE_SHARE if request.is_speculative else 1
+        room = min(self.max_in_flight_ops // share - self.in_flight_ops, self.hub.room_ops(share), wanted)
         self.is_held_back = False
         if self.window is not None and room > 0:
             step, used = (
@@ -261,7 +264,8 @@ class Scheduler:
             )
             fitting = max((self._share(request) - used) // step, 0)
             self.is_held_back = fitting < room
-            room = min(room, fitting if self.in_flight_ops else max(fitting, 1))  # progress, I1
+            must_go_on = not (self.in_flight_ops or request.is_speculative)
+            room = min(room, max(fitting, 1) if must_go_on else fitting)  # progress, I1
         return min(room * request.series_ops, most)
 
     def _is_outranked(self, base: int) -> bool:
@@ -506,8 +510,8 @@ class Scheduler:
         self.hub.changed()
 
     def raise_priority(self, request: Request, priority: tuple[int, int], now: float) -> None:
-        """Make a request more urgent; a speculative one becomes demand (I7: joined)."""
-        if request.is_over:
+        """Make a request more urgent; a speculative one becomes demand (I7: joined), whose result is kept."""
+        if request.state > State.COMPLETE:
             return
         was_speculative, request.is_speculative = request.is_speculative, False
         self.hub.speculators.pop(request.seq, None)

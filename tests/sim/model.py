@@ -445,9 +445,10 @@ class World:
         steps = naive.lengths[naive.next_op :]
         if naive.series_ops > 1:
             steps = [max(naive.lengths)] * math.ceil(most / naive.series_ops)
-        room = [scheduler.max_in_flight_ops - in_flight, min(most, len(steps))]
+        share = 2 if naive.request.is_speculative else 1  # I7
+        room = [scheduler.max_in_flight_ops // share - in_flight, min(most, len(steps))]
         if self.hub.process_io_limit:
-            room.append(self.hub.process_io_limit - sum(ops for _, ops, _ in self.flying()))
+            room.append(self.hub.process_io_limit // share - sum(ops for _, ops, _ in self.flying()))
         if min(room) <= 0 or scheduler.window is None:
             return min(most, min(room) * naive.series_ops)
         left = self._share(naive) - sum(nbytes for _, _, nbytes in flying)
@@ -457,7 +458,8 @@ class World:
             if left < 0:
                 break
             fitting += 1
-        slots = min(*room, fitting) if fitting or in_flight else 1
+        must_go_on = not (fitting or in_flight or naive.request.is_speculative)
+        slots = 1 if must_go_on else min(*room, fitting)
         return min(most, slots * naive.series_ops)
 
     def _share(self, naive: Naive) -> int:

@@ -59,6 +59,39 @@ def fork(fs: Any, file: Any, server: ObjectServer) -> None:
     assert bytes(read.result(WAIT_S)[0]) == CONTENT[:100]
 
 
+def fork_ahead(fs: Any, _file: Any, server: ObjectServer) -> None:
+    """What the parent has read ahead, in part, is the parent's: the child reads for itself."""
+    file = fs.open("bucket/key", cache_type="none")
+    size = 64 << 10
+    assert file.read(size) == CONTENT[:size]
+    gate: Future[None] = Future()
+    ahead = f"bytes={2 * size}-"
+    server.script = lambda request: Fault(until=gate) if str(request.range).startswith(ahead) else None
+    assert file.read(size) == CONTENT[size : 2 * size]
+    deadline_s = time.monotonic() + WAIT_S
+    while not server.in_progress:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            assert file.read() == CONTENT[2 * size :]
+            del file
+            status = 0
+        except BaseException:  # noqa: BLE001
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        finally:
+            os._exit(status)
+    server.script = None
+    assert os.waitpid(pid, 0)[1] == 0
+    gate.set_result(None)
+    while piece := file.read(size):
+        assert piece == CONTENT[file.tell() - len(piece) : file.tell()]
+    file.close()
+    assert fs.stats().reserved_bytes == 0
+
+
 def die() -> None:
     raise SystemExit
 

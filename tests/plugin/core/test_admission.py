@@ -271,6 +271,28 @@ def test_speculation_waits_while_demand_is_queued() -> None:
     assert (is_admitted(demand), is_admitted(ahead)) == (True, False)
 
 
+@pytest.mark.parametrize("limit", ["window", "ops", "process"])
+def test_speculation_leaves_room_for_demand_that_comes(limit: str) -> None:
+    """I7: whatever limits what is in flight, demand finds half of it free."""
+    hub = Hub(process_io_limit=4 if limit == "process" else 0)
+    window = Window(initial=48, least=48, most=48) if limit == "window" else None
+    scheduler = hub.scheduler("disk", window=window, max_in_flight_ops=4 if limit == "ops" else 99)
+    ahead = [submit(hub, is_speculative=True) for _ in range(4)]
+    assert [is_admitted(request) for request in ahead] == [True, True, False, False]
+    assert is_admitted(submit(hub))
+    scheduler.raise_priority(ahead[3], (0, 0), 0.0)
+    hub.settle(0.0)
+    assert is_admitted(ahead[3]), "it was joined"
+
+
+def test_speculation_has_no_right_to_go_on() -> None:
+    """With room for a single op, that is demand's; what is larger than its part waits to be joined."""
+    hub = Hub()
+    hub.scheduler("disk", max_in_flight_ops=1)
+    assert not is_admitted(submit(hub, is_speculative=True))
+    assert is_admitted(submit(hub))
+
+
 # -- the predicates
 
 

@@ -1,0 +1,212 @@
+"""Reading ahead in one open file of an object store (I7).
+
+Arrow reads a file's column chunks one after the other, each a round trip. So what `core.ahead` expects to be
+read next is submitted as speculation, a request for each range, and a read of the file that meets one joins
+it.
+
+Speculation is admitted into spare room, and its result counts in the byte budget as any other; where demand
+needs that, it is dropped, its memory with it. A reader that finds its range dropped, or failed, reads it as
+if nothing had been: errors are those of the read itself (I8). What nobody took goes when the file does.
+
+Not inside an op of ours, nor in a section that was interrupted: there a read may not wait for another's (I1).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from headrace.core.ahead import Ahead
+from headrace.core.request import State
+from headrace.drivers.permit import current_permit
+from headrace.jobs import hand_over
+from headrace.lifecycle import check_not_exiting
+from headrace.memory import pooled_buffer
+from headrace.parquet import FooterFinder, ParquetLayout
+from headrace.read import tell_engine
+from headrace.single import bytes_before_the_end, split_range
+from headrace.types import Ops
+
+if TYPE_CHECKING:
+    from headrace.core.ahead import Habits, Span
+    from headrace.drivers.job import Job
+    from headrace.jobs import Urgency
+    from headrace.reader import Reader
+    from headrace.types import UInt8Array
+
+BUDGET_SHARE = 8
+MOST_BYTES = 64 << 20
+"""A file holds no more than this, and no more than one part in so many of the byte budget, read ahead."""
+
+
+class Prefetcher:
+    """Reads ahead for one open file; used under the file's lock.
+
+    Parameters
+    ----------
+    reader, source, path
+        As of the file.
+    size
+        Bytes of the file.
+    urgency
+        Priority of its reads, at offset 0.
+    habits
+        Those of the view that the file was opened through.
+    """
+
+    def __init__(
+        self, reader: Reader, source: Any, path: str, size: int, urgency: Urgency, habits: Habits
+    ) -> None:
+        self._reader, self._source, self._path, self._size = reader, source, path, size
+        self._urgency = urgency
+        habits.note_opened(path)
+        self._ahead = Ahead(size, habits)
+        self._pieces: dict[int, Piece] = {}
+        self._footer = FooterFinder(size)
+        self._version: str | None = getattr(source, "condition", None)
+        self._tail = None if self._version is None else reader.channel.tails.get(path, self._version)
+        budget = reader.channel.settings.buffer_bytes
+        self._most_bytes = min(budget // BUDGET_SHARE, MOST_BYTES) if budget else MOST_BYTES
+
+    def take(self, start: int, length: int) -> UInt8Array | None:
+        """Return bytes that are there already, or will be; None where they are to be read now.
+
+        What is expected to be wanted next is submitted before it waits.
+        """
+        check_not_exiting()
+        if not length or current_permit() is not None or self._reader.channel.engine.is_inside():
+            return None
+        end = start + length
+        tail_start = self._size if self._tail is None else self._size - len(self._tail)
+        if self._tail is not None and start >= tail_start:
+            found = self._tail[start - tail_start : end - tail_start]
+            self._learn(start, found)
+            return found
+        piece = self._covering(start, end)
+        self._submit(self._ahead.note(start, end), before=start)
+        if piece is None:
+            return None
+        data = piece.take(self._reader, self._urgency.at(start))
+        return None if data is None else data[start - piece.start : end - piece.start]
+
+    def see(self, start: int, data: UInt8Array) -> None:
+        """Look at bytes that were read, from `start` on: the footer of a Parquet file is kept."""
+        tail = self._learn(start, data)
+        if tail is not None and self._version is not None:
+            self._reader.channel.tails.keep(self._path, self._version, tail)
+
+    def _learn(self, start: int, data: UInt8Array) -> UInt8Array | None:
+        """Learn the file's layout, if its footer is there now; returns the file from there on."""
+        tail = self._footer.look(start, data)
+        if tail is not None:
+            try:
+                layout = ParquetLayout(tail)
+            except (pa.ArrowException, OSError):  # its reader says what is wrong with it
+                return None
+            self._submit(self._ahead.learn(layout), before=0)
+        return tail
+
+    # -- what is read ahead
+
+    def _covering(self, start: int, end: int) -> Piece | None:
+        """Take off the list what meets a range, and return what has all of it."""
+        met = [piece for piece in self._pieces.values() if piece.start < end and start < piece.end]
+        for piece in met:
+            del self._pieces[piece.start]
+        return next((piece for piece in met if piece.start <= start and end <= piece.end), None)
+
+    def _submit(self, spans: list[Span], *, before: int) -> None:
+        """Submit what is not on its way yet, as far as there is room; what lies `before` makes room."""
+        if not spans:
+            return
+        self._pieces = {start: piece for start, piece in self._pieces.items() if not piece.is_dropped}
+        held = sum(piece.end - piece.start for piece in self._pieces.values())
+        for start, end in spans:
+            if start in self._pieces:
+                continue
+            held += end - start
+            while held > self._most_bytes and (oldest := self._oldest(before)) is not None:
+                held -= oldest.end - oldest.start
+            if held > self._most_bytes:
+                return
+            self._pieces[start] = piece = Piece(start, end)
+            piece.submit(self._reader, self._source, self._path, self._urgency.at(start))
+
+    def _oldest(self, before: int) -> Piece | None:
+        """Let go of the piece that was asked for first, of those which lie before an offset."""
+        found = next((piece for piece in self._pieces.values() if piece.end <= before), None)
+        return None if found is None else self._pieces.pop(found.start)
+
+
+class Piece:
+    """A range that is read ahead. Letting go of it drops it."""
+
+    _job: Job | None = None
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        self._pid = os.getpid()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether its bytes are gone, or failed to come."""
+        return self._job is None
+
+    def submit(self, reader: Reader, source: Any, path: str, urgency: Urgency) -> None:
+        """Start reading it."""
+        nbytes = self.end - self.start
+        columns = split_range(self.start, nbytes, reader.channel.max_op_bytes)
+        ops = Ops.of([source], columns, pooled_buffer(nbytes))
+        job = reader.job(ops, path, nbytes, urgency, fails_fast=True, is_speculative=True)
+        job.callbacks.append(partial(_let_go, weakref.ref(self)))
+        self._job = job
+        tell_engine(self, job)
+        reader.launch_unpolled(job)
+
+    def take(self, reader: Reader, urgency: Urgency) -> UInt8Array | None:
+        """Wait for its bytes as for any read that is wanted (I7); None where it was dropped, or failed."""
+        job = self._job
+        if job is None:
+            return None
+        request = job.request
+        try:
+            with job.engine.lock, job.engine:
+                job.scheduler.raise_priority(request, urgency.priority, perf_counter())
+            reader.channel.driver.wait(job, reader.channel.settings.timeout_s)
+            if isinstance(request.error, BaseException) and not isinstance(request.error, Exception):
+                raise request.error  # an interrupt, which is the reader's own
+            got = bytes_before_the_end(job.ops)
+            if request.state is not State.COMPLETE or got < self.end - self.start:
+                return None
+            hand_over(job, None, got)
+            return job.ops.buffer
+        finally:
+            self._job = None
+            if request.state is not State.RETIRED:
+                job.engine.lost.append(job)
+                job.engine.settle_lost()
+
+    def let_go(self) -> None:
+        """Free the memory of what was dropped; under the engine's lock."""
+        job = self._job
+        if job is not None and job.request.state not in (State.QUEUED, State.RUNNING, State.COMPLETE):
+            self._job = None
+
+    def __del__(self) -> None:
+        job = self._job
+        if job is None or self._pid != os.getpid():
+            return
+        if job.request.state is not State.RETIRED:
+            job.engine.drop(job.scheduler, job.request)
+        job.lost = None  # it was told
+
+
+def _let_go(piece: weakref.ref[Piece]) -> None:
+    found = piece()
+    if found is not None:
+        found.let_go()
