@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from headrace.runtime import Channel
 
 SLICE_BYTES = 1 << 20
-"""Copied within one section: a tenth of a millisecond or two."""
+"""Copied within one section, if the window has room for so much: a tenth of a millisecond or two."""
 
 
 def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None:
@@ -53,16 +53,17 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     limit = channel.settings.buffer_bytes
     buffer = arenas.take(total, limit) if out is None else checked_out(out, total)
     ops = Ops.of(sources, (ranges.file, ranges.starts, length, offsets[:-1]), buffer)
-    is_whole = _copy(channel, channel.backend, ops, ranges.paths[0], max(1, SLICE_BYTES // max(longest, 1)))
+    is_whole = _copy(channel, channel.backend, ops, ranges.paths[0], longest)
     channel.engine.drain_dropped()
     if not is_whole:
         return None
     return RangeBatch.packed(buffer, offsets, length)
 
 
-def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, rows: int) -> bool:
-    """Copy all, so many rows in a section; False at the first miss."""
+def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest: int) -> bool:
+    """Copy all, a slice in a section; False at the first miss."""
     engine, scheduler = channel.engine, channel.scheduler(path)
+    rows = max(1, min(SLICE_BYTES, scheduler.limit_bytes) // max(longest, 1))
     for lo in range(0, len(ops), rows):
         hi = min(lo + rows, len(ops))
         nbytes = int(ops.dest[hi - 1] + ops.length[hi - 1] - ops.dest[lo])

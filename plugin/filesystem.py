@@ -17,9 +17,7 @@ import io
 import itertools
 import os
 import sys
-import threading
 from collections.abc import Iterable
-from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
@@ -29,12 +27,12 @@ from typing_extensions import override
 
 from headrace import ambient, lifecycle
 from headrace.core.ahead import Habits
-from headrace.delegation import Delegation
 from headrace.drivers import interrupts
 from headrace.errors import UnsizedFileError
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
+from headrace.looks import Looks
 from headrace.prefetch import Prefetcher
 from headrace.quick import FEW
 from headrace.ranges import answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
@@ -48,7 +46,6 @@ from headrace.types import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
-    from types import FrameType
 
     from headrace.batch import RangeBatch
     from headrace.stats import Stats
@@ -57,13 +54,10 @@ _OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
 _POSITION_BITS = 48
 """Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
 
-LOOK_S = 0.1
-"""So long what Arrow has just asked about a path is good for opening it."""
-
 _READING = ({"r"}, {"r", "b"}, {"r", "t"})
 
 
-class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
+class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     """Reads of another filesystem through one priority scheduler.
 
     Parameters
@@ -123,7 +117,6 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         self._file_numbers = itertools.count(1)
         self._scan: Hashable = object()
         self._habits = Habits()
-        self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}
         self._strip_protocol = self._target_path
         current_settings(ours)  # a bad value is an error here, not in the middle of a scan
 
@@ -424,58 +417,6 @@ class HeadraceFileSystem(Delegation, AsyncFileSystem, ChainedFileSystem):
         return await self._in_thread(self.cat, path, recursive, on_error, **kwargs)
 
     # -- files
-
-    # Arrow asks what a path is, and opens or lists it next: one look at a store serves for all.
-
-    @override
-    def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
-        """Call the wrapped filesystem's ``info``."""
-        path = self._own_path(path)
-        found: dict[str, Any] = self._of_target("info", path, **kwargs)
-        if self._looks_far(sys._getframe(1)):  # noqa: SLF001
-            self._note_look(self._target_path(path), found)
-        return found
-
-    @override
-    def isdir(self, path: Any) -> bool:
-        """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
-        if self._looks_far(sys._getframe(1)):  # noqa: SLF001
-            info = self._last_look(self._target_path(path))
-            if info is not None and info["type"] == "directory":
-                return True
-        found: bool = self._of_target("isdir", self._own_path(path))
-        return found
-
-    @override
-    def isfile(self, path: Any) -> bool:
-        """Call the wrapped filesystem's ``isfile``, or the ``info`` that it would ask."""
-        method = getattr(type(self.target), "_isfile", None)
-        if method is not AsyncFileSystem._isfile or not self._looks_far(sys._getframe(1)):  # noqa: SLF001
-            found: bool = self._of_target("isfile", self._own_path(path))
-            return found
-        path = self._target_path(path)
-        info = self._last_look(path)
-        if info is None:
-            try:
-                info = self._of_target("info", path)
-            except Exception:  # noqa: BLE001 - as fsspec's own `isfile`
-                return False
-        self._note_look(path, info)
-        is_file: bool = info["type"] == "file"
-        return is_file
-
-    def _looks_far(self, caller: FrameType) -> bool:
-        """Whether it is Arrow that asks, and a store that knows."""
-        channel = self.channel if lifecycle.is_arrows(caller) else None
-        return channel is not None and channel.is_remote
-
-    def _note_look(self, path: str, info: dict[str, Any]) -> None:
-        self._looked_up[threading.get_native_id()] = path, dict(info), monotonic()
-
-    def _last_look(self, path: str) -> dict[str, Any] | None:
-        """Take what has just been heard of a path on this thread."""
-        looked_up, info, at_s = self._looked_up.pop(threading.get_native_id(), (None, None, 0.0))
-        return info if looked_up == path and monotonic() - at_s < LOOK_S else None
 
     def open(
         self,

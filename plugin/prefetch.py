@@ -161,8 +161,9 @@ class Piece:
         """Start reading it."""
         nbytes = self.end - self.start
         columns = split_range(self.start, nbytes, reader.channel.max_op_bytes)
-        ops = Ops.of([source], columns, pooled_buffer(nbytes))
+        ops = Ops.of([source], columns, pooled_buffer(0))
         job = reader.job(ops, path, nbytes, urgency, fails_fast=True, is_speculative=True)
+        job.before = partial(_make_room, ops, nbytes)  # what is queued holds no memory (I2)
         job.callbacks.append(partial(_let_go, weakref.ref(self)))
         self._job = job
         tell_engine(self, job)
@@ -204,6 +205,10 @@ class Piece:
         if job.request.state is not State.RETIRED:
             job.engine.drop(job.scheduler, job.request)
         job.lost = None  # it was told
+
+
+def _make_room(ops: Ops, nbytes: int) -> None:
+    ops.buffer = pooled_buffer(nbytes)
 
 
 def _let_go(piece: weakref.ref[Piece]) -> None:

@@ -158,6 +158,11 @@ class Scheduler:
             return self.max_in_flight_ops
         return min(self.uploads.left_of(self.window.limit), self.max_in_flight_ops)
 
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that may be in flight now, as far as they are limited."""
+        return 1 << 62 if self.window is None or self.counts_ops else self.window.limit
+
     def head_priority(self) -> tuple[bool, float]:
         """How urgent the next request is, its age included, for schedulers that share a limit."""
         if not self.waiting:

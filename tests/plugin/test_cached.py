@@ -133,6 +133,22 @@ def test_a_long_hot_range_needs_no_request(
 
 
 @needs_nowait
+@needs_nowait
+def test_a_hot_batch_is_copied_in_slices_that_fit_a_small_window(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside urgent reads: what the page cache holds goes no slower for it."""
+    path.read_bytes()
+    small = Window(initial=64 << 10, least=64 << 10, most=64 << 10)
+    monkeypatch.setattr(fs.channel.scheduler(str(path)), "window", small)
+    starts, ends = _ranges(1_000, 5_000)
+    before = _counted(fs)
+    batch = fs.read_ranges(str(path), starts, ends)
+    assert batch.to_pylist() == [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert _counted(fs) == (before[0] + 1_000, before[1])
+
+
+@needs_nowait
 @pytest.mark.parametrize("n", [1, 64, 5_000])
 def test_a_hot_batch_needs_no_request(path: Path, fs: headrace.HeadraceFileSystem, n: int) -> None:
     path.read_bytes()
