@@ -448,6 +448,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         HeadraceFile
             Or, in text mode, for writing and under ``off``, what fsspec makes of it.
         """
+        is_arrows = lifecycle.is_arrows(sys._getframe(1))  # noqa: SLF001
         options = {"cache_options": cache_options, "compression": compression, **kwargs}
         # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
         if set(mode) not in _READING or self._reader is None:
@@ -455,8 +456,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             file = self._open_of_target(path, mode, block_size, options)
         else:
             interrupts.arm()
+            look = self._last_look(self._target_path(path)) if is_arrows else None
+            if look is not None:
+                options["look"] = look
             file = super().open(path, mode, block_size=block_size, **options)
-        if lifecycle.is_arrows(sys._getframe(1)):  # noqa: SLF001
+        if is_arrows:
             lifecycle.follow(file)
         return file
 
@@ -470,15 +474,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         priority: int | None = None,
         cache_type: str | None = None,
         size: int | None = None,
+        look: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         reader = self._reader
         assert reader is not None  # noqa: S101
         lifecycle.check_not_exiting()
         try:
-            source, size = self._exclusively(
-                reader.open_source, path, size, kwargs, info=self._last_look(path)
-            )
+            source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
         except UnsizedFileError:
             return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))

@@ -1,8 +1,9 @@
 """What Arrow asks about a path before it opens or lists it: one look at a store serves for all.
 
-It asks `info` and then `isdir` of a folder, and `isfile` of each file that it opens, whose length and version
-the open wants to know again. Each is a round trip to a store that has no listing of it. So what the first one
-heard is good for the next, on the same thread, of the same path and at once; it is given to one of them only.
+It asks `info` of a folder and then `isdir`, and of each file `isfile`, and opens it, for which length and
+version are looked up again. Each is a round trip to a store that has no listing. So what was heard of a
+folder is good for `isdir`, and what `isfile` heard for Arrow's own open: on the same thread, for the same
+path and at once. Both take it away, so no other call ever meets it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Looks(Delegation):
         """Call the wrapped filesystem's ``info``."""
         path = self._own_path(path)
         found: dict[str, Any] = self._of_target("info", path, **kwargs)
-        if self._is_look(sys._getframe(1)):  # noqa: SLF001
+        if self._is_look(sys._getframe(1)) and found.get("type") == "directory":  # noqa: SLF001
             self._note_look(self._target_path(path), found)
         return found
 
@@ -42,7 +43,7 @@ class Looks(Delegation):
         """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
         if self._is_look(sys._getframe(1)):  # noqa: SLF001
             info = self._last_look(self._target_path(path))
-            if info is not None and info["type"] == "directory":
+            if info is not None and info.get("type") == "directory":
                 return True
         found: bool = self._of_target("isdir", self._own_path(path))
         return found
@@ -54,23 +55,26 @@ class Looks(Delegation):
             found: bool = self._of_target("isfile", self._own_path(path))
             return found
         path = self._target_path(path)
-        info = self._last_look(path)
-        if info is None:
-            try:
-                info = self._of_target("info", path)
-            except Exception:  # noqa: BLE001 - as fsspec's own `isfile`
-                return False
-        self._note_look(path, info)
-        is_file: bool = info["type"] == "file"
+        try:
+            info = self._of_target("info", path)
+            is_file: bool = info["type"] == "file"
+        except Exception:  # noqa: BLE001 - as fsspec's own `isfile`
+            return False
+        if is_file:
+            self._note_look(path, info)
         return is_file
 
     def _is_look(self, caller: FrameType) -> bool:
         """Whether it is Arrow that asks, and a store that knows."""
         channel = self.channel if is_arrows(caller) else None
-        return channel is not None and channel.is_remote
+        return channel is not None and channel.is_remote and channel.settings.prefetch != "off"
 
     def _note_look(self, path: str, info: dict[str, Any]) -> None:
-        self._looked_up[threading.get_native_id()] = path, dict(info), monotonic()
+        now = monotonic()
+        for thread, (_, _, at_s) in list(self._looked_up.items()):
+            if now - at_s > AT_ONCE_S:
+                self._looked_up.pop(thread, None)  # nobody came for it
+        self._looked_up[threading.get_native_id()] = path, dict(info), now
 
     def _last_look(self, path: str) -> dict[str, Any] | None:
         """Take what has just been heard of a path on this thread."""

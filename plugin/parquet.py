@@ -4,15 +4,20 @@ Readers take column chunks whole, those that touch (or nearly) together: a range
 to the end of that or a later one, or from one of the last columns of a row group to one of the first of the
 next. Chunks lie in the order of the columns in all files that are known; in one where they do not nothing is
 found, and nothing read ahead.
+
+The footer is read by `thrift`, and not by pyarrow: asked for a column that is encrypted, or for one of a
+damaged file, its Python interface ends the process, and here nobody has asked for one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+
+from headrace.thrift import BINARY, INTEGERS, LIST, STRUCT, CompactReader
 
 if TYPE_CHECKING:
     from headrace.core.ahead import Span
@@ -22,14 +27,17 @@ MAGIC = b"PAR1"
 ENDING_BYTES = 8
 """The last of a file: the length of the footer, little-endian, and `MAGIC`."""
 
+LONGEST_BYTES = 128 << 10
+"""Longer footers are not read: that takes Python some 20 ms, with the GIL kept."""
+
 
 class Columns(NamedTuple):
     """Columns that lie side by side, from the first to the last; that may be one of the next row group."""
 
     first: int
     last: int
-    first_name: str
-    last_name: str
+    first_name: bytes
+    last_name: bytes
     goes_over: bool
 
 
@@ -61,7 +69,9 @@ class FooterFinder:
         if self._footer_start is None or not self._ending or start > self._footer_start:
             return None
         self._footer_start = None
-        return data if end == self._size else np.append(data, np.frombuffer(self._ending, np.uint8))
+        if end == self._size:
+            return data
+        return np.append(data[: ending_start - start], np.frombuffer(self._ending, np.uint8))
 
 
 def _footer_bytes(ending: bytes) -> int | None:
@@ -78,82 +88,134 @@ class ParquetLayout:
 
     Raises
     ------
-    pyarrow.ArrowInvalid, OSError
-        There is no footer in it.
+    ValueError
+        There is no footer in it, or one of a file whose chunks are elsewhere, encrypted, or too many.
     """
 
     def __init__(self, tail: UInt8Array) -> None:
-        from pyarrow import parquet  # noqa: PLC0415 - only where there are such files
-
-        self._metadata: Any = parquet.read_metadata(pa.BufferReader(tail))
-        self._begins: list[int] | None = None
+        ending = tail[-ENDING_BYTES:].tobytes()
+        nbytes = _footer_bytes(ending)
+        if nbytes is None or nbytes > min(len(tail) - ENDING_BYTES, LONGEST_BYTES):
+            msg = "no footer, or a long one"
+            raise ValueError(msg)
+        footer = tail[-ENDING_BYTES - nbytes : -ENDING_BYTES].tobytes()
+        try:
+            groups = _read_groups(CompactReader(footer))
+        except (IndexError, RecursionError) as error:
+            msg = "a broken footer"
+            raise ValueError(msg) from error
+        self._names = [name for name, _, _ in groups[0]] if groups else []
+        if any([name for name, _, _ in group] != self._names for group in groups):
+            msg = "row groups of different columns"
+            raise ValueError(msg)
+        self._starts = [[start for _, start, _ in group] for group in groups] if self._names else []
+        self._ends = [[end for _, _, end in group] for group in groups] if self._names else []
+        edges = [edge for group in groups for _, start, end in group for edge in (start, end)]
+        if any(one > other for one, other in pairwise(edges)):
+            msg = "chunks in another order than the columns"
+            raise ValueError(msg)
 
     @property
     def groups(self) -> int:
         """How many row groups there are."""
-        found: int = self._metadata.num_row_groups
-        return found
+        return len(self._starts)
 
     def locate(self, start: int, end: int) -> tuple[int, Columns] | None:
         """Return the row group and the columns of a range of whole chunks, of a row group at the most."""
-        if not self.groups or not self._metadata.num_columns:
+        if not self.groups:
             return None
-        number = self._group_at(start)
-        first = self._column_from(number, start)
-        ending = self._group_at(end - 1)
-        last = self._column_to(ending, end)
+        number, ending = self._group_at(start), self._group_at(end - 1)
+        first, last = _place(self._starts[number], start), _place(self._ends[ending], end)
         if first is None or last is None:
             return None
         goes_over = ending == number + 1 and last < first
         if ending != number and not goes_over:
             return None
-        return number, Columns(first, last, self._name(first), self._name(last), goes_over)
+        return number, Columns(first, last, self._names[first], self._names[last], goes_over)
 
     def span(self, group: int, columns: Any) -> Span | None:
         """Return where columns of a row group lie, or None where the file has others."""
         first, last, first_name, last_name, goes_over = columns
-        if group >= self.groups or max(first, last) >= self._metadata.num_columns:
+        if group >= self.groups or max(first, last) >= len(self._names):
             return None
-        if (self._name(first), self._name(last)) != (first_name, last_name):
+        if (self._names[first], self._names[last]) != (first_name, last_name):
             return None
         ending = group + goes_over
         if ending == self.groups:
-            ending, last = group, self._metadata.num_columns - 1  # there is no next row group
-        start, end = _start(self._chunk(group, first)), _end(self._chunk(ending, last))
+            ending, last = group, -1  # there is no next row group
+        start, end = self._starts[group][first], self._ends[ending][last]
         return (start, end) if start < end else None
 
     def _group_at(self, offset: int) -> int:
         """Return the row group that an offset lies in, or the nearest."""
-        if self._begins is None:
-            self._begins = [_start(self._chunk(group, 0)) for group in range(self.groups)]
-        return max(bisect_right(self._begins, offset) - 1, 0)
-
-    def _column_from(self, group: int, start: int) -> int | None:
-        """Return the column of a group whose chunk begins there."""
-        numbers = range(self._metadata.num_columns)
-        found = bisect_left(numbers, start, key=lambda k: _start(self._chunk(group, k)))
-        return found if found in numbers and _start(self._chunk(group, found)) == start else None
-
-    def _column_to(self, group: int, end: int) -> int | None:
-        """Return the column of a group whose chunk ends there."""
-        numbers = range(self._metadata.num_columns)
-        found = bisect_left(numbers, end, key=lambda k: _end(self._chunk(group, k)))
-        return found if found in numbers and _end(self._chunk(group, found)) == end else None
-
-    def _chunk(self, group: int, column: int) -> Any:
-        return self._metadata.row_group(group).column(column)
-
-    def _name(self, column: int) -> str:
-        name: str = self._chunk(0, column).path_in_schema
-        return name
+        return max(bisect_right(self._starts, offset, key=lambda starts: starts[0]) - 1, 0)
 
 
-def _start(chunk: Any) -> int:
-    """Where a column chunk begins: with its dictionary, if it has one."""
-    data: int = chunk.data_page_offset
-    dictionary: int | None = chunk.dictionary_page_offset
-    return dictionary if dictionary is not None and 0 < dictionary < data else data
+def _place(edges: list[int], edge: int) -> int | None:
+    found = bisect_left(edges, edge)
+    return found if found < len(edges) and edges[found] == edge else None
 
 
-def _end(chunk: Any) -> int:
-    return _start(chunk) + int(chunk.total_compressed_size)
+# -- the footer's structures, by the numbers of their fields (parquet.thrift of apache/parquet-format)
+
+_ROW_GROUPS, _ENCRYPTION, _COLUMNS, _FILE_PATH, _META_DATA, _CRYPTO = 4, 8, 1, 1, 3, 8
+_PATH, _COMPRESSED_BYTES, _DATA_PAGE, _DICTIONARY_PAGE = 3, 7, 9, 11
+
+_Chunk = tuple[bytes, int, int]
+
+
+def _read_groups(reader: CompactReader) -> list[list[_Chunk]]:
+    """Read ``FileMetaData``: name, start and end of the chunks of each row group."""
+    groups: list[list[_Chunk]] = []
+    for field, kind in reader.fields():
+        if field == _ENCRYPTION:
+            msg = "encrypted columns"
+            raise ValueError(msg)
+        if field == _ROW_GROUPS and kind == LIST:
+            groups = [_read_group(reader) for _ in range(reader.length_of_list(STRUCT))]
+        else:
+            reader.skip(kind)
+    return groups
+
+
+def _read_group(reader: CompactReader) -> list[_Chunk]:
+    chunks: list[_Chunk] = []
+    for field, kind in reader.fields():
+        if field == _COLUMNS and kind == LIST:
+            chunks = [_read_chunk(reader) for _ in range(reader.length_of_list(STRUCT))]
+        else:
+            reader.skip(kind)
+    return chunks
+
+
+def _read_chunk(reader: CompactReader) -> _Chunk:
+    found = None
+    for field, kind in reader.fields():
+        if field in (_FILE_PATH, _CRYPTO):
+            msg = "a chunk in another file, or an encrypted one"
+            raise ValueError(msg)
+        if field == _META_DATA and kind == STRUCT:
+            found = _read_metadata(reader)
+        else:
+            reader.skip(kind)
+    if found is None:
+        msg = "a chunk that is not described"
+        raise ValueError(msg)
+    return found
+
+
+def _read_metadata(reader: CompactReader) -> _Chunk:
+    name, numbers = b"", {_COMPRESSED_BYTES: -1, _DATA_PAGE: -1, _DICTIONARY_PAGE: 0}
+    for field, kind in reader.fields():
+        if field in numbers and kind in INTEGERS:
+            numbers[field] = reader.integer()
+        elif field == _PATH and kind == LIST:
+            name = b".".join([reader.binary() for _ in range(reader.length_of_list(BINARY))])
+        else:
+            reader.skip(kind)
+    nbytes, data, dictionary = numbers.values()
+    if nbytes < 0 or data < 0:
+        msg = "a chunk without a place"
+        raise ValueError(msg)
+    start = dictionary if 0 < dictionary < data else data
+    return name, start, start + nbytes

@@ -13,13 +13,12 @@ Not inside an op of ours, nor in a section that was interrupted: there a read ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
 
 from headrace.core.ahead import Ahead
 from headrace.core.request import State
@@ -42,6 +41,12 @@ if TYPE_CHECKING:
 BUDGET_SHARE = 8
 MOST_BYTES = 64 << 20
 """A file holds no more than this, and no more than one part in so many of the byte budget, read ahead."""
+
+MOST_PIECES = 64
+"""Ranges that a file holds ahead."""
+
+WANTED_SHARE = 2
+"""One part in so many of a piece is wanted by a read that takes it."""
 
 
 class Prefetcher:
@@ -79,7 +84,7 @@ class Prefetcher:
         What is expected to be wanted next is submitted before it waits.
         """
         check_not_exiting()
-        if not length or current_permit() is not None or self._reader.channel.engine.is_inside():
+        if not length or self._is_apart():
             return None
         end = start + length
         tail_start = self._size if self._tail is None else self._size - len(self._tail)
@@ -88,14 +93,20 @@ class Prefetcher:
             self._learn(start, found)
             return found
         piece = self._covering(start, end)
-        self._submit(self._ahead.note(start, end), before=start)
+        self._submit(self._ahead.note(start, end), before=start, taken=piece)
         if piece is None:
             return None
         data = piece.take(self._reader, self._urgency.at(start))
         return None if data is None else data[start - piece.start : end - piece.start]
 
+    def _is_apart(self) -> bool:
+        """Whether this read has nothing to do with other requests: see the module's text."""
+        return current_permit() is not None or self._reader.channel.engine.is_inside()
+
     def see(self, start: int, data: UInt8Array) -> None:
         """Look at bytes that were read, from `start` on: the footer of a Parquet file is kept."""
+        if self._is_apart():
+            return
         tail = self._learn(start, data)
         if tail is not None and self._version is not None:
             self._reader.channel.tails.keep(self._path, self._version, tail)
@@ -106,40 +117,54 @@ class Prefetcher:
         if tail is not None:
             try:
                 layout = ParquetLayout(tail)
-            except (pa.ArrowException, OSError):  # its reader says what is wrong with it
+            except ValueError:  # its reader says what is wrong with it, if anything is
                 return None
-            self._submit(self._ahead.learn(layout), before=0)
+            spans = [span for span in self._ahead.learn(layout) if span[1] <= start]  # the rest is there
+            self._submit(spans, before=0)
         return tail
 
     # -- what is read ahead
 
     def _covering(self, start: int, end: int) -> Piece | None:
-        """Take off the list what meets a range, and return what has all of it."""
-        met = [piece for piece in self._pieces.values() if piece.start < end and start < piece.end]
-        for piece in met:
-            del self._pieces[piece.start]
-        return next((piece for piece in met if piece.start <= start and end <= piece.end), None)
+        """Take off the list what meets a range, and return what has all of it.
 
-    def _submit(self, spans: list[Span], *, before: int) -> None:
-        """Submit what is not on its way yet, as far as there is room; what lies `before` makes room."""
+        Of a piece a good part must be wanted: who reads by small parts would wait for all of it, and is not
+        whom it was meant for.
+        """
+        met = [piece for piece in list(self._pieces.values()) if piece.start < end and start < piece.end]
+        for piece in met:
+            self._pieces.pop(piece.start, None)
+        least = (end - start) * WANTED_SHARE
+        return next((one for one in met if one.start <= start and end <= one.end <= one.start + least), None)
+
+    def _submit(self, spans: list[Span], *, before: int, taken: Piece | None = None) -> None:
+        """Submit what is not on its way yet, as far as there is room; what lies `before` makes room.
+
+        What is being `taken` still counts.
+        """
         if not spans:
             return
-        self._pieces = {start: piece for start, piece in self._pieces.items() if not piece.is_dropped}
-        held = sum(piece.end - piece.start for piece in self._pieces.values())
+        pieces = list(self._pieces.items())
+        self._pieces = {start: piece for start, piece in pieces if not piece.is_dropped}
+        counted = [*self._pieces.values(), *([taken] if taken is not None else [])]
+        held = sum(piece.end - piece.start for piece in counted)
         for start, end in spans:
             if start in self._pieces:
                 continue
+            if len(self._pieces) >= MOST_PIECES:
+                return
             held += end - start
             while held > self._most_bytes and (oldest := self._oldest(before)) is not None:
                 held -= oldest.end - oldest.start
             if held > self._most_bytes:
                 return
-            self._pieces[start] = piece = Piece(start, end)
+            piece = Piece(start, end)
             piece.submit(self._reader, self._source, self._path, self._urgency.at(start))
+            self._pieces[start] = piece  # once it is submitted: nobody would perform it else
 
     def _oldest(self, before: int) -> Piece | None:
         """Let go of the piece that was asked for first, of those which lie before an offset."""
-        found = next((piece for piece in self._pieces.values() if piece.end <= before), None)
+        found = next((piece for piece in list(self._pieces.values()) if piece.end <= before), None)
         return None if found is None else self._pieces.pop(found.start)
 
 
@@ -161,9 +186,11 @@ class Piece:
         """Start reading it."""
         nbytes = self.end - self.start
         columns = split_range(self.start, nbytes, reader.channel.max_op_bytes)
-        ops = Ops.of([source], columns, pooled_buffer(0))
+        is_one_op = len(columns[0]) == 1
+        ops = Ops.of([source], columns, pooled_buffer(0 if is_one_op else nbytes))
         job = reader.job(ops, path, nbytes, urgency, fails_fast=True, is_speculative=True)
-        job.before = partial(_make_room, ops, nbytes)  # what is queued holds no memory (I2)
+        if is_one_op:
+            job.before = partial(_make_room, ops, nbytes)  # what is queued holds no memory (I2)
         job.callbacks.append(partial(_let_go, weakref.ref(self)))
         self._job = job
         tell_engine(self, job)
@@ -208,7 +235,8 @@ class Piece:
 
 
 def _make_room(ops: Ops, nbytes: int) -> None:
-    ops.buffer = pooled_buffer(nbytes)
+    with contextlib.suppress(MemoryError):  # without room the op fails, and its reader reads for itself
+        ops.buffer = pooled_buffer(nbytes)
 
 
 def _let_go(piece: weakref.ref[Piece]) -> None:

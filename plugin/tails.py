@@ -9,6 +9,7 @@ read.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -49,11 +50,12 @@ class Tails:
 
     def keep(self, path: str, version: str, tail: UInt8Array) -> None:
         """Keep the last bytes of a version of a file, and let go of those that were not used for longest."""
-        if len(tail) > LONGEST_BYTES:
+        if len(tail) > min(LONGEST_BYTES, self._most_bytes):
             return
         kept = tail.copy()
         kept.flags.writeable = False
         self._kept.pop((path, version), None)
         self._kept[path, version] = kept
         while self._kept and sum(map(len, list(self._kept.values()))) > self._most_bytes:
-            self._kept.popitem(last=False)
+            with contextlib.suppress(KeyError):  # another thread was first
+                self._kept.popitem(last=False)

@@ -156,7 +156,7 @@ class Ahead:
         if layout is None or found is None:
             return self._note_block(start, end)
         group, columns = found
-        is_right = (start, end) in self._asked
+        is_right = (start, end) in self._asked and (start, end) not in self._wanted
         self._wanted.add((start, end))
         self._habits.note_wanted(columns)
         stream = self._streams.get(columns)
@@ -184,7 +184,8 @@ class Ahead:
     def _note_block(self, start: int, end: int) -> list[Span]:
         is_next, self._last_end = start == self._last_end, end
         blocks = self._blocks
-        if not is_next or (end - start != blocks.length and end != self._size):
+        is_last = end == self._size and end - start < blocks.length
+        if not is_next or (end - start != blocks.length and not is_last):
             self._blocks = _Blocks(start, end - start)
             return []
         return blocks.note(start, self._size) if blocks.length >= LEAST_BLOCK_BYTES else []

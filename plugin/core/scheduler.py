@@ -247,7 +247,7 @@ class Scheduler:
         else:
             fitting = request.ops_within(self._share(request) - self.in_flight_bytes)
         # Only what the window itself holds back tells its controller anything about the device.
-        self.is_held_back = fitting < room_ops
+        self.is_held_back = fitting < room_ops and not request.is_speculative
         if fitting <= 0 and self.in_flight_ops == 0 and not request.is_speculative:
             return 1  # progress, I1
         if self.has_whole_grants and self.in_flight_ops:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import headrace
+from headrace import prefetch
 from headrace.core.ahead import FIRST_DEPTH
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.errors import ObjectChangedError, ReadTimeoutError
@@ -294,6 +295,95 @@ def test_nor_inside_an_op_of_ours(fs: headrace.HeadraceFileSystem, server: Objec
     assert is_at_rest(fs)
 
 
+def test_a_footer_read_inside_an_op_of_ours_sets_nothing_going(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    scanned(fs, columns=["b"])
+    server.forget()
+    with opened(fs, "bucket/table/0.parquet") as file:
+        file.seek(-(64 << 10), os.SEEK_END)
+        call_permitted(Permit(1, "outer"), file.read)
+    assert len(spans(server)) <= 1
+    assert is_at_rest(fs)
+
+
+def test_an_interrupt_while_a_range_is_submitted_leaves_nothing_that_never_ends(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with opened(fs) as file:
+        read_blocks(file, 1)
+        monkeypatch.setattr(prefetch, "tell_engine", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            file.read(BLOCK)
+        file.seek(BLOCK)
+        assert b"".join(_pieces(file, "read")) == CONTENT[BLOCK:]
+    wait_until(lambda: is_at_rest(fs))
+
+
+def test_without_memory_for_what_is_read_ahead_it_is_read_when_it_is_wanted(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+) -> None:
+    real, refused = prefetch.pooled_buffer, []
+
+    def pooled_buffer(nbytes: int) -> Any:
+        if nbytes:
+            refused.append(nbytes)
+            raise pa.lib.ArrowMemoryError("malloc failed")
+        return real(nbytes)
+
+    monkeypatch.setattr(prefetch, "pooled_buffer", pooled_buffer)
+    with opened(fs) as file:
+        assert b"".join(_pieces(file, "read")) == CONTENT
+    assert refused
+    wait_until(lambda: is_at_rest(fs))
+
+
+def test_a_small_read_does_not_wait_for_a_long_range(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, wait_until: Wait
+) -> None:
+    let_go = hold(server, 2 * BLOCK)
+    try:
+        with opened(fs) as file:
+            read_blocks(file, 2)
+            wait_until(lambda: is_asked(server, 2))
+            file.seek(2 * BLOCK + 10)
+            assert file.read(1000) == CONTENT[2 * BLOCK + 10 : 2 * BLOCK + 1010]
+    finally:
+        let_go.set_result(None)
+    wait_until(lambda: is_at_rest(fs))
+
+
+def test_the_rest_of_a_file_after_its_first_block_is_asked_for_once(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    with opened(fs) as file:
+        assert file.read(BLOCK) + file.read() == CONTENT
+    assert sum(end - start for _, start, end in spans(server)) == len(CONTENT)
+
+
+def test_a_file_holds_so_many_ranges_and_bytes_ahead(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str, wait_until: Wait
+) -> None:
+    """What is being taken counts, too."""
+    names = [f"column {number:03}" for number in range(100)]
+    table = pa.table({name: np.arange(20_000) for name in names})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=1_000)
+    server.put("bucket", "wide.parquet", sink.getvalue())
+    fs = filesystem(server, scheduled_mode)
+    found = ds.dataset("bucket/wide.parquet", filesystem=fs).to_table(columns=names[::2])
+    assert found.equals(table.select(names[::2]))
+    wait_until(lambda: is_at_rest(fs))
+    small = filesystem(server, scheduled_mode, buffer_bytes=32 * BLOCK)
+    with opened(small) as file:
+        assert b"".join(_pieces(file, "read")) == CONTENT
+    assert small.stats().peak_reserved_bytes <= 32 * BLOCK // 8 + BLOCK  # and the read that finds nothing
+
+
 def scanned(fs: Any, **kwargs: Any) -> pa.Table:
     return ds.dataset("bucket/table", filesystem=fs, format="parquet").to_table(**kwargs)
 
@@ -462,3 +552,32 @@ def test_what_arrow_opens_later_is_looked_up_anew(
         arrow.open_input_file("bucket/nothing")
     with pytest.raises(FileNotFoundError):
         arrow.open_input_file("bucket/table")
+
+
+def test_what_arrow_heard_is_good_for_nothing_else(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    """A write in between is seen, and so is an end."""
+    arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    assert arrow.get_file_info("bucket/blocks").size == len(CONTENT)
+    fs.pipe_file("bucket/blocks", b"x" * 300)
+    assert arrow.open_input_file("bucket/blocks").read() == b"x" * 300
+    fs.isfile("bucket/blocks")
+    arrow.get_file_info("bucket/blocks")
+    fs.rm_file("bucket/blocks")
+    with pytest.raises(FileNotFoundError):
+        fs.open("bucket/blocks")
+    assert not arrow.get_file_info(pa.fs.FileSelector("bucket/nothing", allow_not_found=True))
+
+
+def test_what_nobody_came_for_is_forgotten(fs: headrace.HeadraceFileSystem) -> None:
+    arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    for _ in range(30):
+        thread = threading.Thread(target=arrow.get_file_info, args=("bucket/table",))
+        thread.start()
+        thread.join()
+    assert len(fs._looked_up) > 0
+    for thread_id, (path, info, at_s) in list(fs._looked_up.items()):
+        fs._looked_up[thread_id] = path, info, at_s - 1
+    arrow.get_file_info("bucket/table")
+    assert len(fs._looked_up) == 1
