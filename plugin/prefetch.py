@@ -9,6 +9,7 @@ needs that, it is dropped, its memory with it. A reader that finds its range dro
 if nothing had been: errors are those of the read itself (I8). What nobody took goes when the file does.
 
 Not inside an op of ours, nor in a section that was interrupted: there a read may not wait for another's (I1).
+Nor just after a Ctrl-C, when what is left of a scan is to end at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.core.ahead import Ahead
 from headrace.core.request import State
+from headrace.drivers import interrupts
 from headrace.drivers.permit import current_permit
 from headrace.jobs import hand_over
 from headrace.lifecycle import check_not_exiting
@@ -84,7 +86,7 @@ class Prefetcher:
         What is expected to be wanted next is submitted before it waits.
         """
         check_not_exiting()
-        if not length or self._is_apart():
+        if not length or self._is_apart() or interrupts.is_aftermath():
             return None
         end = start + length
         tail_start = self._size if self._tail is None else self._size - len(self._tail)
@@ -105,7 +107,7 @@ class Prefetcher:
 
     def see(self, start: int, data: UInt8Array) -> None:
         """Look at bytes that were read, from `start` on: the footer of a Parquet file is kept."""
-        if self._is_apart():
+        if self._is_apart() or interrupts.is_aftermath():
             return
         tail = self._learn(start, data)
         if tail is not None and self._version is not None:

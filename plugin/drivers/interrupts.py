@@ -268,6 +268,11 @@ def is_foreign_thread() -> bool:
     )
 
 
+def is_aftermath() -> bool:
+    """Whether an interrupt came just now, and what Arrow's threads still ask for fails at once."""
+    return _watcher.is_aftermath()
+
+
 def is_watched() -> bool:
     """Whether SIGINT must reach the reads of this thread: it is Arrow's, and the watcher is armed."""
     return _watcher.pair is not None and is_foreign_thread()

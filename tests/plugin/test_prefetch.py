@@ -19,6 +19,7 @@ import pytest
 import headrace
 from headrace import prefetch
 from headrace.core.ahead import FIRST_DEPTH
+from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.errors import ObjectChangedError, ReadTimeoutError
 from headrace.tails import Tails
@@ -305,6 +306,17 @@ def test_a_footer_read_inside_an_op_of_ours_sets_nothing_going(
         call_permitted(Permit(1, "outer"), file.read)
     assert len(spans(server)) <= 1
     assert is_at_rest(fs)
+
+
+def test_nothing_is_set_going_just_after_a_ctrl_c(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(fs) as file:
+        read_blocks(file, 1)
+        monkeypatch.setattr(interrupts, "is_aftermath", lambda: True)
+        file.read(BLOCK)
+        file.read(BLOCK)
+    assert len(spans(server)) == 3
 
 
 def test_an_interrupt_while_a_range_is_submitted_leaves_nothing_that_never_ends(
