@@ -86,7 +86,7 @@ class Prefetcher:
         What is expected to be wanted next is submitted before it waits.
         """
         check_not_exiting()
-        if not length or self._is_apart() or interrupts.is_aftermath():
+        if not length or self._is_apart():
             return None
         end = start + length
         tail_start = self._size if self._tail is None else self._size - len(self._tail)
@@ -103,11 +103,12 @@ class Prefetcher:
 
     def _is_apart(self) -> bool:
         """Whether this read has nothing to do with other requests: see the module's text."""
-        return current_permit() is not None or self._reader.channel.engine.is_inside()
+        is_inside = current_permit() is not None or self._reader.channel.engine.is_inside()
+        return is_inside or interrupts.is_aftermath()
 
     def see(self, start: int, data: UInt8Array) -> None:
         """Look at bytes that were read, from `start` on: the footer of a Parquet file is kept."""
-        if self._is_apart() or interrupts.is_aftermath():
+        if self._is_apart():
             return
         tail = self._learn(start, data)
         if tail is not None and self._version is not None:
