@@ -186,7 +186,7 @@ class FileBackend(InlineBackend):
     defaults: ClassVar[Defaults] = Defaults(
         mode="lite",
         max_gap_bytes=4096,
-        max_op_bytes=1 << 20,
+        max_op_bytes=1 << 22,
         short_op_bytes=256 << 10,
         io_parallelism=256,
         window_bytes=1 << 20,

@@ -53,7 +53,8 @@ def wait_until_over(
         `timeout_s` seconds went by. The request is as it was: cancelling is the caller's choice.
     """
     announce(job)
-    if interrupts.is_watched():
+    # What need not wait is not watched, unless it is to end at once.
+    if interrupts.is_watched() and (interrupts.is_aftermath() or not until()):
         with interrupts.watched(job):
             _sleep(job, timeout_s, until, revive)
     else:
