@@ -1,27 +1,39 @@
 """What Arrow asks about a path before it opens or lists it: one look at a store serves for all.
 
-It asks `info` of a folder and then `isdir`, and of each file `isfile`, and opens it, for which length and
-version are looked up again. Each is a round trip to a store that has no listing. So what was heard of a
-folder is good for `isdir`, and what `isfile` heard for Arrow's own open: on the same thread, for the same
-path and at once. Both take it away, so no other call ever meets it.
+It asks `info` of a folder and then `isdir` and `find`, and of each file `isfile`, and opens it, for which
+length and version are looked up again. Each is a round trip to a store that has no listing. So what was heard
+of a folder is good for `isdir`, and what `isfile` heard for Arrow's own open: on the same thread, for the
+same path and at once. Both take it away, so no other call ever meets it.
+
+The listing that `find` will want is asked for beside `info`, of what looks like a folder.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
 import threading
+from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
+from typing_extensions import override
 
 from headrace.delegation import Delegation
 from headrace.lifecycle import is_arrows
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from types import FrameType
 
 AT_ONCE_S = 0.1
+
+FILE_NAME = re.compile(r"[^/]\.[A-Za-z][A-Za-z0-9]{0,9}$")
+"""What ends like this is hardly a folder: its listing is not asked for before that is known."""
+
+_AS_ARROW_LISTS = {"maxdepth": None, "withdirs": True, "detail": True}
 
 
 class Looks(Delegation):
@@ -30,14 +42,78 @@ class Looks(Delegation):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}  # by thread
+        self._listings: dict[int, tuple[str, Future[Any], float]] = {}  # by thread
+        self._has_answered = False
 
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the wrapped filesystem's ``info``."""
         path = self._own_path(path)
-        found: dict[str, Any] = self._of_target("info", path, **kwargs)
-        if self._is_look(sys._getframe(1)) and found.get("type") == "directory":  # noqa: SLF001
+        if not self._is_look(sys._getframe(1)):  # noqa: SLF001
+            return self._of_target("info", path, **kwargs)  # type: ignore[no-any-return]
+        listing = self._list_ahead(path)
+        is_folder = False
+        try:
+            found: dict[str, Any] = self._of_target("info", path, **kwargs)
+            is_folder, self._has_answered = found.get("type") == "directory", True
+        finally:
+            if listing is not None and not is_folder:
+                listing.cancel()
+        if is_folder:
             self._note_look(self._target_path(path), found)
+            if listing is not None:
+                self._listings[threading.get_native_id()] = path, listing, monotonic()
         return found
+
+    @override
+    def find(
+        self,
+        path: Any,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        detail: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the wrapped filesystem's ``find``, as `Delegation.find` does."""
+        asked = {"maxdepth": maxdepth, "withdirs": withdirs, "detail": detail, **kwargs}
+        if asked == _AS_ARROW_LISTS and self._is_look(sys._getframe(1)):  # noqa: SLF001
+            listing = self._listing_of(self._own_path(path))
+            if listing is not None:
+                return listing
+        return super().find(path, **asked)
+
+    def _list_ahead(self, path: str) -> Future[Any] | None:
+        """Start to list what looks like a folder, where a listing runs beside other calls."""
+        target = self.target
+        is_awaited = getattr(target, "async_impl", False) and not target.asynchronous
+        protocols = {target.protocol} if isinstance(target.protocol, str) else {*target.protocol}
+        # A page of the web is a file, and its listing the whole of it.
+        if not is_awaited or protocols & {"http", "https"} or FILE_NAME.search(path.rstrip("/")):
+            return None
+        try:
+            connect = getattr(target, "set_session", None)
+            if iscoroutinefunction(connect):
+                sync(target.loop, connect)  # of two calls that find none each would make a session
+            elif not self._has_answered:
+                return None
+            loop = target.loop
+            return asyncio.run_coroutine_threadsafe(target._find(path, **_AS_ARROW_LISTS), loop)  # noqa: SLF001
+        except Exception:  # noqa: BLE001 - `info` will say what is wrong
+            return None
+
+    def _listing_of(self, path: str) -> dict[str, Any] | None:
+        """Take the listing of a folder, if it was asked for just now."""
+        asked, listing, at_s = self._listings.pop(threading.get_native_id(), (None, None, 0.0))
+        if listing is None:
+            return None
+        if asked != path or monotonic() - at_s > AT_ONCE_S:
+            listing.cancel()
+            return None
+        try:
+            return listing.result()  # type: ignore[no-any-return]
+        except Exception:  # noqa: BLE001 - asked once more, it says so itself
+            return None
+        finally:
+            listing.cancel()  # an interrupt ends it
 
     def isdir(self, path: Any) -> bool:
         """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
@@ -74,6 +150,10 @@ class Looks(Delegation):
         for thread, (_, _, at_s) in list(self._looked_up.items()):
             if now - at_s > AT_ONCE_S:
                 self._looked_up.pop(thread, None)  # nobody came for it
+        for thread, (_, listing, at_s) in list(self._listings.items()):
+            if now - at_s > AT_ONCE_S:
+                self._listings.pop(thread, None)
+                listing.cancel()
         self._looked_up[threading.get_native_id()] = path, dict(info), now
 
     def _last_look(self, path: str) -> dict[str, Any] | None:

@@ -1,0 +1,234 @@
+"""What Arrow asks about a path of an object store: one look where fsspec would take three."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import aiobotocore.session
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.http import HTTPFileSystem
+
+import headrace
+from headrace.testing import ObjectServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTENT = b"0123456789" * 100
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1, 2, 3]}), sink)
+    with ObjectServer() as server:
+        server.put("bucket", "blocks", CONTENT)
+        for number in range(3):
+            server.put("bucket", f"table/{number}.parquet", sink.getvalue().to_pybytes())
+        yield server
+
+
+@pytest.fixture
+def fs(server: ObjectServer, cloud_engine: str, scheduled_mode: str) -> headrace.HeadraceFileSystem:
+    options = {**server.storage_options(), "skip_instance_cache": True}
+    return headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, scheduler=scheduled_mode)
+
+
+def arrows(fs: Any) -> pa.fs.PyFileSystem:
+    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+
+
+def listings(server: ObjectServer) -> int:
+    """Return how many whole listings were asked for; `info` takes one of a single name."""
+    return sum("prefix" in one.query and one.query.get("max-keys") != "1" for one in server.requests)
+
+
+def test_arrow_opens_a_file_with_one_look_at_the_store(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    """It asks whether the path is a file, and opens it."""
+    assert ds.dataset("bucket/table/0.parquet", filesystem=fs).schema.names == ["a"]
+    fs.target.invalidate_cache()
+    server.forget()
+    scan = ds.dataset(["bucket/table/0.parquet"], filesystem=fs, format="parquet")
+    assert scan.schema.names == ["a"]
+    assert [request.method for request in server.requests].count("HEAD") == 1
+
+
+def test_what_arrow_opens_later_is_looked_up_anew(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    """The version is that of the open, though the same thread has asked about the path before."""
+    arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    assert arrow.open_input_file("bucket/blocks").read(10) == CONTENT[:10]
+    server.replace("bucket", "blocks", b"x" * 100)
+    assert arrow.open_input_file("bucket/blocks").read() == b"x" * 100
+    with pytest.raises(FileNotFoundError):
+        arrow.open_input_file("bucket/nothing")
+    with pytest.raises(FileNotFoundError):
+        arrow.open_input_file("bucket/table")
+
+
+def test_what_arrow_heard_is_good_for_nothing_else(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    """A write in between is seen, and so is an end."""
+    arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    assert arrow.get_file_info("bucket/blocks").size == len(CONTENT)
+    fs.pipe_file("bucket/blocks", b"x" * 300)
+    assert arrow.open_input_file("bucket/blocks").read() == b"x" * 300
+    fs.isfile("bucket/blocks")
+    arrow.get_file_info("bucket/blocks")
+    fs.rm_file("bucket/blocks")
+    with pytest.raises(FileNotFoundError):
+        fs.open("bucket/blocks")
+    assert not arrow.get_file_info(pa.fs.FileSelector("bucket/nothing", allow_not_found=True))
+
+
+def test_what_nobody_came_for_is_forgotten(fs: headrace.HeadraceFileSystem) -> None:
+    arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    for _ in range(30):
+        thread = threading.Thread(target=arrow.get_file_info, args=("bucket/table",))
+        thread.start()
+        thread.join()
+    assert len(fs._looked_up) > 0
+    for thread_id, (path, info, at_s) in list(fs._looked_up.items()):
+        fs._looked_up[thread_id] = path, info, at_s - 1
+    arrow.get_file_info("bucket/table")
+    assert len(fs._looked_up) == 1
+
+
+def test_a_folder_is_listed_while_it_is_looked_up(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_listed, find, info = threading.Event(), fs.target._find, fs.target.info
+
+    async def find_and_tell(*args: Any, **kwargs: Any) -> Any:
+        found = await find(*args, **kwargs)
+        is_listed.set()
+        return found
+
+    def info_after_it(*args: Any, **kwargs: Any) -> Any:
+        assert is_listed.wait(WAIT_S)
+        return info(*args, **kwargs)
+
+    monkeypatch.setattr(fs.target, "_find", find_and_tell)
+    monkeypatch.setattr(fs.target, "info", info_after_it)
+    scan = ds.dataset("bucket/table", filesystem=fs)
+    assert [name.rpartition("/")[2] for name in scan.files] == ["0.parquet", "1.parquet", "2.parquet"]
+    assert scan.count_rows() == 9
+    assert listings(server) == 1
+    assert not fs._listings
+
+
+def test_a_listing_is_that_of_the_filesystem(fs: headrace.HeadraceFileSystem) -> None:
+    arrow, plain = arrows(fs), arrows(fs.target)
+    for path, is_deep in (
+        ("bucket/table", True),
+        ("bucket", True),
+        ("bucket", False),
+        ("bucket/table/", True),
+    ):
+        assert repr(arrow.get_file_info(path)) == repr(plain.get_file_info(path))
+        selector = pa.fs.FileSelector(path, recursive=is_deep)
+        assert repr(arrow.get_file_info(selector)) == repr(plain.get_file_info(selector))
+
+
+def test_what_is_written_between_look_and_listing_is_in_the_next(fs: headrace.HeadraceFileSystem) -> None:
+    """A listing is for the `find` that follows on the same thread at once, and for one."""
+    arrow, selector = arrows(fs), pa.fs.FileSelector("bucket/table", recursive=True)
+    arrow.get_file_info("bucket/table")
+    assert len(arrow.get_file_info(selector)) == 3
+    fs.pipe_file("bucket/table/3.parquet", b"x")
+    assert len(arrow.get_file_info(selector)) == 4
+    arrow.get_file_info("bucket/table")
+    fs.pipe_file("bucket/table/4.parquet", b"x")
+    (thread, (path, listing, at_s)), *_ = fs._listings.items()
+    fs._listings[thread] = path, listing, at_s - 1
+    assert len(arrow.get_file_info(selector)) == 5
+
+
+@pytest.mark.parametrize(
+    "path", ["bucket/table/0.parquet", "bucket/blocks", "bucket/none", "bucket/none.csv"]
+)
+def test_what_is_no_folder_is_as_ever(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, path: str
+) -> None:
+    assert repr(arrows(fs).get_file_info(path)) == repr(arrows(fs.target).get_file_info(path))
+    assert not fs._listings
+    if "." in path:
+        assert listings(server) == 0, "it does not look like a folder"
+
+
+def test_a_listing_that_fails_is_asked_for_once_more(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = []
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        failed.append(1)
+        raise OSError("no listing now")
+
+    monkeypatch.setattr(fs.target, "_find", fail)  # the sync `find` of s3fs does not ask this
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/table")
+    found = arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))
+    assert (len(found), failed) == (3, [1])
+
+
+def test_an_interrupt_ends_the_wait_for_a_listing(fs: headrace.HeadraceFileSystem) -> None:
+    class Interrupted(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            raise KeyboardInterrupt
+
+    arrow, listing = arrows(fs), Interrupted()
+    arrow.get_file_info("bucket/table")
+    (thread, (path, real, at_s)), *_ = fs._listings.items()
+    real.cancel()
+    fs._listings[thread] = path, listing, at_s
+    with pytest.raises(KeyboardInterrupt):
+        arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))
+    assert listing.cancelled()
+
+
+def test_a_first_look_makes_one_session(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3fs makes one for each of two calls that find none, and forgets the first."""
+    made, make = [], aiobotocore.session.AioSession.create_client
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        made.append(1)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(aiobotocore.session.AioSession, "create_client", count)
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/table")
+    arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))
+    assert len(made) == 1
+
+
+def test_pages_of_the_web_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def find(*args: Any, **_: Any) -> None:
+        asked.append(args)
+
+    fs = headrace.HeadraceFileSystem(fs=HTTPFileSystem(skip_instance_cache=True))
+    monkeypatch.setattr(fs.target, "_find", find)
+    assert fs._list_ahead("http://127.0.0.1/table") is None
+    assert not asked
+
+
+def test_a_dead_loop_is_no_reason_to_fail(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a forked child: fsspec's property raises there."""
+    monkeypatch.setattr(fs.target, "_pid", -1)
+    assert fs._list_ahead("bucket/table") is None
