@@ -31,6 +31,7 @@ from headrace.memory import pooled_buffer
 from headrace.parquet import FooterFinder, ParquetLayout
 from headrace.read import tell_engine
 from headrace.single import bytes_before_the_end, split_range
+from headrace.tails import Tail
 from headrace.types import Ops
 
 if TYPE_CHECKING:
@@ -89,9 +90,8 @@ class Prefetcher:
         if not length or self._is_apart():
             return None
         end = start + length
-        tail_start = self._size if self._tail is None else self._size - len(self._tail)
-        if self._tail is not None and start >= tail_start:
-            found = self._tail[start - tail_start : end - tail_start]
+        if self._tail is not None and start >= (tail_start := self._size - len(self._tail.data)):
+            found = self._tail.data[start - tail_start : end - tail_start]
             self._learn(start, found)
             return found
         piece = self._covering(start, end)
@@ -114,16 +114,17 @@ class Prefetcher:
         if tail is not None and self._version is not None:
             self._reader.channel.tails.keep(self._path, self._version, tail)
 
-    def _learn(self, start: int, data: UInt8Array) -> UInt8Array | None:
+    def _learn(self, start: int, data: UInt8Array) -> Tail | None:
         """Learn the file's layout, if its footer is there now; returns the file from there on."""
-        tail = self._footer.look(start, data)
-        if tail is not None:
-            try:
-                layout = ParquetLayout(tail)
-            except ValueError:  # its reader says what is wrong with it, if anything is
-                return None
-            spans = [span for span in self._ahead.learn(layout) if span[1] <= start]  # the rest is there
-            self._submit(spans, before=0)
+        found = self._footer.look(start, data)
+        if found is None:
+            return None
+        try:
+            tail = self._tail or Tail(found, ParquetLayout(found))
+        except ValueError:  # its reader says what is wrong with it, if anything is
+            return None
+        spans = [span for span in self._ahead.learn(tail.layout) if span[1] <= start]  # the rest is there
+        self._submit(spans, before=0)
         return tail
 
     # -- what is read ahead

@@ -4,16 +4,17 @@ A dataset opens its first file for the schema and all files once more to scan th
 and reads in another, and the next scan opens them all again: each time the footer is a round trip to the
 store. Kept are those of objects whose version is known when they are opened, for that version only, and for
 the channel that read them: a filesystem with other credentials has another, and nobody sees what it may not
-read.
+read. What was found in them is kept too: parsing one takes milliseconds, with the GIL kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from headrace.parquet import ParquetLayout
     from headrace.types import UInt8Array
 
 MOST_BYTES = 8 << 20
@@ -21,6 +22,18 @@ MOST_BYTES = 8 << 20
 
 BUDGET_SHARE = 64
 LONGEST_BYTES = 1 << 20
+
+
+class Tail(NamedTuple):
+    """The last bytes of a file, not to be written to, and the layout that they tell of."""
+
+    data: UInt8Array
+    layout: ParquetLayout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, about."""
+        return len(self.data) + self.layout.nbytes
 
 
 class Tails:
@@ -34,10 +47,10 @@ class Tails:
 
     def __init__(self, budget_bytes: int) -> None:
         self._most_bytes = min(budget_bytes // BUDGET_SHARE, MOST_BYTES) if budget_bytes else MOST_BYTES
-        self._kept: OrderedDict[tuple[str, str], UInt8Array] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Tail] = OrderedDict()
 
-    def get(self, path: str, version: str) -> UInt8Array | None:
-        """Return the last bytes of a version of a file, if they are there; not to be written to."""
+    def get(self, path: str, version: str) -> Tail | None:
+        """Return the end of a version of a file, if it is there."""
         # Each step is one of the GIL's; another thread may have taken it off meanwhile.
         found = self._kept.pop((path, version), None)
         if found is not None:
@@ -48,14 +61,14 @@ class Tails:
         """Let go of all."""
         self._kept.clear()
 
-    def keep(self, path: str, version: str, tail: UInt8Array) -> None:
-        """Keep the last bytes of a version of a file, and let go of those that were not used for longest."""
-        if len(tail) > min(LONGEST_BYTES, self._most_bytes):
+    def keep(self, path: str, version: str, tail: Tail) -> None:
+        """Keep the end of a version of a file, and let go of those that were not used for longest."""
+        if len(tail.data) > LONGEST_BYTES or tail.nbytes > self._most_bytes:
             return
-        kept = tail.copy()
-        kept.flags.writeable = False
+        data = tail.data.copy()
+        data.flags.writeable = False
         self._kept.pop((path, version), None)
-        self._kept[path, version] = kept
-        while self._kept and sum(map(len, list(self._kept.values()))) > self._most_bytes:
+        self._kept[path, version] = tail._replace(data=data)
+        while self._kept and sum(tail.nbytes for tail in list(self._kept.values())) > self._most_bytes:
             with contextlib.suppress(KeyError):  # another thread was first
                 self._kept.popitem(last=False)

@@ -22,7 +22,8 @@ from headrace.core.ahead import FIRST_DEPTH
 from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.errors import ObjectChangedError, ReadTimeoutError
-from headrace.tails import Tails
+from headrace.parquet import CHUNK_BYTES, ParquetLayout
+from headrace.tails import Tail, Tails
 from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
@@ -481,18 +482,38 @@ def test_a_kept_footer_is_for_those_who_read_it(
     assert len(spans(server)) == 1
 
 
+def test_a_kept_footer_is_parsed_once(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+) -> None:
+    parsed, parse = [], ParquetLayout.__init__
+
+    def count(layout: ParquetLayout, tail: Any) -> None:
+        parsed.append(len(tail))
+        parse(layout, tail)
+
+    monkeypatch.setattr(ParquetLayout, "__init__", count)
+    for _ in range(3):
+        table = pq.read_table("bucket/table/0.parquet", columns=["b"], filesystem=fs)
+        assert table == TABLE.select(["b"])
+    assert len(parsed) == 1
+    wait_until(lambda: is_at_rest(fs))
+
+
 def test_kept_footers_are_bounded() -> None:
+    layout = ParquetLayout(np.frombuffer(_parquet(), np.uint8))
+    assert layout.nbytes == GROUPS * len(NAMES) * CHUNK_BYTES
     tails = Tails(64 << 20)
     for number in range(100):
-        tails.keep(f"file {number}", "version", np.full(64 << 10, number % 256, np.uint8))
-    tails.keep("long", "version", np.zeros(2 << 20, np.uint8))
+        data = np.full((64 << 10) - layout.nbytes, number % 256, np.uint8)
+        tails.keep(f"file {number}", "version", Tail(data, layout))
+    tails.keep("long", "version", Tail(np.zeros(2 << 20, np.uint8), layout))
     kept = [number for number in range(100) if tails.get(f"file {number}", "version") is not None]
     assert kept == list(range(84, 100))
     assert tails.get("long", "version") is None
     assert tails.get("file 99", "other") is None
     tail = tails.get("file 99", "version")
     assert tail is not None
-    assert not tail.flags.writeable
+    assert not tail.data.flags.writeable
 
 
 def test_a_long_footer_comes_in_two_reads(fs: headrace.HeadraceFileSystem, server: ObjectServer) -> None:
