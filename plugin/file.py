@@ -12,6 +12,7 @@ Parquet, IPC and ORC scans never close their files: everything is released when 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -387,11 +388,16 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def close(self) -> None:
         """Let go of the source; a read in progress on another thread ends first by itself."""
-        if not self.closed:
-            super().close()
-            with self._lock:
-                source, self._source = self._source, None
-                self._ahead, self._prefetcher = b"", None
+        if self.closed:
+            return
+        super().close()
+        is_here = (
+            self._pid == os.getpid()
+        )  # in a forked child nobody will free the lock, nor is the source its own
+        with self._lock if is_here else contextlib.nullcontext():
+            source, self._source = self._source, None
+            self._ahead, self._prefetcher = b"", None
+        if is_here:
             self._reader.release(source)
 
     @override

@@ -76,7 +76,9 @@ class Prefetcher:
         self._ahead = Ahead(size, habits)
         self._pieces: dict[int, Piece] = {}
         self._footer = FooterFinder(size)
-        self._version: str | None = getattr(source, "condition", None)
+        # The ETag of a web server may be of whole seconds: what is kept might meet another version.
+        is_page = path.startswith(("http://", "https://"))
+        self._version: str | None = None if is_page else getattr(source, "condition", None)
         self._tail = None if self._version is None else reader.channel.tails.get(path, self._version)
         budget = reader.channel.settings.buffer_bytes
         self._most_bytes = min(budget // BUDGET_SHARE, MOST_BYTES) if budget else MOST_BYTES

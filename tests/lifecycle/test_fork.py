@@ -36,6 +36,13 @@ def test_a_fork_with_slow_reads_in_flight(protocol: str, content: Path, schedule
     _passes("fork_slow", protocol, content, scheduled_mode)
 
 
+@pytest.mark.parametrize("protocol", ["slow", "aslow"])
+def test_a_file_that_is_read_at_a_fork_is_closed_in_the_child(
+    protocol: str, content: Path, scheduled_mode: str
+) -> None:
+    _passes("fork_close", protocol, content, scheduled_mode)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickled_filesystem_in_other_processes(protocol: str, content: Path, scheduled_mode: str) -> None:
     _passes("processes", protocol, content, scheduled_mode)

@@ -468,6 +468,20 @@ def test_a_kept_footer_is_of_one_version(fs: headrace.HeadraceFileSystem, server
     assert pq.read_schema(path, filesystem=fs).names == ["e", "f", "g", "h"]
 
 
+def test_footers_of_the_web_are_not_kept(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str, wait_until: Wait
+) -> None:
+    """A server whose ETag is made of time and length has the same for what is written within a second."""
+    budget = (1 << 33) + next(_numbers)
+    fs = headrace.HeadraceFileSystem(target_protocol="http", scheduler=scheduled_mode, buffer_bytes=budget)
+    for _ in range(2):
+        with fs.open(f"{server.url}/bucket/table/0.parquet", cache_type="none") as file:
+            file.seek(-(64 << 10), os.SEEK_END)
+            assert file.read() == _parquet()[-(64 << 10) :]
+    assert len(spans(server)) == 2
+    wait_until(lambda: is_at_rest(fs))
+
+
 def test_a_kept_footer_is_for_those_who_read_it(
     server: ObjectServer, cloud_engine: str, scheduled_mode: str
 ) -> None:

@@ -138,6 +138,41 @@ def fork_slow(fs: Any) -> None:
         assert bytes(read.result()[0]) == CONTENT[start : start + 10]
 
 
+def fork_close(fs: Any) -> None:
+    """Fork while another thread reads a file, which the child closes, or forgets."""
+    slow.delay_s = 1.0
+    files = [fs.open(PATH, "rb", cache_type="none") for _ in range(2)]
+    threads = [threading.Thread(target=file.read, args=(70_000,)) for file in files]
+    for thread in threads:
+        thread.start()
+    slow.has_begun.wait()
+    while not all(is_held(file) for file in files):
+        time.sleep(0.001)
+    pid = os.fork()
+    if pid == 0:
+        slow.delay_s = 0.0
+        files.pop().close()
+        file = files.pop()
+        threads.clear()
+        del file
+        gc.collect()
+        os._exit(0)
+    assert_ended_well(pid)
+    for thread in threads:
+        thread.join()
+    assert [file.tell() for file in files] == [70_000] * 2
+    for file in files:
+        file.close()
+
+
+def is_held(file: Any) -> bool:
+    """Whether another thread reads the file now."""
+    is_free = file._lock.acquire(blocking=False)
+    if is_free:
+        file._lock.release()
+    return not is_free
+
+
 def in_process(fs: Any, path: str, expected: bytes) -> bytes:
     import slow as _  # noqa: F401 - registers the protocols in a spawned process
 
