@@ -81,7 +81,7 @@ def can_read(source: PathSource, length: int) -> bool:
     if length != UNKNOWN_LENGTH:
         return length > 0
     start, end = source.bounds
-    return (start or 0) >= 0 and (end is None or end > (start or 0))
+    return source.is_end or ((start or 0) >= 0 and (end is None or end > (start or 0)))
 
 
 async def read_op(fs: Any, ops: Ops, row: int) -> None:
@@ -90,6 +90,9 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
     if ops.state is None:
         ops.state = {}
     length = int(ops.length[row])
+    if length == UNKNOWN_LENGTH and source.is_end:
+        ops.deliver(row, await _receive_end(fs, source))
+        return
     if length == UNKNOWN_LENGTH:
         start, end = source.bounds
         whole = ops.state.setdefault(row, bytearray())
@@ -116,6 +119,21 @@ async def check_there(fs: Any, source: PathSource) -> None:
     await _call(fs, "head_object", Bucket=bucket, Key=key)
 
 
+async def _receive_end(fs: Any, source: PathSource) -> bytes:
+    """Return the last bytes of an object, and have its source know how many and of which version."""
+    answer = await _get(fs, source, f"bytes={source.bounds[0]}")
+    body = answer["Body"]
+    try:
+        _check_answer(source, answer, is_part=True)
+        data = bytearray()
+        while piece := await body.read(PIECE_BYTES):
+            data += piece
+    finally:
+        body.close()
+    source.size = int(answer["ContentRange"].rpartition("/")[2])
+    return bytes(data)
+
+
 async def _receive(
     fs: Any,
     source: PathSource,
@@ -127,10 +145,13 @@ async def _receive(
     first, end = bounds[0] + done, bounds[1]
     if first == end:
         return
-    answer = await _get(fs, source, first, end)
+    # An empty object has no range.
+    is_whole = not first and end is None
+    asked = None if is_whole else f"bytes={first}-{'' if end is None else end - 1}"
+    answer = await _get(fs, source, asked)
     body = answer["Body"]
     try:
-        _check_answer(source, answer, first)
+        _check_answer(source, answer, is_part=first > 0)
         while end is None or first < end:
             piece = await body.read(PIECE_BYTES if end is None else min(PIECE_BYTES, end - first))
             if not piece:
@@ -141,12 +162,13 @@ async def _receive(
         body.close()
 
 
-async def _get(fs: Any, source: PathSource, first: int, end: int | None) -> dict[str, Any]:
+async def _get(fs: Any, source: PathSource, asked: str | None) -> dict[str, Any]:
+    """Ask for a range, or for all; of the version that is read."""
     bucket, key, version = fs.split_path(source.path)
     version = source.options.get("version_id") or version
     conditions = {} if version is None else {"VersionId": version}
-    if first or end is not None:  # an empty object has no range
-        conditions["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
+    if asked is not None:
+        conditions["Range"] = asked
     if source.condition:
         conditions["IfMatch"] = source.condition
     try:
@@ -183,12 +205,12 @@ async def _version_now(fs: Any, bucket: str, key: str) -> str:
     return str(answer.get("ETag", "unknown"))
 
 
-def _check_answer(source: PathSource, answer: dict[str, Any], first: int) -> None:
-    """Check that the answer is of the version that is read, and of the range that was asked."""
+def _check_answer(source: PathSource, answer: dict[str, Any], *, is_part: bool) -> None:
+    """Check that the answer is of the version that is read, and of a part where one was asked for."""
     found = answer.get("ETag")
     if source.etag is None:
         source.etag = found
     elif found != source.etag:
         raise ObjectChangedError(source.path, source.etag, str(found))
-    if first and answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL_CONTENT:
+    if is_part and answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL_CONTENT:
         raise OSError(errno.EIO, "the store ignored the range and sent the whole object", source.path)

@@ -156,6 +156,13 @@ class Backend(abc.ABC):
             What opening the file raises, of the type that the wrapped filesystem raises.
         """
 
+    def open_end(self, path: str, nbytes: int) -> Any:  # noqa: ARG002
+        """Open a file for one op, of unknown length, that reads its last bytes and learns `size` and `etag`.
+
+        None where that is no single request.
+        """
+        return None
+
     def close(self, source: Any) -> None:  # noqa: B027
         """Release what `open` returned."""
 
@@ -318,10 +325,10 @@ class PathSource:
 
     `bounds` are the caller's own start and end, where they are not plain offsets (None, negative), `options`
     what else ``cat_file`` shall be given. `etag` is the version seen at open, which every read must match, or
-    None where none is known.
+    None where none is known. With `is_end` it is for one op of the last bytes, which learns version and size.
     """
 
-    __slots__ = ("bounds", "etag", "options", "path")
+    __slots__ = ("bounds", "etag", "is_end", "options", "path", "size")
 
     def __init__(
         self,
@@ -329,9 +336,13 @@ class PathSource:
         bounds: tuple[int | None, int | None] = (None, None),
         options: dict[str, Any] | None = None,
         etag: str | None = None,
+        *,
+        is_end: bool = False,
     ) -> None:
         self.path = path
         self.etag = etag
+        self.is_end = is_end
+        self.size: int | None = None
         self.bounds = bounds
         self.options = options or {}
 

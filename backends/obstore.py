@@ -42,7 +42,6 @@ from headrace.backends._obstore_requests import (
     has_bounds,
     options_of,
     progress_of,
-    range_of,
     receive,
     take,
 )
@@ -167,6 +166,14 @@ class ObstoreBackend(BulkBackend):
         return ObjectSource(path, self._client.split(path), is_file=is_file, **options)
 
     @override
+    def open_end(self, path: str, nbytes: int) -> PathSource | None:
+        """Open an object of S3: others have no such request, or tell no version."""
+        if not self._client.gives_ends:
+            return None
+        place = self._client.split(path)
+        return ObjectSource(path, place, is_file=True, is_end=True, bounds=(-nbytes, None))
+
+    @override
     def version_of(self, info: Mapping[str, Any]) -> str | None:
         """Have the kind of storage say which of its texts is the version."""
         return self._client.version_of(info)
@@ -193,7 +200,7 @@ class ObstoreBackend(BulkBackend):
         source: ObjectSource = ops.sources[int(ops.file[rows[0]])]
         bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         lengths = ops.length[rows]
-        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
+        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and not has_bounds(source, UNKNOWN_LENGTH)):
             self._ask(ops, rows)
             return
         if refused:

@@ -183,6 +183,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         return current_settings(self._settings_options)
 
     @property
+    @override
     def _reader(self) -> Reader | None:
         """The way to read, or None under ``off``."""
         now, seen = runtime(), current_settings()
@@ -220,6 +221,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
 
         return snapshot(self.channel)
 
+    @override
     def _urgency(self, base: int | None, *, number: int = 0) -> Urgency:
         base = self._base_here() if base is None else ambient.checked_base(base)
         return Urgency(Priority(base, number << _POSITION_BITS), (self._scan, number > 0))

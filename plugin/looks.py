@@ -5,7 +5,9 @@ length and version are looked up again. Each is a round trip to a store that has
 of a folder is good for `isdir`, and what `isfile` heard for Arrow's own open: on the same thread, for the
 same path and at once. Both take it away, so no other call ever meets it.
 
-The listing that `find` will want is asked for beside `info`, of what looks like a folder.
+The listing that `find` will want is asked for beside `info`, of what looks like a folder. And where nothing
+is known of a Parquet file, it is looked at by reading its end, which tells size and version too: what opens
+it wants that first.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fsspec.asyn import AsyncFileSystem, sync
 from typing_extensions import override
 
@@ -25,19 +28,35 @@ from headrace.delegation import Delegation
 from headrace.lifecycle import is_arrows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
     from types import FrameType
+
+    from headrace.jobs import Urgency
+    from headrace.reader import Reader
 
 AT_ONCE_S = 0.1
 
 FILE_NAME = re.compile(r"[^/]\.[A-Za-z][A-Za-z0-9]{0,9}$")
 """What ends like this is hardly a folder: its listing is not asked for before that is known."""
 
+PARQUET_NAME = re.compile(r"\.(parquet|parq|pq)$")
+
+END_BYTES = 64 << 10
+"""Arrow reads so much of a Parquet file's end."""
+
 _AS_ARROW_LISTS = {"maxdepth": None, "withdirs": True, "detail": True}
 
 
 class Looks(Delegation):
     """Forwards to ``self.target``, and remembers what it said last."""
+
+    _urgency: Callable[[int | None], Urgency]
+
+    @property
+    def _reader(self) -> Reader | None:
+        """The way to read, or None under ``off``."""
+        raise NotImplementedError
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -132,13 +151,30 @@ class Looks(Delegation):
             return found
         path = self._target_path(path)
         try:
-            info = self._of_target("info", path)
+            info = self._look_at_end(path) or self._of_target("info", path)
             is_file: bool = info["type"] == "file"
         except Exception:  # noqa: BLE001 - as fsspec's own `isfile`
             return False
         if is_file:
             self._note_look(path, info)
         return is_file
+
+    def _look_at_end(self, path: str) -> dict[str, Any] | None:
+        """Read the end of a Parquet file, and keep it for its reader; returns what is known of it then."""
+        reader = self._reader
+        if reader is None or not PARQUET_NAME.search(path) or reader.channel.tails.knows(path):
+            return None
+        if self.target._ls_from_cache(path) is not None:  # noqa: SLF001
+            return None
+        try:
+            found = reader.read_end(path, END_BYTES, self._urgency(None))
+        except Exception:  # noqa: BLE001 - `info` will say what is wrong
+            return None
+        if found is None:
+            return None
+        size, version, data = found
+        reader.channel.tails.keep_end(path, version, size, np.frombuffer(data, np.uint8))
+        return {"name": path, "type": "file", "size": size, "ETag": version}
 
     def _is_look(self, caller: FrameType) -> bool:
         """Whether it is Arrow that asks, and a store that knows."""

@@ -158,18 +158,34 @@ class SingleReader(QuickReader):
         start, end = bounds
         if isinstance(self.channel.backend, AsyncBackend | BulkBackend) and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
-        job = self._whole_job(source, urgency)
-        try:
-            self.run(job, self.channel.settings.timeout_s)
-            data = _take_whole(job)
-        finally:
-            if job.request.state is not State.RETIRED:
-                job.engine.lost.append(job)
-                job.engine.settle_lost()
+        data = self._read_whole(source, urgency)
         if is_plain(start, end):
             # Some stores take an empty range for no range at all (I9: never longer than asked).
             data = data[: max(end - start, 0)]  # type: ignore[operator]
         return data
+
+    def read_end(self, path: str, nbytes: int, urgency: Urgency) -> tuple[int, str, bytes] | None:
+        """Read the last bytes of a file of which nothing is known yet: returns size, version, and them.
+
+        None where that takes more than one request.
+        """
+        source = self.channel.backend.open_end(path, nbytes)
+        if source is None:
+            return None
+        data = self._read_whole(source, urgency)
+        if source.size is None or source.condition is None or len(data) != min(nbytes, source.size):
+            return None
+        return source.size, source.condition, data
+
+    def _read_whole(self, source: PathSource, urgency: Urgency) -> bytes:
+        job = self._whole_job(source, urgency)
+        try:
+            self.run(job, self.channel.settings.timeout_s)
+            return _take_whole(job)
+        finally:
+            if job.request.state is not State.RETIRED:
+                job.engine.lost.append(job)
+                job.engine.settle_lost()
 
     def _is_one_op(self, start: int | None, end: int | None) -> bool:
         """Whether the bounds are offsets, and what lies between them one op: its length is known then."""

@@ -14,12 +14,15 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
 import headrace
-from headrace.testing import ObjectServer
+from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from headrace.testing import ServedRequest
+
 CONTENT = b"0123456789" * 100
+LONG = bytes(range(251)) * 1000
 WAIT_S = 20.0
 
 
@@ -29,6 +32,7 @@ def server() -> Iterator[ObjectServer]:
     pq.write_table(pa.table({"a": [1, 2, 3]}), sink)
     with ObjectServer() as server:
         server.put("bucket", "blocks", CONTENT)
+        server.put("bucket", "long.parquet", LONG)
         for number in range(3):
             server.put("bucket", f"table/{number}.parquet", sink.getvalue().to_pybytes())
         yield server
@@ -44,6 +48,11 @@ def arrows(fs: Any) -> pa.fs.PyFileSystem:
     return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
 
 
+def is_end(request: ServedRequest) -> bool:
+    """Whether the last bytes of an object were asked for."""
+    return request.range == "bytes=-65536"
+
+
 def listings(server: ObjectServer) -> int:
     """Return how many whole listings were asked for; `info` takes one of a single name."""
     return sum("prefix" in one.query and one.query.get("max-keys") != "1" for one in server.requests)
@@ -53,12 +62,62 @@ def test_arrow_opens_a_file_with_one_look_at_the_store(
     fs: headrace.HeadraceFileSystem, server: ObjectServer
 ) -> None:
     """It asks whether the path is a file, and opens it."""
-    assert ds.dataset("bucket/table/0.parquet", filesystem=fs).schema.names == ["a"]
-    fs.target.invalidate_cache()
-    server.forget()
+    arrow = arrows(fs)
+    assert arrow.open_input_file("bucket/blocks").read(10) == CONTENT[:10]
+    assert [request.method for request in server.requests] == ["HEAD", "GET"]
+
+
+def test_arrow_opens_a_parquet_file_and_reads_its_end_with_one_request(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
     scan = ds.dataset(["bucket/table/0.parquet"], filesystem=fs, format="parquet")
     assert scan.schema.names == ["a"]
-    assert [request.method for request in server.requests].count("HEAD") == 1
+    assert [(one.method, one.range) for one in server.requests] == [("GET", "bytes=-65536")]
+    server.forget()
+    assert scan.to_table().column("a").to_pylist() == [1, 2, 3]
+    assert [one.method for one in server.requests] == ["HEAD"], "all of it is there, if it is what it was"
+    server.forget()
+    assert ds.dataset("bucket/table", filesystem=fs).to_table().num_rows == 9
+    assert not any(map(is_end, server.requests)), "the listing tells of them"
+
+
+@pytest.mark.parametrize("name", ["none", "empty", "other"])
+def test_what_has_no_footer_is_as_ever(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, name: str
+) -> None:
+    server.put("bucket", "empty.parquet", b"")
+    server.put("bucket", "other.parquet", CONTENT)
+    if name == "none":
+        with pytest.raises(FileNotFoundError):
+            arrows(fs).open_input_file("bucket/none.parquet")
+    else:
+        data = arrows(fs).open_input_file(f"bucket/{name}.parquet").read()
+        assert data == (CONTENT if name == "other" else b"")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["whole_object", "truncate", "break_body", "reset", "slow_down", "internal_error", "expired_token"],
+)
+def test_where_the_end_does_not_come_the_file_is_looked_up(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, kind: Any
+) -> None:
+    fs = headrace.HeadraceFileSystem(fs=fs.target, retries=0, **fs._settings_options)
+    server.script = lambda request: Fault(kind) if is_end(request) else Fault()
+    assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG
+    assert any(map(is_end, server.requests))
+
+
+def test_a_file_that_is_written_after_the_look_is_another_version(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    """The end that was read counts as the open: no byte of another version comes behind it."""
+    file = arrows(fs).open_input_file("bucket/long.parquet")
+    assert file.read(10) == LONG[:10]
+    server.replace("bucket", "long.parquet", LONG[::-1])
+    with pytest.raises(headrace.ObjectChangedError):
+        file.read()
+    assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG[::-1]
 
 
 def test_what_arrow_opens_later_is_looked_up_anew(
