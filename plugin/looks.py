@@ -29,7 +29,6 @@ from headrace.lifecycle import is_arrows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
     from types import FrameType
 
     from headrace.jobs import Urgency
@@ -45,6 +44,7 @@ PARQUET_NAME = re.compile(r"\.(parquet|parq|pq)$")
 END_BYTES = 64 << 10
 """Arrow reads so much of a Parquet file's end."""
 
+_ASKING = frozenset({"exists", "find", "info", "isdir", "isfile"})
 _AS_ARROW_LISTS = {"maxdepth": None, "withdirs": True, "detail": True}
 
 
@@ -61,8 +61,14 @@ class Looks(Delegation):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}  # by thread
-        self._listings: dict[int, tuple[str, Future[Any], float]] = {}  # by thread
+        self._listings: dict[int, Listing] = {}  # by thread
         self._has_answered = False
+
+    @override
+    def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name not in _ASKING:
+            self._listings.pop(threading.get_native_id(), None)  # it may not be so any more
+        return super()._of_target(name, *args, **kwargs)
 
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the wrapped filesystem's ``info``."""
@@ -75,12 +81,12 @@ class Looks(Delegation):
             found: dict[str, Any] = self._of_target("info", path, **kwargs)
             is_folder, self._has_answered = found.get("type") == "directory", True
         finally:
-            if listing is not None and not is_folder:
-                listing.cancel()
+            if listing is not None:
+                listing.end_soon(AT_ONCE_S if is_folder else 0)
         if is_folder:
             self._note_look(self._target_path(path), found)
             if listing is not None:
-                self._listings[threading.get_native_id()] = path, listing, monotonic()
+                self._listings[threading.get_native_id()] = listing
         return found
 
     @override
@@ -100,7 +106,7 @@ class Looks(Delegation):
                 return listing
         return super().find(path, **asked)
 
-    def _list_ahead(self, path: str) -> Future[Any] | None:
+    def _list_ahead(self, path: str) -> Listing | None:
         """Start to list what looks like a folder, where a listing runs beside other calls."""
         target = self.target
         is_awaited = getattr(target, "async_impl", False) and not target.asynchronous
@@ -114,25 +120,19 @@ class Looks(Delegation):
                 sync(target.loop, connect)  # of two calls that find none each would make a session
             elif not self._has_answered:
                 return None
-            loop = target.loop
-            return asyncio.run_coroutine_threadsafe(target._find(path, **_AS_ARROW_LISTS), loop)  # noqa: SLF001
+            return Listing(target, path)
         except Exception:  # noqa: BLE001 - `info` will say what is wrong
             return None
 
     def _listing_of(self, path: str) -> dict[str, Any] | None:
         """Take the listing of a folder, if it was asked for just now."""
-        asked, listing, at_s = self._listings.pop(threading.get_native_id(), (None, None, 0.0))
-        if listing is None:
-            return None
-        if asked != path or monotonic() - at_s > AT_ONCE_S:
-            listing.cancel()
+        listing = self._listings.pop(threading.get_native_id(), None)
+        if listing is None or listing.path != path:
             return None
         try:
-            return listing.result()  # type: ignore[no-any-return]
-        except Exception:  # noqa: BLE001 - asked once more, it says so itself
+            return listing.wait()
+        except Exception:  # noqa: BLE001 - asked once more, it says so itself; or it had ended
             return None
-        finally:
-            listing.cancel()  # an interrupt ends it
 
     def isdir(self, path: Any) -> bool:
         """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
@@ -186,13 +186,52 @@ class Looks(Delegation):
         for thread, (_, _, at_s) in list(self._looked_up.items()):
             if now - at_s > AT_ONCE_S:
                 self._looked_up.pop(thread, None)  # nobody came for it
-        for thread, (_, listing, at_s) in list(self._listings.items()):
-            if now - at_s > AT_ONCE_S:
+        for thread, listing in list(self._listings.items()):
+            if listing.has_ended:
                 self._listings.pop(thread, None)
-                listing.cancel()
         self._looked_up[threading.get_native_id()] = path, dict(info), now
 
     def _last_look(self, path: str) -> dict[str, Any] | None:
         """Take what has just been heard of a path on this thread."""
         looked_up, info, at_s = self._looked_up.pop(threading.get_native_id(), (None, None, 0.0))
         return info if looked_up == path and monotonic() - at_s < AT_ONCE_S else None
+
+
+class Listing:
+    """A folder's listing, on its way. It may be a long one: nobody wants it, it ends.
+
+    Parameters
+    ----------
+    target
+        The filesystem, whose loop lists it.
+    path
+        The folder.
+    """
+
+    def __init__(self, target: Any, path: str) -> None:
+        self.path = path
+        self._loop = target.loop
+        self._is_wanted = False
+        find = target._find(path, **_AS_ARROW_LISTS)  # noqa: SLF001
+        self._found = asyncio.run_coroutine_threadsafe(find, self._loop)
+
+    def end_soon(self, after_s: float) -> None:
+        """End it after so many seconds, unless it is waited for by then."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, after_s, self._end)
+
+    def _end(self) -> None:
+        if not self._is_wanted:
+            self._found.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is under way any more."""
+        return self._found.done()
+
+    def wait(self) -> dict[str, Any]:
+        """Return what was found; raises what came instead."""
+        self._is_wanted = True
+        try:
+            return self._found.result()  # type: ignore[no-any-return]
+        finally:
+            self._found.cancel()  # an interrupt ends it

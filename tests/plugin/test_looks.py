@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ import headrace
 from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from headrace.testing import ServedRequest
+
+    Wait = Callable[[Callable[[], bool]], None]
 
 CONTENT = b"0123456789" * 100
 LONG = bytes(range(251)) * 1000
@@ -208,9 +211,30 @@ def test_what_is_written_between_look_and_listing_is_in_the_next(fs: headrace.He
     assert len(arrow.get_file_info(selector)) == 4
     arrow.get_file_info("bucket/table")
     fs.pipe_file("bucket/table/4.parquet", b"x")
-    (thread, (path, listing, at_s)), *_ = fs._listings.items()
-    fs._listings[thread] = path, listing, at_s - 1
     assert len(arrow.get_file_info(selector)) == 5
+
+
+def test_a_listing_that_nobody_wants_ends(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+) -> None:
+    """It may be one of millions of objects, and all that was asked is whether there is such a folder."""
+    ended = []
+
+    async def list_for_ever(*_: Any, **__: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(1)
+
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/blocks")
+    monkeypatch.setattr(fs.target, "_find", list_for_ever)
+    assert arrow.get_file_info("bucket/table").type == pa.fs.FileType.Directory
+    wait_until(lambda: ended == [1])
+    assert arrow.get_file_info("bucket/blocks").is_file
+    wait_until(lambda: len(ended) == 2)
+    listed = arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))
+    assert len(listed) == 3, "s3fs's own"
 
 
 @pytest.mark.parametrize(
@@ -246,14 +270,13 @@ def test_an_interrupt_ends_the_wait_for_a_listing(fs: headrace.HeadraceFileSyste
         def result(self, timeout: float | None = None) -> Any:
             raise KeyboardInterrupt
 
-    arrow, listing = arrows(fs), Interrupted()
+    arrow, found = arrows(fs), Interrupted()
     arrow.get_file_info("bucket/table")
-    (thread, (path, real, at_s)), *_ = fs._listings.items()
-    real.cancel()
-    fs._listings[thread] = path, listing, at_s
+    (listing,) = fs._listings.values()
+    listing._found = found
     with pytest.raises(KeyboardInterrupt):
         arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))
-    assert listing.cancelled()
+    assert found.cancelled()
 
 
 def test_a_first_look_makes_one_session(
