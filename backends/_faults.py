@@ -15,7 +15,7 @@ import email.utils
 import time
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends.abc import FINAL
+from headrace.backends.abc import FINAL, NoEndError
 from headrace.types import Verdict
 
 if TYPE_CHECKING:
@@ -37,7 +37,14 @@ _BROKEN = frozenset(
     | {"ClientPayloadError", "ServerDisconnectedError", "IncompleteRead", "IncompleteReadError"}
     | {"ResponseParserError", "TransportError", "ServiceRequestError", "ServiceResponseError"}
 )
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_FINAL = (
+    NoEndError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
 
 _LATE_VERDICT = Verdict(is_retryable=True, is_throttled=True)
 _BROKEN_VERDICT = Verdict(is_retryable=True)

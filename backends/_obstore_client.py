@@ -79,8 +79,6 @@ class Client(abc.ABC):
     store: ClassVar[str]
     """Name of obstore's class."""
     asks_for_versions: ClassVar[bool] = False
-    gives_ends: ClassVar[bool] = False
-    """Whether the store is asked for the end of an object, of a size that is not known, in one request."""
     """Whether `ask` has its answers be of the source's version."""
     has_provider: ClassVar[bool] = False
     """Whether it is given `credentials` where nobody signs too: it would look for its own otherwise."""

@@ -41,7 +41,7 @@ class Progress(dict[int, int]):
 
 
 def note_answer(source: ObjectSource, meta: Any) -> str | None:
-    """Check the version that an answer is of, and have its source know it; returns it."""
+    """Check the version that an answer is of, and have its source know it and the size; returns it."""
     etag: str | None = meta["e_tag"]
     check_version(source, etag)
     source.size = int(meta["size"])
@@ -64,25 +64,15 @@ def range_of(source: ObjectSource) -> tuple[int, int | None] | None:
     return (start, end) if start is not None and end is not None and 0 <= start < end else None
 
 
-def suffix_of(source: ObjectSource) -> int | None:
-    """Return how many of the last bytes an op of unknown length reads, of a file that is opened for that."""
-    return -(source.bounds[0] or 0) if source.is_end else None
-
-
 def has_bounds(source: ObjectSource, length: int) -> bool:
     """Whether obstore understands what an op asks for, and it is not nothing."""
-    if length != UNKNOWN_LENGTH:
-        return length > 0
-    return range_of(source) is not None or suffix_of(source) is not None
+    return range_of(source) is not None if length == UNKNOWN_LENGTH else length > 0
 
 
 def options_of(ops: Ops, row: int, source: ObjectSource) -> Any:
     """Return the options of one request: the range that is still to be read, and the version."""
-    suffix = suffix_of(source) if ops.length[row] == UNKNOWN_LENGTH else None
     start, end = span_of(ops, row, source)  # an end of None is that of the object
     options: dict[str, Any] = {} if end is None else {"range": (start, end)}
-    if suffix is not None:
-        options["range"] = {"suffix": suffix}
     if source.condition:
         options["if_match"] = source.condition
     return options
@@ -106,7 +96,8 @@ async def receive(
     answer = await obstore.get_async(store, source.key, options=options_of(ops, row, source))
     if ops.length[row] == UNKNOWN_LENGTH and decodes(answer):
         return False
-    etag = note_answer(source, answer.meta)
+    etag = answer.meta["e_tag"]
+    check_version(source, etag)
     if ops.length[row] <= CHUNK_BYTES:
         ops.deliver(row, memoryview(await answer.bytes_async()))
         return True

@@ -105,7 +105,6 @@ class S3Client(Client):
     filesystems: ClassVar[str] = "s3fs"
     store: ClassVar[str] = "S3Store"
     asks_for_versions: ClassVar[bool] = True
-    gives_ends: ClassVar[bool] = True
 
     @override
     def __init__(self, target: Any) -> None:

@@ -81,7 +81,7 @@ def can_read(source: PathSource, length: int) -> bool:
     if length != UNKNOWN_LENGTH:
         return length > 0
     start, end = source.bounds
-    return source.is_end or ((start or 0) >= 0 and (end is None or end > (start or 0)))
+    return (start or 0) >= 0 and (end is None or end > (start or 0))
 
 
 async def read_op(fs: Any, ops: Ops, row: int) -> None:
@@ -90,9 +90,6 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
     if ops.state is None:
         ops.state = {}
     length = int(ops.length[row])
-    if length == UNKNOWN_LENGTH and source.is_end:
-        ops.deliver(row, await _receive_end(fs, source))
-        return
     if length == UNKNOWN_LENGTH:
         start, end = source.bounds
         whole = ops.state.setdefault(row, bytearray())
@@ -119,8 +116,9 @@ async def check_there(fs: Any, source: PathSource) -> None:
     await _call(fs, "head_object", Bucket=bucket, Key=key)
 
 
-async def _receive_end(fs: Any, source: PathSource) -> bytes:
-    """Return the last bytes of an object, and have its source know how many and of which version."""
+async def read_end(fs: Any, ops: Ops, row: int) -> None:
+    """Read the last bytes of an object, and have its source know how many there are and of which version."""
+    source = ops.sources[ops.file[row]]
     answer = await _get(fs, source, f"bytes={source.bounds[0]}")
     body = answer["Body"]
     try:
@@ -131,7 +129,7 @@ async def _receive_end(fs: Any, source: PathSource) -> bytes:
     finally:
         body.close()
     source.size = int(answer["ContentRange"].rpartition("/")[2])
-    return bytes(data)
+    ops.deliver(row, data)
 
 
 async def _receive(

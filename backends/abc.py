@@ -43,6 +43,7 @@ __all__ = [
     "BulkBackend",
     "Defaults",
     "InlineBackend",
+    "NoEndError",
     "PathSource",
     "ThreadedBackend",
     "Verdict",
@@ -52,6 +53,12 @@ __all__ = [
 ]
 
 FINAL = Verdict(is_retryable=False)
+
+
+class NoEndError(OSError):
+    """What was opened by `Backend.open_end` did not come; asked once, for a plain look says what is wrong."""
+
+
 """Asking again would bring the same answer."""
 
 
@@ -100,6 +107,11 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     rank: ClassVar[int] = 50
     """Of the backends that serve a filesystem the one of highest rank does."""
+    is_s3fs: bool = False
+    """Whether the target is s3fs's, of which more is known than of others: sessions, listings and ranges."""
+    are_versions_unique: bool = False
+    """Whether two contents of a file are never of one version."""
+
     defaults: ClassVar[Defaults]
     options: ClassVar[frozenset[str]] = frozenset()
     """Names of the settings that `configure` takes."""
@@ -159,7 +171,7 @@ class Backend(abc.ABC):
     def open_end(self, path: str, nbytes: int) -> Any:  # noqa: ARG002
         """Open a file for one op, of unknown length, that reads its last bytes and learns `size` and `etag`.
 
-        None where that is no single request.
+        None where that is no single request. What fails, fails of `NoEndError`.
         """
         return None
 

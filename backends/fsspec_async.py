@@ -16,6 +16,7 @@ decides.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,12 +26,14 @@ from headrace.backends import _faults, _http, _s3fs
 from headrace.backends.abc import (
     AsyncBackend,
     Defaults,
+    NoEndError,
     PathSource,
     Verdict,
     bucket_of,
     wrapped_filesystems,
 )
 from headrace.errors import ObjectChangedError
+from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -56,7 +59,7 @@ class AsyncFsspecBackend(AsyncBackend):
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._reader: Any = None
-        self._is_s3 = _s3fs.is_s3fs(target)
+        self.is_s3fs = self.are_versions_unique = _s3fs.is_s3fs(target)
         self._is_http = _http.is_http(target)
         self._connections = self.defaults.io_parallelism
 
@@ -90,11 +93,11 @@ class AsyncFsspecBackend(AsyncBackend):
             self._reader = self.target
             return
         options = {**self.target.storage_options, "asynchronous": True, "loop": loop}
-        if self._is_s3:
+        if self.is_s3fs:
             options |= _s3fs.reader_options(self.target, self._connections)
         kind = type(self.target)
         self._reader = kind(*self.target.storage_args, skip_instance_cache=True, **options)
-        if self._is_s3:
+        if self.is_s3fs:
             self._reader.retries = 1  # that is one attempt
 
     @override
@@ -111,20 +114,30 @@ class AsyncFsspecBackend(AsyncBackend):
     @override
     def open_end(self, path: str, nbytes: int) -> PathSource | None:
         """Open an object of S3: others have no such request, or tell no version."""
-        return PathSource(path, bounds=(-nbytes, None), is_end=True) if self._is_s3 else None
+        return PathSource(path, bounds=(-nbytes, None), is_end=True) if self.is_s3fs else None
 
     @override
     async def read(self, ops: Ops, row: int) -> None:
         """Read one op, a range of one version where the filesystem can."""
         source = ops.sources[ops.file[row]]
         length = int(ops.length[row])
-        if self._is_http or (self._is_s3 and _s3fs.can_read(source, length)):
+        if source.is_end:
+            await self._read_end(ops, row)
+            return
+        if self._is_http or (self.is_s3fs and _s3fs.can_read(source, length)):
             await self._read_version(ops, row)
             return
         first, end = source.limits(int(ops.start[row]), length)
         # By name: s3fs's second positional parameter is a version, and it would read the whole object.
         data = await self._reader._cat_file(source.path, start=first, end=end, **source.options)  # noqa: SLF001
         ops.deliver(row, data)
+
+    async def _read_end(self, ops: Ops, row: int) -> None:
+        try:
+            async with asyncio.timeout(TRY_TIMEOUT_S):
+                await _s3fs.read_end(self._reader, ops, row)
+        except Exception as error:
+            raise NoEndError(ops.sources[ops.file[row]].path) from error
 
     async def _read_version(self, ops: Ops, row: int) -> None:
         try:

@@ -42,12 +42,13 @@ from headrace.backends._obstore_requests import (
     has_bounds,
     options_of,
     progress_of,
+    range_of,
     receive,
     take,
 )
 from headrace.backends._obstore_s3 import S3Client
 from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
-from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict, bucket_of
+from headrace.backends.abc import BulkBackend, Defaults, NoEndError, PathSource, Verdict, bucket_of
 from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
@@ -109,6 +110,8 @@ class ObstoreBackend(BulkBackend):
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._client = client_of(target)
+        self.is_s3fs = isinstance(self._client, S3Client)
+        self.are_versions_unique = not isinstance(self._client, HttpClient)
         self._stores = Stores(self._client)
         self._asked: Any = None
         self._lock = threading.RLock()
@@ -168,9 +171,9 @@ class ObstoreBackend(BulkBackend):
     @override
     def open_end(self, path: str, nbytes: int) -> PathSource | None:
         """Open an object of S3: others have no such request, or tell no version."""
-        if not self._client.gives_ends:
+        place = self._client.split(path) if self.is_s3fs else None
+        if place is None:
             return None
-        place = self._client.split(path)
         return ObjectSource(path, place, is_file=True, is_end=True, bounds=(-nbytes, None))
 
     @override
@@ -198,9 +201,12 @@ class ObstoreBackend(BulkBackend):
     def _perform_object(self, ops: Ops, rows: Int64Array) -> None:
         refused = progress_of(ops).refused  # made before `_s3fs` would note something of its own
         source: ObjectSource = ops.sources[int(ops.file[rows[0]])]
+        if source.is_end:
+            self._read_end(ops, int(rows[0]), source)
+            return
         bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         lengths = ops.length[rows]
-        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and not has_bounds(source, UNKNOWN_LENGTH)):
+        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
             self._ask(ops, rows)
             return
         if refused:
@@ -219,6 +225,17 @@ class ObstoreBackend(BulkBackend):
             self._one_by_one(ops, rows)
         else:
             self._bulk_apart(ops, rows, bucket, source, store)
+
+    def _read_end(self, ops: Ops, row: int, source: ObjectSource) -> None:
+        """Perform the op of a look at a file; whatever goes wrong, a plain look will say it."""
+        import obstore  # noqa: PLC0415
+
+        try:
+            store = getattr(self._stores.bucket(str(source.bucket)), "store", None)  # none is an error here
+            options: Any = {"range": {"suffix": -(source.bounds[0] or 0)}}
+            take(ops, row, source, obstore.get(store, source.key, options=options))  # type: ignore[arg-type]
+        except Exception:  # noqa: BLE001
+            ops.fail(row, NoEndError(source.path))
 
     def _store(self, bucket: BucketStore, source: ObjectSource, n_ops: int) -> Any:
         """Return the store that answers with the right version whatever it is asked.

@@ -498,17 +498,23 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             size=size,
             urgency=urgency,
             block_bytes=0 if cache_type == "none" else block_size or reader.block_bytes,
-            prefetcher=self._prefetcher(reader, source, path, size, urgency),
+            prefetcher=self._prefetcher(reader, source, path, size, urgency, (look or {}).get("end")),
         )
 
     def _prefetcher(
-        self, reader: Reader, source: Any, path: str, size: int | None, urgency: Urgency
+        self,
+        reader: Reader,
+        source: Any,
+        path: str,
+        size: int | None,
+        urgency: Urgency,
+        end: Any,
     ) -> Prefetcher | None:
         """Return what reads ahead in a file, where that may be and storage is far enough away for it."""
         channel = reader.channel
         if size is None or not channel.is_remote or channel.settings.prefetch == "off":
             return None
-        return Prefetcher(reader, source, path, size, urgency, self._habits)
+        return Prefetcher(reader, source, path, size, urgency, self._habits, end)
 
     def open_again(self, path: str, size: int | None, reader: Reader, source: Any) -> tuple[Reader, Any]:
         """Return the reader and the source with which a file goes on in a forked child."""

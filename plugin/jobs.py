@@ -72,8 +72,9 @@ class JobMaker:
         group: Hashable = None,
         fails_fast: bool = False,
         is_speculative: bool = False,
+        unknown_bytes: int | None = None,
     ) -> Job:
-        """Make the job of some ops on the device of `path`."""
+        """Make the job of some ops on the device of `path`; an unknown length counts as `unknown_bytes`."""
         channel = self.channel
         ops.series_ops = self._series_ops(ops, result_bytes)
         request = self.request(
@@ -82,7 +83,7 @@ class JobMaker:
             result_bytes,
             urgency,
             group=group,
-            unknown_bytes=channel.max_op_bytes,
+            unknown_bytes=unknown_bytes or channel.max_op_bytes,
             series_ops=ops.series_ops,
             is_speculative=is_speculative,
         )

@@ -16,12 +16,12 @@ import asyncio
 import re
 import sys
 import threading
-from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.dircache import DirCache
 from typing_extensions import override
 
 from headrace.delegation import Delegation
@@ -29,6 +29,7 @@ from headrace.lifecycle import is_arrows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from types import FrameType
 
     from headrace.jobs import Urgency
@@ -36,13 +37,19 @@ if TYPE_CHECKING:
 
 AT_ONCE_S = 0.1
 
-FILE_NAME = re.compile(r"[^/]\.[A-Za-z][A-Za-z0-9]{0,9}$")
-"""What ends like this is hardly a folder: its listing is not asked for before that is known."""
+LONGEST_S = 5.0
+"""A listing ends, or is no longer good, if nobody has come for it by then."""
+
+NO_FOLDER = re.compile(r"[^/]\.[A-Za-z][A-Za-z0-9]{0,9}$|(^|/)[_.][^/]*$")
+"""What is named so is hardly a folder: its listing is not asked for before that is known."""
 
 PARQUET_NAME = re.compile(r"\.(parquet|parq|pq)$")
 
 END_BYTES = 64 << 10
 """Arrow reads so much of a Parquet file's end."""
+
+MOST_MISSED = 3
+"""Ends that did not come, one after the other: the store, or what is asked for, is not of that kind."""
 
 _ASKING = frozenset({"exists", "find", "info", "isdir", "isfile"})
 _AS_ARROW_LISTS = {"maxdepth": None, "withdirs": True, "detail": True}
@@ -62,12 +69,12 @@ class Looks(Delegation):
         super().__init__(*args, **kwargs)
         self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}  # by thread
         self._listings: dict[int, Listing] = {}  # by thread
-        self._has_answered = False
+        self._ends_missed = 0
 
     @override
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if name not in _ASKING:
-            self._listings.pop(threading.get_native_id(), None)  # it may not be so any more
+            self._take_listing()  # it may not be so any more
         return super()._of_target(name, *args, **kwargs)
 
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
@@ -79,13 +86,14 @@ class Looks(Delegation):
         is_folder = False
         try:
             found: dict[str, Any] = self._of_target("info", path, **kwargs)
-            is_folder, self._has_answered = found.get("type") == "directory", True
+            is_folder = found.get("type") == "directory"
         finally:
-            if listing is not None:
-                listing.end_soon(AT_ONCE_S if is_folder else 0)
+            if listing is not None and not is_folder:
+                listing.end_soon(0)
         if is_folder:
             self._note_look(self._target_path(path), found)
             if listing is not None:
+                listing.end_soon(AT_ONCE_S)
                 self._listings[threading.get_native_id()] = listing
         return found
 
@@ -100,39 +108,49 @@ class Looks(Delegation):
     ) -> Any:
         """Call the wrapped filesystem's ``find``, as `Delegation.find` does."""
         asked = {"maxdepth": maxdepth, "withdirs": withdirs, "detail": detail, **kwargs}
-        if asked == _AS_ARROW_LISTS and self._is_look(sys._getframe(1)):  # noqa: SLF001
-            listing = self._listing_of(self._own_path(path))
-            if listing is not None:
-                return listing
+        is_arrows_way = asked == _AS_ARROW_LISTS and self._is_look(sys._getframe(1))  # noqa: SLF001
+        listing = self._take_listing(self._own_path(path) if is_arrows_way else None)
+        if listing is not None:
+            try:
+                return listing.wait()
+            except Exception:  # noqa: BLE001, S110 - asked once more, it says so itself
+                pass
         return super().find(path, **asked)
 
+    def _take_listing(self, path: str | None = None) -> Listing | None:
+        """Take the listing that was asked for on this thread, if just now and of `path`; else it ends."""
+        listing = self._listings.pop(threading.get_native_id(), None)
+        if listing is None or listing.is_good_for(path):
+            return listing
+        listing.end_soon(0)
+        return None
+
     def _list_ahead(self, path: str) -> Listing | None:
-        """Start to list what looks like a folder, where a listing runs beside other calls."""
-        target = self.target
-        is_awaited = getattr(target, "async_impl", False) and not target.asynchronous
-        protocols = {target.protocol} if isinstance(target.protocol, str) else {*target.protocol}
-        # A page of the web is a file, and its listing the whole of it.
-        if not is_awaited or protocols & {"http", "https"} or FILE_NAME.search(path.rstrip("/")):
+        """Start to list what looks like a folder, where its listing is a call of its own: on S3."""
+        listing = self._take_listing(path)  # asked twice, as `pyarrow.parquet.read_table` does
+        if listing is not None:
+            listing.end_soon(LONGEST_S)
+            return listing
+        if not self._is_s3fs or NO_FOLDER.search(path.rstrip("/")) or self._is_listed(path):
             return None
         try:
-            connect = getattr(target, "set_session", None)
-            if iscoroutinefunction(connect):
-                sync(target.loop, connect)  # of two calls that find none each would make a session
-            elif not self._has_answered:
-                return None
-            return Listing(target, path)
+            sync(self.target.loop, self.target.set_session)  # two calls that find none would each make one
+            return Listing(self.target, path)
         except Exception:  # noqa: BLE001 - `info` will say what is wrong
             return None
 
-    def _listing_of(self, path: str) -> dict[str, Any] | None:
-        """Take the listing of a folder, if it was asked for just now."""
-        listing = self._listings.pop(threading.get_native_id(), None)
-        if listing is None or listing.path != path:
-            return None
+    @property
+    def _is_s3fs(self) -> bool:
+        """Whether the wrapped filesystem is s3fs, on a loop of its own."""
+        channel = self.channel
+        return channel is not None and channel.backend.is_s3fs and not self.target.asynchronous
+
+    def _is_listed(self, path: str) -> bool:
+        """Whether a listing that is kept tells of a path."""
         try:
-            return listing.wait()
-        except Exception:  # noqa: BLE001 - asked once more, it says so itself; or it had ended
-            return None
+            return self.target._ls_from_cache(path) is not None  # noqa: SLF001
+        except FileNotFoundError:
+            return True
 
     def isdir(self, path: Any) -> bool:
         """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
@@ -145,13 +163,15 @@ class Looks(Delegation):
 
     def isfile(self, path: Any) -> bool:
         """Call the wrapped filesystem's ``isfile``, or the ``info`` that it would ask."""
+        caller = sys._getframe(1)  # noqa: SLF001
         method = getattr(type(self.target), "_isfile", None)
-        if method is not AsyncFileSystem._isfile or not self._is_look(sys._getframe(1)):  # noqa: SLF001
+        if method is not AsyncFileSystem._isfile or not self._is_look(caller):  # noqa: SLF001
             found: bool = self._of_target("isfile", self._own_path(path))
             return found
         path = self._target_path(path)
+        is_opening = caller.f_code.co_name == "open_input_file"  # who deletes files, or copies them, asks too
         try:
-            info = self._look_at_end(path) or self._of_target("info", path)
+            info = (self._look_at_end(path) if is_opening else None) or self._of_target("info", path)
             is_file: bool = info["type"] == "file"
         except Exception:  # noqa: BLE001 - as fsspec's own `isfile`
             return False
@@ -160,21 +180,22 @@ class Looks(Delegation):
         return is_file
 
     def _look_at_end(self, path: str) -> dict[str, Any] | None:
-        """Read the end of a Parquet file, and keep it for its reader; returns what is known of it then."""
+        """Read the end of a Parquet file, for its reader; returns what is known of it then."""
         reader = self._reader
-        if reader is None or not PARQUET_NAME.search(path) or reader.channel.tails.knows(path):
-            return None
-        if self.target._ls_from_cache(path) is not None:  # noqa: SLF001
+        is_there = PARQUET_NAME.search(path) and self._is_s3fs and self._ends_missed < MOST_MISSED
+        if reader is None or not is_there or self._is_listed(path):
             return None
         try:
             found = reader.read_end(path, END_BYTES, self._urgency(None))
         except Exception:  # noqa: BLE001 - `info` will say what is wrong
-            return None
+            found = None
         if found is None:
+            self._ends_missed += 1
             return None
+        self._ends_missed = 0
         size, version, data = found
-        reader.channel.tails.keep_end(path, version, size, np.frombuffer(data, np.uint8))
-        return {"name": path, "type": "file", "size": size, "ETag": version}
+        end = np.frombuffer(data, np.uint8)
+        return {"name": path, "type": "file", "size": size, "ETag": version, "end": end}
 
     def _is_look(self, caller: FrameType) -> bool:
         """Whether it is Arrow that asks, and a store that knows."""
@@ -187,7 +208,7 @@ class Looks(Delegation):
             if now - at_s > AT_ONCE_S:
                 self._looked_up.pop(thread, None)  # nobody came for it
         for thread, listing in list(self._listings.items()):
-            if listing.has_ended:
+            if not listing.is_good_for(listing.path):
                 self._listings.pop(thread, None)
         self._looked_up[threading.get_native_id()] = path, dict(info), now
 
@@ -198,7 +219,9 @@ class Looks(Delegation):
 
 
 class Listing:
-    """A folder's listing, on its way. It may be a long one: nobody wants it, it ends.
+    """A folder's listing, on its way. It may be a long one: if nobody wants it, it ends.
+
+    It is made aside: what the filesystem keeps of listings is what it was, unless it is waited for.
 
     Parameters
     ----------
@@ -210,28 +233,52 @@ class Listing:
 
     def __init__(self, target: Any, path: str) -> None:
         self.path = path
+        self._target = target
+        self._aside = object.__new__(type(target))
+        vars(self._aside).update(vars(target))
+        self._aside.dircache = DirCache()
         self._loop = target.loop
         self._is_wanted = False
-        find = target._find(path, **_AS_ARROW_LISTS)  # noqa: SLF001
-        self._found = asyncio.run_coroutine_threadsafe(find, self._loop)
+        self._task: asyncio.Task[Any] | None = None
+        self._found: Future[Any] | None = None
+        self.end_soon(LONGEST_S)  # whoever starts it may be interrupted at any line
+        listing = self._list()
+        try:
+            self._found = asyncio.run_coroutine_threadsafe(listing, self._loop)
+        except BaseException:
+            listing.close()
+            raise
+
+    async def _list(self) -> Any:
+        self._task = asyncio.current_task()
+        return await self._aside._find(self.path, **_AS_ARROW_LISTS)  # noqa: SLF001
 
     def end_soon(self, after_s: float) -> None:
         """End it after so many seconds, unless it is waited for by then."""
+        self._good_until_s = monotonic() + after_s
         self._loop.call_soon_threadsafe(self._loop.call_later, after_s, self._end)
 
     def _end(self) -> None:
-        if not self._is_wanted:
-            self._found.cancel()
+        if self._is_wanted or monotonic() < self._good_until_s:
+            return
+        if self._task is not None:
+            self._task.cancel()
+        self._found = None
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing is under way any more."""
-        return self._found.done()
+    def is_good_for(self, path: str | None) -> bool:
+        """Whether it is of `path`, and was asked for just now."""
+        return path == self.path and self._found is not None and monotonic() < self._good_until_s
 
     def wait(self) -> dict[str, Any]:
-        """Return what was found; raises what came instead."""
-        self._is_wanted = True
+        """Return what was found, and keep it as the filesystem does; raises what came instead."""
+        found = self._found
         try:
-            return self._found.result()  # type: ignore[no-any-return]
+            self._is_wanted = True
+            listed: dict[str, Any] = found.result()  # type: ignore[union-attr]
         finally:
-            self._found.cancel()  # an interrupt ends it
+            if self._task is not None:
+                self._loop.call_soon_threadsafe(self._task.cancel)  # an interrupt ends it
+        for folder in self._aside.dircache:
+            if folder not in self._target.dircache:
+                self._target.dircache[folder] = self._aside.dircache[folder]
+        return listed

@@ -21,6 +21,8 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from headrace.core.ahead import Ahead
 from headrace.core.request import State
 from headrace.drivers import interrupts
@@ -48,6 +50,8 @@ MOST_BYTES = 64 << 20
 MOST_PIECES = 64
 """Ranges that a file holds ahead."""
 
+_NOTHING = np.empty(0, np.uint8)
+
 WANTED_SHARE = 2
 """One part in so many of a piece is wanted by a read that takes it."""
 
@@ -65,10 +69,19 @@ class Prefetcher:
         Priority of its reads, at offset 0.
     habits
         Those of the view that the file was opened through.
+    end
+        Last bytes of the file, where they were read before it was opened.
     """
 
     def __init__(
-        self, reader: Reader, source: Any, path: str, size: int, urgency: Urgency, habits: Habits
+        self,
+        reader: Reader,
+        source: Any,
+        path: str,
+        size: int,
+        urgency: Urgency,
+        habits: Habits,
+        end: UInt8Array | None = None,
     ) -> None:
         self._reader, self._source, self._path, self._size = reader, source, path, size
         self._urgency = urgency
@@ -77,9 +90,12 @@ class Prefetcher:
         self._pieces: dict[int, Piece] = {}
         self._footer = FooterFinder(size)
         # The ETag of a web server may be of whole seconds: what is kept might meet another version.
-        is_page = path.startswith(("http://", "https://"))
-        self._version: str | None = None if is_page else getattr(source, "condition", None)
-        self._tail = None if self._version is None else reader.channel.tails.get(path, self._version)
+        is_unique = reader.channel.backend.are_versions_unique
+        self._version: str | None = getattr(source, "condition", None) if is_unique else None
+        self._kept = None if self._version is None else reader.channel.tails.get(path, self._version)
+        self._end = _NOTHING if end is None else end
+        if self._kept is not None:
+            self._end = self._kept.data
         budget = reader.channel.settings.buffer_bytes
         self._most_bytes = min(budget // BUDGET_SHARE, MOST_BYTES) if budget else MOST_BYTES
 
@@ -92,9 +108,10 @@ class Prefetcher:
         if not length or self._is_apart():
             return None
         end = start + length
-        if self._tail is not None and start >= (tail_start := self._size - len(self._tail.data)):
-            found = self._tail.data[start - tail_start : end - tail_start]
-            self._learn(start, found)
+        end_start = self._size - len(self._end)
+        if len(self._end) and start >= end_start:
+            found = self._end[start - end_start : end - end_start]
+            self.see(start, found)
             return found
         piece = self._covering(start, end)
         self._submit(self._ahead.note(start, end), before=start, taken=piece)
@@ -113,7 +130,7 @@ class Prefetcher:
         if self._is_apart():
             return
         tail = self._learn(start, data)
-        if tail is not None and self._version is not None:
+        if tail is not None and tail is not self._kept and self._version is not None:
             self._reader.channel.tails.keep(self._path, self._version, tail)
 
     def _learn(self, start: int, data: UInt8Array) -> Tail | None:
@@ -122,7 +139,7 @@ class Prefetcher:
         if found is None:
             return None
         try:
-            tail = self._tail or Tail(found, ParquetLayout(found))
+            tail = self._kept or Tail(found, ParquetLayout(found))
         except ValueError:  # its reader says what is wrong with it, if anything is
             return None
         spans = [span for span in self._ahead.learn(tail.layout) if span[1] <= start]  # the rest is there

@@ -172,13 +172,13 @@ class SingleReader(QuickReader):
         source = self.channel.backend.open_end(path, nbytes)
         if source is None:
             return None
-        data = self._read_whole(source, urgency)
+        data = self._read_whole(source, urgency, nbytes)
         if source.size is None or source.condition is None or len(data) != min(nbytes, source.size):
             return None
         return source.size, source.condition, data
 
-    def _read_whole(self, source: PathSource, urgency: Urgency) -> bytes:
-        job = self._whole_job(source, urgency)
+    def _read_whole(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> bytes:
+        job = self._whole_job(source, urgency, nbytes)
         try:
             self.run(job, self.channel.settings.timeout_s)
             return _take_whole(job)
@@ -215,10 +215,12 @@ class SingleReader(QuickReader):
         self.channel.driver.wait(job, self.channel.settings.timeout_s)
         return _take_whole(job)
 
-    def _whole_job(self, source: PathSource, urgency: Urgency) -> Job:
+    def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:
+        """Make the job of an op of unknown length, which is taken to be of `nbytes`, or of the longest."""
         zero = np.zeros(1, np.int64)
         ops = Ops.of([source], (zero, zero, zero + UNKNOWN_LENGTH, zero), result_buffer(0))
-        return self.job(ops, source.path, self.channel.max_op_bytes, urgency, fails_fast=True)
+        most = nbytes or self.channel.max_op_bytes
+        return self.job(ops, source.path, most, urgency, fails_fast=True, unknown_bytes=most)
 
     # -- sources of open files
 

@@ -13,9 +13,8 @@ import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from headrace.parquet import FooterFinder, ParquetLayout
-
 if TYPE_CHECKING:
+    from headrace.parquet import ParquetLayout
     from headrace.types import UInt8Array
 
 MOST_BYTES = 8 << 20
@@ -58,20 +57,9 @@ class Tails:
             self._kept[path, version] = found
         return found
 
-    def knows(self, path: str) -> bool:
-        """Whether the end of some version of a file is there."""
-        return any(known == path for known, _ in list(self._kept))
-
     def clear(self) -> None:
         """Let go of all."""
         self._kept.clear()
-
-    def keep_end(self, path: str, version: str, size: int, data: UInt8Array) -> None:
-        """Keep the last bytes of a file of `size` bytes, if a footer that can be read is among them."""
-        found = FooterFinder(size).look(size - len(data), data)
-        if found is not None:
-            with contextlib.suppress(ValueError):
-                self.keep(path, version, Tail(found, ParquetLayout(found)))
 
     def keep(self, path: str, version: str, tail: Tail) -> None:
         """Keep the end of a version of a file, and let go of those that were not used for longest."""
@@ -81,6 +69,7 @@ class Tails:
         data.flags.writeable = False
         self._kept.pop((path, version), None)
         self._kept[path, version] = tail._replace(data=data)
-        while self._kept and sum(tail.nbytes for tail in list(self._kept.values())) > self._most_bytes:
-            with contextlib.suppress(KeyError):  # another thread was first
-                self._kept.popitem(last=False)
+        held = sum(kept.nbytes for kept in list(self._kept.values()))
+        with contextlib.suppress(KeyError):  # another thread was first
+            while held > self._most_bytes:
+                held -= self._kept.popitem(last=False)[1].nbytes

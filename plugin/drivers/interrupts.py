@@ -45,6 +45,8 @@ AFTERMATH_S = 0.5
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came."""
 
+_CALLED_BY_ARROW = ("headrace.filesystem", "headrace.looks", "headrace.file")
+
 ECHO_S = 2.0
 """How long after an interrupt that came through Arrow Python's own may be taken for its echo."""
 
@@ -248,7 +250,7 @@ def _once(number: int, frame: FrameType | None) -> None:
         _watcher.interrupted_s = monotonic()
     # In a call of ours on the main thread it is Arrow that calls, and goes on: what came out of its other
     # threads has not reached the program, and the call may wait for the storage that those were stuck in.
-    if not _watcher.has_delivered() or _is_in_call_of("headrace.filesystem", "headrace.file"):
+    if not _watcher.has_delivered() or _is_in_call_of(*_CALLED_BY_ARROW):
         signal.default_int_handler(number, frame)
 
 

@@ -15,6 +15,7 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
 import headrace
+from headrace.looks import END_BYTES
 from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def test_arrow_opens_a_parquet_file_and_reads_its_end_with_one_request(
     assert [(one.method, one.range) for one in server.requests] == [("GET", "bytes=-65536")]
     server.forget()
     assert scan.to_table().column("a").to_pylist() == [1, 2, 3]
-    assert [one.method for one in server.requests] == ["HEAD"], "all of it is there, if it is what it was"
+    assert [one.range for one in server.requests] == ["bytes=-65536"], "it is what it was, and all there"
     server.forget()
     assert ds.dataset("bucket/table", filesystem=fs).to_table().num_rows == 9
     assert not any(map(is_end, server.requests)), "the listing tells of them"
@@ -98,17 +99,54 @@ def test_what_has_no_footer_is_as_ever(
         assert data == (CONTENT if name == "other" else b"")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["whole_object", "truncate", "break_body", "reset", "slow_down", "internal_error", "expired_token"],
-)
+FAULTS = ["whole_object", "truncate", "break_body", "reset", "slow_down", "internal_error", "expired_token"]
+
+
+@pytest.mark.parametrize("kind", FAULTS)
 def test_where_the_end_does_not_come_the_file_is_looked_up(
     fs: headrace.HeadraceFileSystem, server: ObjectServer, kind: Any
 ) -> None:
-    fs = headrace.HeadraceFileSystem(fs=fs.target, retries=0, **fs._settings_options)
+    """It is asked for once: the look that follows has its own attempts."""
     server.script = lambda request: Fault(kind) if is_end(request) else Fault()
-    assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG
-    assert any(map(is_end, server.requests))
+    times = 2 if kind == "reset" and fs.backend_name != "obstore" else 1  # aiohttp tries twice
+    for asked in (1, 2, 3, 3):  # and then no more
+        assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG
+        assert sum(map(is_end, server.requests)) == asked * times
+
+
+def test_what_is_not_there_is_asked_for_once(fs: headrace.HeadraceFileSystem, server: ObjectServer) -> None:
+    with pytest.raises(FileNotFoundError):
+        arrows(fs).open_input_file("bucket/none.parquet")
+    assert [one.method for one in server.requests if one.key == "none.parquet"] == ["GET", "HEAD"]
+
+
+def test_an_end_without_a_footer_is_read_once(fs: headrace.HeadraceFileSystem, server: ObjectServer) -> None:
+    with fs.open("bucket/blocks"):
+        pass
+    file = arrows(fs).open_input_file("bucket/long.parquet")
+    server.forget()
+    assert file.read_at(65536, len(LONG) - 65536) == LONG[-65536:]
+    assert file.read_at(100, len(LONG) - 100) == LONG[-100:]
+    assert not server.requests
+
+
+def test_a_look_takes_the_memory_of_what_it_reads(server: ObjectServer, cloud_engine: str) -> None:
+    budget = (1 << 34) + (7 if cloud_engine == "obstore" else 11)  # an engine of its own
+    options = {**server.storage_options(), "skip_instance_cache": True}
+    fs = headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, buffer_bytes=budget)
+    arrows(fs).open_input_file("bucket/long.parquet")
+    stats = fs.stats()
+    assert (stats.peak_reserved_bytes, stats.bytes_admitted, stats.bytes_delivered) == (END_BYTES,) * 3
+
+
+def test_what_is_deleted_or_copied_is_not_read_for_that(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    arrow = arrows(fs)
+    assert arrow.open_input_stream("bucket/long.parquet").read(10) == LONG[:10]
+    arrow.delete_dir_contents("bucket/table")
+    assert not any(map(is_end, server.requests))
+    assert not fs.target.find("bucket/table")
 
 
 def test_a_file_that_is_written_after_the_look_is_another_version(
@@ -238,14 +276,14 @@ def test_a_listing_that_nobody_wants_ends(
 
 
 @pytest.mark.parametrize(
-    "path", ["bucket/table/0.parquet", "bucket/blocks", "bucket/none", "bucket/none.csv"]
+    "path", ["bucket/table/0.parquet", "bucket/blocks", "bucket/none", "bucket/none.csv", "bucket/_metadata"]
 )
 def test_what_is_no_folder_is_as_ever(
     fs: headrace.HeadraceFileSystem, server: ObjectServer, path: str
 ) -> None:
     assert repr(arrows(fs).get_file_info(path)) == repr(arrows(fs.target).get_file_info(path))
     assert not fs._listings
-    if "." in path:
+    if "." in path or "_" in path:
         assert listings(server) == 0, "it does not look like a folder"
 
 
@@ -265,18 +303,74 @@ def test_a_listing_that_fails_is_asked_for_once_more(
     assert (len(found), failed) == (3, [1])
 
 
-def test_an_interrupt_ends_the_wait_for_a_listing(fs: headrace.HeadraceFileSystem) -> None:
+def test_an_interrupt_ends_the_wait_for_a_listing(fs: headrace.HeadraceFileSystem, wait_until: Wait) -> None:
     class Interrupted(Future[Any]):
         def result(self, timeout: float | None = None) -> Any:
             raise KeyboardInterrupt
 
-    arrow, found = arrows(fs), Interrupted()
+    arrow = arrows(fs)
     arrow.get_file_info("bucket/table")
     (listing,) = fs._listings.values()
-    listing._found = found
+    listing._found, task = Interrupted(), listing._task
     with pytest.raises(KeyboardInterrupt):
         arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))
-    assert found.cancelled()
+    assert task is not None
+    wait_until(task.done)
+
+
+def test_what_arrow_heard_of_a_folder_is_kept_by_nobody(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, wait_until: Wait
+) -> None:
+    """s3fs keeps a listing for good; of a look it keeps none."""
+    arrow = arrows(fs)
+    server.put("bucket", "table", b"an object of the folder's name")
+    server.put("bucket", "folder/0", b"x")
+    for path in ("bucket/folder", "bucket/table"):
+        listing = fs._list_ahead(path)
+        assert listing is not None
+        assert listing._found is not None
+        listing._found.result(WAIT_S)
+        listing.end_soon(0)
+    server.put("bucket", "folder/1", b"y")
+    assert fs.cat_file("bucket/folder/1") == b"y"
+    assert arrow.get_file_info("bucket/table").is_file
+    assert not fs.target.dircache._cache
+
+
+def test_a_listing_that_is_wanted_is_kept_as_the_filesystem_keeps_it(fs: headrace.HeadraceFileSystem) -> None:
+    plain = fs.target
+    ds.dataset("bucket/table", filesystem=fs)
+    kept = {folder: plain.dircache[folder] for folder in plain.dircache}
+    plain.invalidate_cache()
+    ds.dataset("bucket/table", filesystem=plain)
+    assert {folder: plain.dircache[folder] for folder in plain.dircache} == kept
+
+
+def test_an_old_listing_is_good_for_nothing(fs: headrace.HeadraceFileSystem, server: ObjectServer) -> None:
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/table")
+    (listing,) = fs._listings.values()
+    assert listing._found is not None
+    listing._found.result(WAIT_S)
+    listing._good_until_s = 0.0
+    server.put("bucket", "table/3.parquet", b"of another process")
+    assert len(arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))) == 4
+
+
+def test_one_listing_serves_who_looks_twice(fs: headrace.HeadraceFileSystem, server: ObjectServer) -> None:
+    assert pq.read_table("bucket/table", filesystem=fs).num_rows == 9
+    assert listings(server) == 1
+
+
+def test_a_listing_of_one_level_is_another(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, wait_until: Wait
+) -> None:
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/table")
+    (listing,) = fs._listings.values()
+    assert len(arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=False))) == 3
+    assert not fs._listings
+    wait_until(lambda: listing._found is None)
 
 
 def test_a_first_look_makes_one_session(
