@@ -13,6 +13,7 @@ it wants that first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
 import threading
@@ -246,7 +247,8 @@ class Listing:
         try:
             self._found = asyncio.run_coroutine_threadsafe(listing, self._loop)
         except BaseException:
-            listing.close()
+            with contextlib.suppress(RuntimeError, ValueError):  # it may be on its way
+                listing.close()
             raise
 
     async def _list(self) -> Any:
@@ -256,7 +258,8 @@ class Listing:
     def end_soon(self, after_s: float) -> None:
         """End it after so many seconds, unless it is waited for by then."""
         self._good_until_s = monotonic() + after_s
-        self._loop.call_soon_threadsafe(self._loop.call_later, after_s, self._end)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so it has ended
+            self._loop.call_soon_threadsafe(self._loop.call_later, after_s, self._end)
 
     def _end(self) -> None:
         if self._is_wanted or monotonic() < self._good_until_s:
