@@ -99,24 +99,16 @@ class Looks(Delegation):
         return found
 
     @override
-    def find(
-        self,
-        path: Any,
-        maxdepth: int | None = None,
-        withdirs: bool = False,
-        detail: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+    def find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped filesystem's ``find``, as `Delegation.find` does."""
-        asked = {"maxdepth": maxdepth, "withdirs": withdirs, "detail": detail, **kwargs}
-        is_arrows_way = asked == _AS_ARROW_LISTS and self._is_look(sys._getframe(1))  # noqa: SLF001
+        is_arrows_way = (args, kwargs) == ((), _AS_ARROW_LISTS) and self._is_look(sys._getframe(1))  # noqa: SLF001
         listing = self._take_listing(self._own_path(path) if is_arrows_way else None)
         if listing is not None:
             try:
                 return listing.wait()
             except Exception:  # noqa: BLE001, S110 - asked once more, it says so itself
                 pass
-        return super().find(path, **asked)
+        return super().find(path, *args, **kwargs)
 
     def _take_listing(self, path: str | None = None) -> Listing | None:
         """Take the listing that was asked for on this thread, if just now and of `path`; else it ends."""
