@@ -209,8 +209,12 @@ def test_hosts_are_stores_of_their_own(server: ObjectServer) -> None:
 
 def test_faults_are_tried_again(server: ObjectServer, engine: str) -> None:
     server.faults = Faults(slow_down_share=0.05, methods=frozenset({"GET"}))
+    # Its budget gives it an engine of its own: an earlier test's server at this port may have ended silent.
     fs = headrace.HeadraceFileSystem(
-        fs=HTTPFileSystem(skip_instance_cache=True), cloud_engine=engine, max_gap_bytes=0
+        fs=HTTPFileSystem(skip_instance_cache=True),
+        cloud_engine=engine,
+        max_gap_bytes=0,
+        buffer_bytes=(1 << 35) + len(engine),
     )
     starts = np.arange(200) * 1000
     found = fs.read_ranges(f"{server.url}/bucket/data.bin", starts, starts + 10)
