@@ -96,8 +96,7 @@ async def receive(
     answer = await obstore.get_async(store, source.key, options=options_of(ops, row, source))
     if ops.length[row] == UNKNOWN_LENGTH and decodes(answer):
         return False
-    etag = answer.meta["e_tag"]
-    check_version(source, etag)
+    etag = note_answer(source, answer.meta)
     if ops.length[row] <= CHUNK_BYTES:
         ops.deliver(row, memoryview(await answer.bytes_async()))
         return True

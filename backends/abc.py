@@ -53,13 +53,11 @@ __all__ = [
 ]
 
 FINAL = Verdict(is_retryable=False)
+"""Asking again would bring the same answer."""
 
 
 class NoEndError(OSError):
     """What was opened by `Backend.open_end` did not come; asked once, for a plain look says what is wrong."""
-
-
-"""Asking again would bring the same answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -391,9 +391,8 @@ class HeadraceFile(io.BufferedIOBase):
         if self.closed:
             return
         super().close()
-        is_here = (
-            self._pid == os.getpid()
-        )  # in a forked child nobody will free the lock, nor is the source its own
+        # In a forked child nobody may be left to free the lock, and the source is the parent's.
+        is_here = self._pid == os.getpid()
         with self._lock if is_here else contextlib.nullcontext():
             source, self._source = self._source, None
             self._ahead, self._prefetcher = b"", None

@@ -50,10 +50,10 @@ MOST_BYTES = 64 << 20
 MOST_PIECES = 64
 """Ranges that a file holds ahead."""
 
-_NOTHING = np.empty(0, np.uint8)
-
 WANTED_SHARE = 2
 """One part in so many of a piece is wanted by a read that takes it."""
+
+_NOTHING = np.empty(0, np.uint8)
 
 
 class Prefetcher:
