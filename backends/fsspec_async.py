@@ -54,7 +54,7 @@ class AsyncFsspecBackend(AsyncBackend):
         window_ops=64,
     )
 
-    options: ClassVar[frozenset[str]] = frozenset({"io_parallelism"})
+    options: ClassVar[frozenset[str]] = frozenset({"io_parallelism", "try_timeout_s"})
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
@@ -62,12 +62,16 @@ class AsyncFsspecBackend(AsyncBackend):
         self.is_s3fs = self.are_versions_unique = _s3fs.is_s3fs(target)
         self._is_http = _http.is_http(target)
         self._connections = self.defaults.io_parallelism
+        self._try_timeout_s = TRY_TIMEOUT_S
 
     @override
-    def configure(self, *, io_parallelism: int | None = None, **options: Any) -> None:
-        """Take the ops in flight, for as many connections."""
+    def configure(
+        self, *, io_parallelism: int | None = None, try_timeout_s: float | None = None, **options: Any
+    ) -> None:
+        """Take the ops in flight, for as many connections, and the seconds that reading an end may last."""
         super().configure(**options)
         self._connections = io_parallelism or self.defaults.io_parallelism
+        self._try_timeout_s = try_timeout_s or TRY_TIMEOUT_S
 
     @classmethod
     @override
@@ -134,7 +138,7 @@ class AsyncFsspecBackend(AsyncBackend):
 
     async def _read_end(self, ops: Ops, row: int) -> None:
         try:
-            async with asyncio.timeout(TRY_TIMEOUT_S):
+            async with asyncio.timeout(self._try_timeout_s):
                 await _s3fs.read_end(self._reader, ops, row)
         except Exception as error:
             raise NoEndError(ops.sources[ops.file[row]].path) from error

@@ -8,7 +8,8 @@ How a comparison is made:
 3. Cold cases empty the page cache before each contender of each round; hot ones lock the files into
    memory before the first, or read them once where they may not.
 4. In a round that is not counted each contender's answer is compared with the file's own bytes.
-5. Reported is the median over the rounds, with the fastest and the slowest beside it.
+5. Beside busy threads each contender begins with Python's own switch interval.
+6. Reported is the median over the rounds, with the fastest and the slowest beside it.
 
 No figure is compared with anything that is written down here: only with its neighbours of the run.
 """
@@ -31,7 +32,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,7 @@ GIB = 1 << 30
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PACKAGES = ("headrace", "fsspec", "pyarrow", "obstore", "numpy")
 FILES = 4
+SWITCH_INTERVAL_S = sys.getswitchinterval()
 PERCENTILES = (50, 90, 99, 100)
 
 console = Console(width=130)
@@ -219,11 +221,19 @@ def run_case(case: Case, rounds: int, seed: int) -> list[Result]:
 def _timed(case: Case, contender: Contender, given: Any) -> Took:
     if case.state == "cold":
         make_cold(case.files)
+    if case.around is not contextlib.nullcontext:
+        wait_for_long_turns()
     gc.collect()
     began = perf_counter()
     answer = contender.run(given)
     took = perf_counter() - began
     return answer if isinstance(answer, Took) else Took(took)
+
+
+def wait_for_long_turns() -> None:
+    """Wait until busy threads have turns of the usual length: headrace shortens them, for its peers too."""
+    while sys.getswitchinterval() != SWITCH_INTERVAL_S:
+        sleep(0.05)
 
 
 def _check(case: Case, rng: np.random.Generator) -> None:

@@ -8,7 +8,8 @@ one slice have set going was asked of the window before (`Scheduler.has_room`).
 The consumer copies in every mode: no device has a turn to give, and the way to the loop thread and back costs
 two turns of the GIL.
 
-No NumPy call here gives the GIL up (`headrace.columns`).
+No NumPy call here gives the GIL up (`headrace.columns`). Others have theirs between two slices
+(`drivers.turns`).
 """
 
 from __future__ import annotations
@@ -73,4 +74,5 @@ def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest
             if not backend.probe_rows(ops, lo, hi):
                 return False
             scheduler.count_hit(nbytes, hi - lo)
+        channel.turns.let_others_in()
     return True

@@ -71,6 +71,8 @@ class Delegation:
     def _exclusively(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what is no read of the target, holding what must be held (see `backends.fsspec_sync`)."""
         channel = self.channel
+        if channel is not None:
+            channel.shorten_turns()
         guard = contextlib.nullcontext() if channel is None else channel.backend.guard()
         if isinstance(guard, contextlib.nullcontext):
             return function(*args, **kwargs)
@@ -88,6 +90,8 @@ class Delegation:
             method = getattr(self.target, name, None)
             if method is None or not getattr(self.target, "async_impl", False):
                 return await self._in_thread(getattr(self.target, name.lstrip("_")), *args, **kwargs)
+            if self.channel is not None:
+                self.channel.shorten_turns()
             if self.target.asynchronous:
                 return await method(*args, **kwargs)
             future = asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.target.loop)

@@ -179,6 +179,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._check_open()
         with self._lock:
             follow(self)
+            self._reader.channel.shorten_turns()  # Arrow's threads come back for each read
             small = self._from_ahead(length)
             if small is not None:
                 return pa.py_buffer(small)

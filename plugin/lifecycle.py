@@ -145,7 +145,7 @@ def _at_exit() -> None:
         # The thread that let go of the last handle may still be on its way out of Python.
         threading.Event().wait(_QUIET_S)
         _wait_while(has_visitors, LEAVE_S)
-    _wait_while(_is_reading, DRAIN_S)
+    _wait_while(_runtime.runtime().is_reading, DRAIN_S)
     interrupts.disarm()
     _runtime.runtime().close(error)
 
@@ -155,10 +155,6 @@ def _fail_reads(error: BaseException) -> None:
     for engine in _runtime.runtime().engines:
         with engine.lock, engine as hub:
             hub.close(error)
-
-
-def _is_reading() -> bool:
-    return any(engine.hub.in_flight_ops for engine in _runtime.runtime().engines)
 
 
 def has_visitors() -> bool:

@@ -21,6 +21,7 @@ _TRUTH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
     ("0", "false", "no", "off"), False
 )
 _MOST_HEDGED: Final = 0.5
+_LEAST_INTERVAL_S: Final = 1e-5
 _MAX_INT64: Final = 2**63 - 1
 
 
@@ -98,6 +99,16 @@ def seconds(value: object) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(seconds)
     return seconds
+
+
+def interval(value: object) -> float:
+    """Return a switch interval of the interpreter's; 0 and its like are none."""
+    if str(value).strip().lower() in _TRUTH and not flag(value):
+        return 0.0
+    found = seconds(value)
+    if not _LEAST_INTERVAL_S <= found <= 1:
+        raise ValueError(value)
+    return found
 
 
 def share(value: object) -> float:

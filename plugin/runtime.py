@@ -32,6 +32,7 @@ from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.loop import Dispatcher, LoopThread
 from headrace.drivers.threaded import ThreadedDriver
+from headrace.drivers.turns import Turns
 from headrace.drivers.workers import Workers
 from headrace.errors import BackendError, SchedulerClosedError
 from headrace.tails import Tails
@@ -64,6 +65,7 @@ class Channel:
     engine: Engine
     mode: str
     settings: Settings
+    turns: Turns
     is_closed: bool = False
     quick_bytes: int = 0
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
@@ -107,6 +109,10 @@ class Channel:
         """Size of the ops of a read that is planned now."""
         is_urgent = self.urgent_op_bytes < self.max_op_bytes and self.scheduler(path).expects_urgent
         return self.urgent_op_bytes if is_urgent else self.max_op_bytes
+
+    def shorten_turns(self) -> None:
+        """Have other Python threads give up the GIL sooner for a while, since somebody reads."""
+        self.turns.shorten(self.settings.switch_interval_s)
 
     @property
     def is_remote(self) -> bool:
@@ -171,6 +177,7 @@ class Runtime:
         self._loop_thread: LoopThread | None = None
         self._dispatcher = Dispatcher()
         self._disk_workers = Workers(DISK_WORKERS, "headrace-disk")
+        self.turns = Turns(self.is_reading)
         self._trace: TraceSink | None = None
         self.closed_with: BaseException | None = None
 
@@ -178,6 +185,10 @@ class Runtime:
     def engines(self) -> list[Engine]:
         """The engines in use."""
         return list(self._engines.values())
+
+    def is_reading(self) -> bool:
+        """Whether an op is in flight."""
+        return any(engine.hub.in_flight_ops for engine in self.engines)
 
     @property
     def trace(self) -> TraceSink | None:
@@ -230,7 +241,9 @@ class Runtime:
         driver = self._driver(backend, mode, settings)
         is_quick = isinstance(backend, InlineBackend) and type(backend).probe is not InlineBackend.probe
         quick_bytes = min(QUICK_BYTES, settings.max_op_bytes or QUICK_BYTES) if is_quick else 0
-        return Channel(backend, driver, self.engine(settings), mode, settings, quick_bytes=quick_bytes)
+        return Channel(
+            backend, driver, self.engine(settings), mode, settings, self.turns, quick_bytes=quick_bytes
+        )
 
     def _driver(self, backend: Backend, mode: str, settings: Settings) -> Driver:
         if isinstance(backend, InlineBackend):
@@ -328,6 +341,8 @@ def runtime() -> Runtime:
 def forget() -> None:
     """Start afresh: in a forked child, where the parent's threads and locks do not exist."""
     global _current, _guard  # noqa: PLW0603
+    if _current is not None:
+        _current.turns.give_back()  # its keeper is not here
     _current = None
     _guard = threading.RLock()
 

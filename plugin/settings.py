@@ -93,6 +93,8 @@ class Settings:
     """Seconds for one attempt of an op, on async stores."""
     hedge: float = 0.0
     """Second requests for late ops, for each op of a store; 0: none."""
+    switch_interval_s: float = 0.0005
+    """Seconds of a Python thread's turn while reads are under way; 0: Python's own."""
     log: str | None = None
     """Level of the logger "headrace"; None: left to the application."""
 
@@ -157,6 +159,9 @@ SPECS: Final[tuple[SettingSpec, ...]] = (
     SettingSpec("timeout_s", parsing.seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
     SettingSpec("try_timeout_s", parsing.seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
     SettingSpec("hedge", parsing.share, "0, 1, or the share of second requests, up to 0.5"),
+    SettingSpec(
+        "switch_interval_s", parsing.interval, "a number of seconds from 0.00001 to 1; 0 for Python's own"
+    ),
     SettingSpec("log", parsing.level, ", ".join(parsing.LEVELS)),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import aiobotocore.session
@@ -112,6 +113,17 @@ def test_where_the_end_does_not_come_the_file_is_looked_up(
     for asked in (1, 2, 3, 3):  # and then no more
         assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG
         assert sum(map(is_end, server.requests)) == asked * times
+
+
+def test_an_end_that_is_late_is_waited_for_as_long_as_an_attempt_may_last(
+    server: ObjectServer, cloud_engine: str
+) -> None:
+    server.script = lambda request: Fault(delay_s=float("inf") if is_end(request) else 0.0)
+    options = {**server.storage_options(), "skip_instance_cache": True}
+    fs = headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, try_timeout_s=0.2)
+    began_s = monotonic()
+    assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG
+    assert monotonic() - began_s < WAIT_S, "and no longer: an attempt has 30 s where nothing is said"
 
 
 def test_what_is_not_there_is_asked_for_once(fs: headrace.HeadraceFileSystem, server: ObjectServer) -> None:

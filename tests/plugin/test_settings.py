@@ -59,6 +59,7 @@ OTHER = {
     "timeout_s": ("2.5", 2.5),
     "try_timeout_s": ("7", 7.0),
     "hedge": ("0.05", 0.05),
+    "switch_interval_s": ("0.001", 0.001),
     "log": ("debug", "DEBUG"),
 }
 
@@ -82,6 +83,7 @@ BAD = {
     "timeout_s": ["0", "-1", "nan", "inf", "30s", True, [], 10**400],
     "try_timeout_s": ["0", "-1", "inf", "soon"],
     "hedge": ["0.6", "-0.1", "nan", "some", []],
+    "switch_interval_s": ["-1", "2", "1e-9", "nan", "on", "soon", []],
     "log": ["LOUD", "10", 10, "NOTSET"],
 }
 
@@ -137,6 +139,7 @@ def test_defaults():
         timeout_s=None,
         try_timeout_s=None,
         hedge=0.0,
+        switch_interval_s=0.0005,
         log=None,
     )
 
