@@ -11,7 +11,7 @@ Sections, each hot and cold:
 * *batch*: 100,000 random ranges of 4 KiB in one call.
 * *cat_ranges*: sorted, unsorted, adjacent, many files, large: headrace and fsspec's own.
 * *busy*: small hot reads while another Python thread computes.
-* *scan*: ``pyarrow.dataset`` over TPC-H lineitem, all columns and two.
+* *scan*: ``pyarrow.dataset`` over TPC-H lineitem, all columns and two, idle and beside a busy thread.
 
 "hand-over" is what fsspec does for its async filesystems, with the cheapest read there is behind it:
 a coroutine that calls ``os.pread``, run on fsspec's own loop thread by ``fsspec.asyn.sync``.
@@ -28,6 +28,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -307,20 +308,22 @@ def scan_cases(folder: Path, files: list[Path]) -> Iterator[Case]:
         ("fsspec local", LocalFileSystem()),
     ]
     rows = ds.dataset(str(folder)).count_rows()
-    for label, columns in (("all columns", None), ("2 columns", TWO_COLUMNS)):
-        for state in STATES:
-            contenders = [Contender(name, _scan(fs, str(folder), columns)) for name, fs in filesystems]
-            yield Case(
-                "scan",
-                f"lineitem, {rows:,} rows, {label}",
-                state,
-                lambda _rng: None,
-                contenders,
-                rows,
-                "rows",
-                files,
-                _scan(pyarrow.fs.LocalFileSystem(), str(folder), columns),
-            )
+    besides: list[tuple[str, Callable[[], Any]]] = [("", contextlib.nullcontext), (", 1 busy", busy_thread)]
+    chosen = (("all columns", None), ("2 columns", TWO_COLUMNS))
+    for (label, columns), (beside, around), state in product(chosen, besides, STATES):
+        contenders = [Contender(name, _scan(fs, str(folder), columns)) for name, fs in filesystems]
+        yield Case(
+            "scan",
+            f"lineitem, {rows:,} rows, {label}{beside}",
+            state,
+            lambda _rng: None,
+            contenders,
+            rows,
+            "rows",
+            files,
+            _scan(pyarrow.fs.LocalFileSystem(), str(folder), columns),
+            around,
+        )
 
 
 def _scan(fs: Any, folder: str, columns: list[str] | None) -> Callable[[Any], pa.Table]:

@@ -530,5 +530,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
 
 
 def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:
-    """Return `fs` with its reads behind the scheduler; options as for `HeadraceFileSystem`."""
+    """Return `fs` with its reads behind the scheduler; options as for `HeadraceFileSystem`.
+
+    One of ours is returned as it is, where there are no options.
+    """
+    if isinstance(fs, HeadraceFileSystem) and not options:
+        return fs
     return HeadraceFileSystem(fs=fs, **options)

@@ -1,7 +1,8 @@
 """What callers ask: arguments brought into columns, and fsspec's `cat_ranges` contract.
 
 Plain ranges (offsets, not negative) go to the planner as columns. Odd bounds (None, negative) mean what the
-wrapped filesystem makes of them and are asked one by one.
+wrapped filesystem makes of them and are asked one by one. A range that ends before it starts is an error of
+its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, whose ranges are all plain.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Asked:
 
     @property
     def has_odd_bounds(self) -> bool:
-        """Whether any range is not given by offsets."""
+        """Whether any range is not given by offsets, or ends before it starts."""
         return self.rows is not None
 
     def answers(
@@ -188,11 +189,15 @@ class Asked:
             for row, answer in zip(self.rows, found, strict=True):
                 merged[row] = answer
             for row in sorted(set(range(len(merged))) - set(self.rows)):
-                starts, ends = self.bounds
-                path = self.normalise(self.paths[row])
-                merged[row] = answer_or_error(cat, path, starts[row], ends[row])
+                merged[row] = answer_or_error(self._answer_odd, cat, row)
             found = merged
         return found if on_error == "return" else raise_first(found)
+
+    def _answer_odd(self, cat: Callable[[str, int | None, int | None], bytes], row: int) -> bytes:
+        start, end = self.bounds[0][row], self.bounds[1][row]
+        if is_plain(start, end):
+            resolve_bounds((start, end), lambda: None)  # which says what is wrong with them
+        return cat(self.normalise(self.paths[row]), start, end)
 
 
 def answer_or_error(function: Callable[..., bytes], *args: Any) -> bytes | Exception:
@@ -217,9 +222,9 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
     Raises
     ------
     TypeError
-        `paths` is no list.
+        `paths` is no list, or a bound is neither an integer nor None.
     ValueError
-        Lengths differ, or an end is before its start.
+        Lengths differ.
     """
     if not isinstance(paths, list):
         msg = f"paths must be a list, not {type(paths).__name__}"
@@ -229,8 +234,8 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
         msg = f"{len(paths)} paths, {len(firsts)} starts and {len(lasts)} ends do not go together"
         raise ValueError(msg)
     rows = None
-    if _has_odd(firsts) or _has_odd(lasts):
-        rows = [k for k in range(len(paths)) if is_plain(firsts[k], lasts[k])]
+    if _has_odd(firsts, lasts):
+        rows = [k for k in range(len(paths)) if is_plain(firsts[k], lasts[k]) and firsts[k] <= lasts[k]]
     chosen = range(len(paths)) if rows is None else rows
     plain = as_ranges(
         [paths[k] for k in chosen] if rows is not None else paths,
@@ -247,9 +252,9 @@ def _column(values: Any, n: int) -> Any:
     return values if isinstance(values, Iterable) else [values] * n
 
 
-def _has_odd(values: Any) -> bool:
-    array = np.asarray(values)
-    return array.dtype == object or (array.size > 0 and bool(array.min() < 0))
+def _has_odd(firsts: Any, lasts: Any) -> bool:
+    first, last = np.asarray(firsts), np.asarray(lasts)
+    return object in (first.dtype, last.dtype) or first_bad(first, last) is not None
 
 
 def batch_of(answers: list[Any], ranges: Ranges, out: Any = None) -> RangeBatch:

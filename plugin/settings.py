@@ -93,8 +93,8 @@ class Settings:
     """Seconds for one attempt of an op, on async stores."""
     hedge: float = 0.0
     """Second requests for late ops, for each op of a store; 0: none."""
-    switch_interval_s: float = 0.0005
-    """Seconds of a Python thread's turn while reads are under way; 0: Python's own."""
+    switch_interval_s: float = 0.001
+    """Seconds of a Python thread's turn while reads are under way; 0: as long as the program has it."""
     log: str | None = None
     """Level of the logger "headrace"; None: left to the application."""
 

@@ -109,6 +109,23 @@ def test_long_ranges_have_answers_of_their_own(
     assert at_rest(fs)
 
 
+@pytest.mark.parametrize("many", [1, 100])
+def test_cat_ranges_that_end_before_they_start(target: Target, scheduled_mode: str, many: int) -> None:
+    """Each has its own answer (I10), as many as there are, in a list or an array."""
+    fs = target.headrace(scheduler=scheduled_mode)
+    paths, starts, ends = [target.small] * 3 * many, [3, 10, 5] * many, [8, 4, 5] * many
+    for kind in (list, np.array):
+        got = fs.cat_ranges(paths, kind(starts), kind(ends))
+        assert [got[0], got[2]] == [OTHER[3:8], b""]
+        assert got[0::3] == [got[0]] * many
+        for error in got[1::3]:
+            assert isinstance(error, ValueError)
+            assert str(error) == "end 4 is before start 10"
+        with pytest.raises(ValueError, match="end 4 is before start 10"):
+            fs.cat_ranges(paths, kind(starts), kind(ends), on_error="raise")
+    assert at_rest(fs)
+
+
 def test_cat_ranges_raises_errors(target: Target, options: dict[str, object]) -> None:
     fs = target.headrace(**options)
     paths = [target.big, target.missing]

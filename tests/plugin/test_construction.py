@@ -23,6 +23,12 @@ def test_wrap(target: Target, mode: str) -> None:
     assert headrace.HeadraceFileSystem(fs=plain, scheduler=mode).cat_file(target.small) == OTHER
 
 
+def test_what_is_wrapped_is_not_wrapped_again() -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", priority=3)
+    assert headrace.wrap(fs) is fs
+    assert headrace.wrap(fs, priority=2).target is fs
+
+
 def test_flat_options_go_to_the_target(tmp_path: Path, mode: str) -> None:
     fs = headrace.HeadraceFileSystem(target_protocol="file", auto_mkdir=True, scheduler=mode)
     fs.pipe_file(str(tmp_path / "new" / "deep" / "x"), b"made")

@@ -59,7 +59,7 @@ OTHER = {
     "timeout_s": ("2.5", 2.5),
     "try_timeout_s": ("7", 7.0),
     "hedge": ("0.05", 0.05),
-    "switch_interval_s": ("0.001", 0.001),
+    "switch_interval_s": ("0.0005", 0.0005),
     "log": ("debug", "DEBUG"),
 }
 
@@ -139,7 +139,7 @@ def test_defaults():
         timeout_s=None,
         try_timeout_s=None,
         hedge=0.0,
-        switch_interval_s=0.0005,
+        switch_interval_s=0.001,
         log=None,
     )
 

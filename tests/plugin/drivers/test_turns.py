@@ -28,9 +28,12 @@ class Reading:
     def __init__(self) -> None:
         self.is_under_way = True
         self.was_asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def __call__(self) -> bool:
         self.was_asked.set()
+        self.may_answer.wait(10)
         return self.is_under_way
 
 
@@ -47,7 +50,6 @@ def begun(reading: Reading, interval_s: float = OURS_S) -> Turns:
     """Return turns that were shortened."""
     turns = Turns(reading)
     turns.shorten(interval_s)
-    turns._is_wanted = False
     assert reading.was_asked.wait(10)
     return turns
 
@@ -85,6 +87,20 @@ def test_what_the_program_sets_meanwhile_stands() -> None:
     assert sys.getswitchinterval() == 0.02
 
 
+def test_many_readers_have_longer_turns() -> None:
+    reading = Reading()
+    reading.may_answer.clear()  # the keeper looks after this
+    turns = begun(reading)
+    seen = []
+    for readers in (10, 100, 1000):
+        turns.shorten(OURS_S, readers)
+        seen.append(sys.getswitchinterval())
+    assert seen == [OURS_S, 0.003, PROGRAMS_S]
+    reading.may_answer.set()
+    ended(turns, reading)
+    assert sys.getswitchinterval() == PROGRAMS_S
+
+
 @pytest.mark.parametrize("interval_s", [0.0, PROGRAMS_S, 0.02])
 def test_it_is_never_longer(interval_s: float) -> None:
     turns = Turns(Reading())
@@ -106,7 +122,7 @@ def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_forked_child_has_what_the_program_had() -> None:
     reading = Reading()
     turns = begun(reading)
-    turns.give_back()  # as `runtime.forget` does, where there is no keeper
+    turns.forget()
     assert sys.getswitchinterval() == PROGRAMS_S
     ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
@@ -202,25 +218,28 @@ fs = headrace.HeadraceFileSystem(target_protocol="store")
 fs.target.pipe_file("/a", bytes(100_000))
 """
 
+GIVEN_BACK = "while sys.getswitchinterval() != 0.005: threading.Event().wait(0.05)\n"
 READ = "assert len(fs.cat_file('/a', start=1)) == 99_999\n"
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
-    [({}, 0.0005), ({"HEADRACE_SWITCH_INTERVAL_S": "0.002"}, 0.002),
+    [({}, 0.001), ({"HEADRACE_SWITCH_INTERVAL_S": "0.002"}, 0.002),
      ({"HEADRACE_SWITCH_INTERVAL_S": "0"}, 0.005), ({"HEADRACE_SCHEDULER": "off"}, 0.005)],
 )  # fmt: skip
 def test_reads_of_a_filesystem(environment: dict[str, str], expected: float) -> None:
-    given_back = "while sys.getswitchinterval() != 0.005: threading.Event().wait(0.05)\n"
-    assert child(READ + "print(seen)\n" + given_back, **environment) == f"{[expected]}\n"
+    # The keeper may have its first turn a moment after the first read.
+    reads = f"while {expected} not in seen:\n    {READ}assert set(seen) <= {{0.005, {expected}}}\n"
+    child(reads + GIVEN_BACK, **environment)
 
 
 def test_a_fork() -> None:
     fork = """
 assert sys.getswitchinterval() == 0.005
 with fs.open("/a") as file:
-    file.read(99_000)
-    assert sys.getswitchinterval() == 0.0005, sys.getswitchinterval()
+    while sys.getswitchinterval() != 0.001:
+        file.seek(0)
+        file.read(99_000)
     child = os.fork()
     if child:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
