@@ -232,8 +232,12 @@ def _timed(case: Case, contender: Contender, given: Any) -> Took:
 
 def wait_for_long_turns() -> None:
     """Wait until busy threads have turns of the usual length: headrace shortens them, for its peers too."""
-    while sys.getswitchinterval() != SWITCH_INTERVAL_S:
+    for _ in range(600):
+        if sys.getswitchinterval() == SWITCH_INTERVAL_S:
+            return
         sleep(0.05)
+    msg = "the switch interval was not given back within half a minute"
+    raise AssertionError(msg)
 
 
 def _check(case: Case, rng: np.random.Generator) -> None:

@@ -94,7 +94,7 @@ class JobMaker:
         self, op_length: Any, path: str, result_bytes: int, urgency: Urgency, **options: Any
     ) -> Request:
         """Make the request of ops of these lengths: nested inside an op of ours (I1)."""
-        self.channel.shorten_turns(len(self.channel.scheduler(path).requests))
+        self.channel.shorten_turns()
         return Request(
             op_length,
             result_bytes=result_bytes,

@@ -103,10 +103,12 @@ def seconds(value: object) -> float:
 
 def interval(value: object) -> float:
     """Return a switch interval of the interpreter's; 0 and its like are none."""
-    if str(value).strip().lower() in _TRUTH and not flag(value):
+    if _TRUTH.get(str(value).strip().lower()) is False:
         return 0.0
-    found = seconds(value)
-    if not _LEAST_INTERVAL_S <= found <= 1:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    found = float(cast("SupportsFloat | str", value))
+    if found and not _LEAST_INTERVAL_S <= found <= 1:
         raise ValueError(value)
     return found
 

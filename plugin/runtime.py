@@ -110,9 +110,9 @@ class Channel:
         is_urgent = self.urgent_op_bytes < self.max_op_bytes and self.scheduler(path).expects_urgent
         return self.urgent_op_bytes if is_urgent else self.max_op_bytes
 
-    def shorten_turns(self, readers: int = 0) -> None:
-        """Have other Python threads give up the GIL sooner for a while, since so many read."""
-        self.turns.shorten(self.settings.switch_interval_s, readers)
+    def shorten_turns(self) -> None:
+        """Have other Python threads give up the GIL sooner for a while, since somebody reads."""
+        self.turns.shorten(self.settings.switch_interval_s)
 
     @property
     def is_remote(self) -> bool:
@@ -341,10 +341,10 @@ def runtime() -> Runtime:
 def forget() -> None:
     """Start afresh: in a forked child, where the parent's threads and locks do not exist."""
     global _current, _guard  # noqa: PLW0603
-    if _current is not None:
-        _current.turns.forget()
-    _current = None
+    parents, _current = _current, None
     _guard = threading.RLock()
+    if parents is not None:
+        parents.turns.forget()
 
 
 if hasattr(os, "register_at_fork"):

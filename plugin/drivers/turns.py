@@ -8,7 +8,7 @@ It is the process's, so it is handled as a guest does:
 
 * It is never made longer than the program's, and what the program sets meanwhile stands.
 * A thread gives it back when nobody has read for `KEEP_S` seconds. There is no count of who reads, which an
-  interrupt could falsify.
+  interrupt could falsify. Of filesystems with different intervals the first one's holds until then.
 * It is longer where many read at a time, each on a thread of its own: one that loses its turn while it
   holds the engine's lock keeps the others waiting, each in turn for lock and GIL. 64 threads beside busy ones
   read at a third of their rate with 0.5 ms, and at twice their rate with 2.
@@ -20,10 +20,10 @@ beside it had 1 to 9% of its rate. So such a thread gets out of the way now and 
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import sys
 import threading
-from time import perf_counter, sleep
+from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ KEEP_S = 1.0
 """Seconds without a read after which the interval is what it was: scans pause to decode."""
 
 EACH_S = 30e-6
-"""The interval is so much for each request, at the least."""
+"""The interval is so much for each thread that read since the keeper looked, at the least."""
 
 LONGER = 1.25
 """From this factor on, a longer interval does not wait for the keeper."""
@@ -57,37 +57,39 @@ class Turns:
     def __init__(self, is_reading: Callable[[], bool]) -> None:
         self._is_reading = is_reading
         self._is_wanted = False
-        self._programs_s: float | None = None
-        """The program's interval, in seconds, while ours is in force."""
-        self._ours_s = 0.0
-        self._readers = 0
-        self._ours_us: set[int] = set()
-        """All that were set meanwhile, in microseconds: another one is the program's."""
+        self._readers: set[int] = set()
+        self._programs_us: int | None = None
+        """The program's interval, in microseconds, while ours is in force."""
+        self._ours_us: tuple[int, ...] = ()
+        """What is in force, or about to be: anything else is the program's."""
         self._began_s = self._last_s = 0.0
         self._lock = threading.RLock()  # a signal handler may read, too
-        self._keeper: threading.Thread | None = None
+        self._is_kept = threading.Lock()
+        self._asked_s = -KEEP_S
 
-    def shorten(self, interval_s: float, readers: int = 0) -> None:
-        """Have turns of `interval_s` seconds for now, longer ones with many readers; 0 changes nothing."""
+    def shorten(self, interval_s: float) -> None:
+        """Have turns of `interval_s` seconds for now, longer ones with many readers; 0 asks for nothing."""
+        if not interval_s:
+            return
         self._is_wanted = True
-        if readers > self._readers:
-            self._readers = readers
-            if EACH_S * readers > LONGER * self._ours_s:
-                self._set(EACH_S * readers)
-        if self._programs_s is None and 0 < interval_s < sys.getswitchinterval():
-            self._begin(interval_s)
+        self._readers.add(threading.get_ident())
+        if self._programs_us is None:
+            if interval_s < sys.getswitchinterval():
+                self._begin(interval_s)
+        elif EACH_S * len(self._readers) > LONGER * self._ours_us[-1] / 1e6:
+            self._set(EACH_S * len(self._readers))
 
     def give_back(self) -> None:
         """Set the interval to what the program had, unless it has set another one since."""
         with self._lock:
-            if self._programs_s is not None and _now_us() in self._ours_us:
-                sys.setswitchinterval(self._programs_s)
-            self._programs_s = None
-            self._ours_us.clear()
+            if self._programs_us is not None and _now_us() in self._ours_us:
+                _set_us(self._programs_us)
+            self._programs_us = None
 
     def forget(self) -> None:
         """Give it back in a forked child, where no keeper is, and nobody frees a lock that was held."""
-        self._lock = threading.RLock()
+        self._lock, self._is_kept = threading.RLock(), threading.Lock()
+        self._asked_s = -KEEP_S
         self.give_back()
 
     def let_others_in(self) -> None:
@@ -101,39 +103,49 @@ class Turns:
             self._began_s = self._last_s = perf_counter()
 
     def _begin(self, interval_s: float) -> None:
-        with self._lock:
-            if self._keeper is not None and self._keeper.is_alive():
-                return
-            self._keeper = threading.Thread(
-                target=self._keep, args=(interval_s,), name="headrace-turns", daemon=True
-            )
-            with contextlib.suppress(RuntimeError):  # no more threads: turns stay as they are
-                self._keeper.start()
+        """Start the keeper, and do not wait for it: beside busy threads its first turn takes a while."""
+        if self._is_kept.locked() or monotonic() - self._asked_s < KEEP_S:
+            return
+        self._asked_s = monotonic()
+        try:
+            _thread.start_new_thread(self._keep, (interval_s,))
+        except RuntimeError as error:
+            if not str(error).startswith("can't"):
+                raise  # a signal handler's
+            # No more threads, or the interpreter ends: turns stay as they are.
 
     def _keep(self, interval_s: float) -> None:
         """Shorten, and give back: both on one thread, which no interrupt reaches in between."""
-        self._programs_s = sys.getswitchinterval()
-        self._ours_us.add(_now_us())
+        if not self._is_kept.acquire(blocking=False):
+            return
         try:
-            tick = threading.Event()
+            programs_us = _now_us()
+            self._ours_us = (programs_us,)
+            self._programs_us = programs_us
             while self._is_wanted or self._is_reading():
                 self._is_wanted = False
-                readers, self._readers = self._readers, 0
-                self._set(max(interval_s, EACH_S * readers))
-                tick.wait(KEEP_S)
+                readers, self._readers = self._readers, set()
+                self._set(max(interval_s, EACH_S * len(readers)))
+                sleep(KEEP_S)
         finally:
             self.give_back()
+            self._is_kept.release()
 
     def _set(self, interval_s: float) -> None:
         """Set another interval of ours, if one of ours is in force."""
         with self._lock:
-            if self._programs_s is None or _now_us() not in self._ours_us:
+            now_us = _now_us()
+            if self._programs_us is None or now_us not in self._ours_us:
                 return
-            self._ours_s = min(interval_s, self._programs_s)
-            micros = round(self._ours_s * 1e6)
-            self._ours_us.add(micros)  # first: an interrupt may come between any two steps
-            sys.setswitchinterval((micros + 0.5) / 1e6)  # it is cut to whole microseconds
+            micros = min(round(interval_s * 1e6), self._programs_us)
+            self._ours_us = (now_us, micros)  # both: an interrupt may come between any two steps
+            _set_us(micros)
+            self._ours_us = (micros,)
 
 
 def _now_us() -> int:
     return round(sys.getswitchinterval() * 1e6)
+
+
+def _set_us(micros: int) -> None:
+    sys.setswitchinterval((micros + 0.5) / 1e6)  # it is cut to whole microseconds

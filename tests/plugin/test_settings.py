@@ -83,7 +83,7 @@ BAD = {
     "timeout_s": ["0", "-1", "nan", "inf", "30s", True, [], 10**400],
     "try_timeout_s": ["0", "-1", "inf", "soon"],
     "hedge": ["0.6", "-0.1", "nan", "some", []],
-    "switch_interval_s": ["-1", "2", "1e-9", "nan", "on", "soon", []],
+    "switch_interval_s": ["-1", "2", True, "1e-9", "nan", "on", "soon", []],
     "log": ["LOUD", "10", 10, "NOTSET"],
 }
 

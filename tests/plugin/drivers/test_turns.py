@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -13,9 +16,10 @@ import pytest
 import headrace
 from headrace.drivers import turns as turns_
 from headrace.drivers.turns import Turns
+from headrace.runtime import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PROGRAMS_S = 0.004
@@ -39,6 +43,8 @@ class Reading:
 
 @pytest.fixture(autouse=True)
 def _interval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with runtime().turns._is_kept:  # another test may have read just now
+        pass
     found = sys.getswitchinterval()
     sys.setswitchinterval(PROGRAMS_S)
     monkeypatch.setattr(turns_, "KEEP_S", 0.001)
@@ -57,9 +63,8 @@ def begun(reading: Reading, interval_s: float = OURS_S) -> Turns:
 def ended(turns: Turns, reading: Reading) -> None:
     """Let them be given back."""
     reading.is_under_way = False
-    assert turns._keeper is not None
-    turns._keeper.join(10)
-    assert not turns._keeper.is_alive()
+    assert turns._is_kept.acquire(timeout=10)
+    turns._is_kept.release()
 
 
 def test_it_is_short_while_a_read_is_under_way() -> None:
@@ -72,30 +77,56 @@ def test_it_is_short_while_a_read_is_under_way() -> None:
     assert sys.getswitchinterval() == PROGRAMS_S
     # And again.
     reading.is_under_way = True
+    reading.was_asked.clear()
+    turns._asked_s = 0.0
     turns.shorten(OURS_S)
+    assert reading.was_asked.wait(10)
+    assert sys.getswitchinterval() == OURS_S
     ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
 
 
-def test_what_the_program_sets_meanwhile_stands() -> None:
+@pytest.mark.parametrize("interval_s", [0.02, PROGRAMS_S])
+def test_what_the_program_sets_meanwhile_stands(interval_s: float) -> None:
     reading = Reading()
     turns = begun(reading)
-    sys.setswitchinterval(0.02)
-    turns.shorten(OURS_S)
-    assert sys.getswitchinterval() == 0.02
+    sys.setswitchinterval(interval_s)
+    for _ in range(2):  # the keeper looks, too
+        reading.was_asked.clear()
+        turns.shorten(OURS_S)
+        assert reading.was_asked.wait(10)
+        assert sys.getswitchinterval() == interval_s
     ended(turns, reading)
-    assert sys.getswitchinterval() == 0.02
+    assert sys.getswitchinterval() == interval_s
 
 
-def test_many_readers_have_longer_turns() -> None:
+def test_an_odd_interval_is_given_back_as_it_was() -> None:
+    """The interpreter cuts to whole microseconds."""
+    sys.setswitchinterval(0.0070005)
+    found = sys.getswitchinterval()
+    reading = Reading()
+    turns = begun(reading)
+    ended(turns, reading)
+    assert sys.getswitchinterval() == found
+
+
+def test_many_readers_have_longer_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told apart by their threads; one may submit as many reads as it likes."""
     reading = Reading()
     reading.may_answer.clear()  # the keeper looks after this
     turns = begun(reading)
+    number = iter(range(1000))
     seen = []
-    for readers in (10, 100, 1000):
-        turns.shorten(OURS_S, readers)
+    for readers in (10, 90, 900):
+        turns.shorten(OURS_S)
         seen.append(sys.getswitchinterval())
-    assert seen == [OURS_S, 0.003, PROGRAMS_S]
+        with monkeypatch.context() as patch:
+            patch.setattr(turns_.threading, "get_ident", lambda: next(number))
+            for _ in range(readers):
+                turns.shorten(OURS_S)
+    assert seen[:2] == [OURS_S] * 2
+    assert OURS_S < seen[2] <= 0.0031
+    assert sys.getswitchinterval() == PROGRAMS_S
     reading.may_answer.set()
     ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
@@ -105,25 +136,52 @@ def test_many_readers_have_longer_turns() -> None:
 def test_it_is_never_longer(interval_s: float) -> None:
     turns = Turns(Reading())
     turns.shorten(interval_s)
-    assert turns._keeper is None
+    assert not turns._is_kept.locked()
     assert sys.getswitchinterval() == PROGRAMS_S
 
 
-def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_thread: threading.Thread) -> None:
-        message = "can't start new thread"
-        raise RuntimeError(message)
+def test_who_asks_for_nothing_keeps_nothing_up() -> None:
+    reading = Reading()
+    turns = begun(reading)
+    reading.is_under_way = False
+    while turns._is_kept.locked():
+        turns.shorten(0.0)
+    assert sys.getswitchinterval() == PROGRAMS_S
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    Turns(Reading()).shorten(OURS_S)
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch, *, is_ours: bool) -> None:
+    """Reads go on; what a signal's handler raised then is another matter."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread" if is_ours else "from a handler")
+
+    monkeypatch.setattr(turns_._thread, "start_new_thread", refuse)
+    with contextlib.nullcontext() if is_ours else pytest.raises(RuntimeError, match="handler"):
+        Turns(Reading()).shorten(OURS_S)
+    assert sys.getswitchinterval() == PROGRAMS_S
+
+
+def test_a_second_keeper_leaves() -> None:
+    reading = Reading()
+    turns = begun(reading)
+    turns._keep(OURS_S)  # as when an interrupt came between two steps
+    assert sys.getswitchinterval() == OURS_S
+    ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
 
 
 def test_a_forked_child_has_what_the_program_had() -> None:
     reading = Reading()
     turns = begun(reading)
-    turns.forget()
+    kept = turns._is_kept
+    with turns._lock:  # held in the parent by a thread that is not here
+        other = threading.Thread(target=turns.forget)
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
     assert sys.getswitchinterval() == PROGRAMS_S
+    turns._is_kept = kept
     ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
 
@@ -182,14 +240,48 @@ def test_batches_of_the_page_cache_let_others_in(
     assert clock.sleeps == 2  # in 20 ms, once in two intervals of 4 ms
 
 
+class Noted:
+    """Turns that count how often they were asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def shorten(self, _interval_s: float) -> None:
+        self.asked += 1
+
+
+def test_who_asks_for_short_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests, Arrow's reads, and calls of the wrapped filesystem."""
+    path = str(tmp_path / "data")
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", skip_instance_cache=True)
+    noted = Noted()
+    monkeypatch.setattr(fs.channel, "turns", noted)
+
+    def asks(call: Callable[..., object], *args: object) -> bool:
+        before = noted.asked
+        call(*args)
+        return noted.asked > before
+
+    assert asks(fs.pipe_file, path, bytes(100))
+    assert asks(fs.info, path)
+    with fs.open(path) as file:
+        assert asks(file.read_buffer, 10)
+        assert asks(file.read_buffer, 10)  # of what is here already
+    s3 = headrace.HeadraceFileSystem(target_protocol="http", skip_instance_cache=True)
+    monkeypatch.setattr(s3.channel, "turns", noted)
+    with contextlib.suppress(OSError):
+        assert asks(lambda: asyncio.run(s3._exists("http://127.0.0.1:1/nothing")))
+
+
 # -- a whole program
 
 
-def child(program: str, **environment: str) -> str:
+def child(program: str, prepared: str | None = None, **environment: str) -> str:
     """Run a program whose switch interval is 5 ms, and return what it prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     ran = subprocess.run(
-        [sys.executable, "-c", PREPARED + program],
-        env={"PATH": "", **environment},
+        [sys.executable, "-c", (PREPARED if prepared is None else prepared) + program],
+        env=clean | {"PYTHONWARNINGS": "ignore::DeprecationWarning", **environment},  # of forks, from 3.12 on
         capture_output=True,
         text=True,
         check=False,
@@ -211,6 +303,7 @@ class Store(MemoryFileSystem):
 
     def cat_file(self, path, **options):
         seen.append(sys.getswitchinterval())
+        assert fs.mode == "off" or headrace.runtime.runtime().is_reading()
         return super().cat_file(path, **options)
 
 fsspec.register_implementation("store", Store)
@@ -231,6 +324,27 @@ def test_reads_of_a_filesystem(environment: dict[str, str], expected: float) -> 
     # The keeper may have its first turn a moment after the first read.
     reads = f"while {expected} not in seen:\n    {READ}assert set(seen) <= {{0.005, {expected}}}\n"
     child(reads + GIVEN_BACK, **environment)
+
+
+def test_an_end_with_a_call_in_a_finaliser() -> None:
+    """No thread that is started then has a turn: nobody may wait for it."""
+    begin = """
+import os, sys, threading, headrace
+fs = headrace.HeadraceFileSystem(target_protocol="file")
+while sys.getswitchinterval() != 0.001:
+    assert fs.exists("/")
+"""
+    end = """
+class Last:
+    def __init__(self):
+        self.fs, self.write = fs, os.write
+
+    def __del__(self):
+        self.write(1, str(self.fs.exists("/")).encode())
+
+last = Last()
+"""
+    assert child(begin + GIVEN_BACK + end, "") == "True"
 
 
 def test_a_fork() -> None:
