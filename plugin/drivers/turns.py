@@ -38,8 +38,11 @@ EACH_S = 30e-6
 LONGER = 1.25
 """From this factor on, a longer interval does not wait for the keeper."""
 
-HELD_S = 0.002
-"""The GIL is kept for two switch intervals, and not for less than this, before others are let in."""
+HELD = 4
+"""The GIL is kept for so many switch intervals before others are let in: two of those have one each then."""
+
+HELD_S = 0.004
+"""And not for less than this."""
 
 NAP_S = 1e-5
 """As short as a sleep can be: who waits for the GIL wakes and has it."""
@@ -95,10 +98,10 @@ class Turns:
     def let_others_in(self) -> None:
         """Let go of the GIL, if it was kept for long; to be called between two calls that keep it."""
         now_s, interval_s = perf_counter(), sys.getswitchinterval()
-        if now_s - self._last_s > max(interval_s, HELD_S / 2):
+        if now_s - self._last_s > max(interval_s, HELD_S / HELD):
             self._began_s = now_s  # somebody else had a turn
         self._last_s = now_s
-        if now_s - self._began_s > max(2 * interval_s, HELD_S):
+        if now_s - self._began_s > max(HELD * interval_s, HELD_S):
             sleep(NAP_S)
             self._began_s = self._last_s = perf_counter()
 
