@@ -234,15 +234,13 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
         msg = f"{len(paths)} paths, {len(firsts)} starts and {len(lasts)} ends do not go together"
         raise ValueError(msg)
     rows = None
-    if _has_odd(firsts, lasts):
+    first, last = np.asarray(firsts), np.asarray(lasts)
+    if object in (first.dtype, last.dtype) or first_bad(first, last) is not None:
         rows = [k for k in range(len(paths)) if is_plain(firsts[k], lasts[k]) and firsts[k] <= lasts[k]]
-    chosen = range(len(paths)) if rows is None else rows
-    plain = as_ranges(
-        [paths[k] for k in chosen] if rows is not None else paths,
-        [firsts[k] for k in chosen] if rows is not None else firsts,
-        [lasts[k] for k in chosen] if rows is not None else lasts,
-        normalise,
-    )
+        named, begins, stops = ([column[k] for k in rows] for column in (paths, firsts, lasts))
+        plain = as_ranges(named, begins, stops, normalise)
+    else:
+        plain = as_ranges(paths, first, last, normalise)
     plain.max_gap = max_gap
     return Asked(paths, (firsts, lasts), plain, rows, normalise)
 
@@ -250,11 +248,6 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
 def _column(values: Any, n: int) -> Any:
     """Return one bound for each range: an integer or None stands for all."""
     return values if isinstance(values, Iterable) else [values] * n
-
-
-def _has_odd(firsts: Any, lasts: Any) -> bool:
-    first, last = np.asarray(firsts), np.asarray(lasts)
-    return object in (first.dtype, last.dtype) or first_bad(first, last) is not None
 
 
 def batch_of(answers: list[Any], ranges: Ranges, out: Any = None) -> RangeBatch:
