@@ -40,7 +40,7 @@ ONE_PATH = (
 TWO_REMOTE_PATHS = ("copy", "cp", "cp_file", "mv", "move", "rename")
 REMOTE_PATH_FIRST = ("get", "get_file", "download")
 REMOTE_PATH_SECOND = ("put", "put_file", "upload")
-WITHOUT_PATH = ("start_transaction", "end_transaction", "clear_instance_cache")
+WITHOUT_PATH = ("start_transaction", "end_transaction")
 
 ASYNC_ONE_PATH = (
     "du", "exists", "expand_path", "glob", "info", "isdir", "isfile", "ls", "makedirs", "mkdir",

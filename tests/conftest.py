@@ -32,6 +32,7 @@ import data
 import fsspec
 import hypothesis_profiles
 import pytest
+import s3fs
 import targets as targets_
 from modes import BUCKET, MODES, OPTIONS, SCHEDULED
 from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
@@ -87,6 +88,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not _is_repeated(item)]
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was collected out of the garbage collector's way: thousands of tests, a second for each pass."""
+    gc.collect()
+    gc.freeze()
+
+
 def _is_repeated(item: pytest.Item) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
     is_off = "off" in (given.get("mode"), given.get("options"))
@@ -123,6 +130,7 @@ def _isolated_environment() -> Iterator[None]:
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads spin, in each of hundreds of children
         yield
 
 
@@ -195,6 +203,17 @@ def disk(targets: dict[str, targets_.Target]) -> targets_.Target:
 
 def _data_cache(config: pytest.Config) -> Path:
     return config.cache.mkdir("headrace-data")
+
+
+@pytest.fixture(autouse=True)
+def _filesystems_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have no filesystem outlive the server of its test: fsspec keeps each, and a client is 10,000 objects."""
+    yield
+    if "server" in request.fixturenames:
+        import headrace
+
+        for kind in (headrace.HeadraceFileSystem, s3fs.S3FileSystem):
+            kind.clear_instance_cache()
 
 
 @pytest.fixture

@@ -29,6 +29,16 @@ def test_what_is_wrapped_is_not_wrapped_again() -> None:
     assert headrace.wrap(fs, priority=2).target is fs
 
 
+def test_instances_are_kept_until_their_class_is_told_to_forget_them() -> None:
+    """The wrapped filesystem's class is not: others may have asked for that instance."""
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", priority=4)
+    assert headrace.HeadraceFileSystem(target_protocol="memory", priority=4) is fs
+    headrace.HeadraceFileSystem.clear_instance_cache()
+    again = headrace.HeadraceFileSystem(target_protocol="memory", priority=4)
+    assert again is not fs
+    assert again.target is fs.target
+
+
 def test_flat_options_go_to_the_target(tmp_path: Path, mode: str) -> None:
     fs = headrace.HeadraceFileSystem(target_protocol="file", auto_mkdir=True, scheduler=mode)
     fs.pipe_file(str(tmp_path / "new" / "deep" / "x"), b"made")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import os
@@ -48,6 +49,7 @@ def _table() -> pa.Table:
 TABLE = _table()
 
 
+@functools.cache
 def _parquet() -> bytes:
     sink = io.BytesIO()
     pq.write_table(TABLE, sink, row_group_size=len(TABLE) // GROUPS)

@@ -74,16 +74,17 @@ class Tracer:
             return None
         if event == "line" and not self.is_excluded(frame):
             if self.count == self.at and not self.where:
-                name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
-                self.where = f"{name}:{frame.f_code.co_name}:{frame.f_lineno}: {_text(frame)}"
+                path, number = frame.f_code.co_filename, frame.f_lineno
+                name = f"{os.path.relpath(path, PACKAGE)}:{frame.f_code.co_name}"
+                self.where = f"{name}:{number}: {_line(path, number)}"
                 raise Injected
             self.count += 1
         return self
 
     def is_excluded(self, frame: FrameType) -> bool:
-        text = _text(frame)
-        if not text.startswith(("with ", "async with ")):
-            return text in {"finally:", "else:", "try:", "pass"} or _is_first_under_finally(frame)
+        kind = _kind(frame.f_code.co_filename, frame.f_lineno)
+        if kind != "with":
+            return kind == "no place"
         key = (id(frame), frame.f_lineno)
         self.entered ^= {key}
         return key not in self.entered
@@ -114,21 +115,27 @@ class Again:
             self.count += 1
 
 
-def _text(frame: FrameType) -> str:
-    return _line(frame.f_code.co_filename, frame.f_lineno)
+@functools.cache
+def _kind(path: str, number: int) -> str:
+    """Say what a line is to the tracer: "with", "no place" or "place"."""
+    text = _line(path, number)
+    if text.startswith(("with ", "async with ")):
+        return "with"
+    is_left_out = text in {"finally:", "else:", "try:", "pass"} or _is_first_under_finally(path, number)
+    return "no place" if is_left_out else "place"
+
+
+def _is_first_under_finally(path: str, number: int) -> bool:
+    number -= 1
+    while _line(path, number) in {"", "try:"}:
+        number -= 1
+    return _line(path, number) == "finally:"
 
 
 @functools.cache
 def _line(path: str, number: int) -> str:
     """Return it without its comment."""
     return re.sub(r"(^|  )#.*", "", linecache.getline(path, number).strip())
-
-
-def _is_first_under_finally(frame: FrameType) -> bool:
-    number = frame.f_lineno - 1
-    while _line(frame.f_code.co_filename, number) in {"", "try:"}:
-        number -= 1
-    return _line(frame.f_code.co_filename, number) == "finally:"
 
 
 def make(protocol: str, **options: Any) -> Any:
