@@ -89,7 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was collected out of the garbage collector's way: thousands of tests, a second for each pass."""
+    """Keep thousands of tests out of the garbage collector's way: a second for each pass."""
     gc.collect()
     gc.freeze()
 
@@ -207,7 +207,7 @@ def _data_cache(config: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def _filesystems_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have no filesystem outlive the server of its test: fsspec keeps each, and a client is 10,000 objects."""
+    """Have no filesystem outlive its test's server: fsspec keeps each, and a client is 10,000 objects."""
     yield
     if "server" in request.fixturenames:
         import headrace
