@@ -13,6 +13,7 @@ pays, encryption keys) and its exceptions.
 from __future__ import annotations
 
 import errno
+from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from headrace.backends.abc import PathSource
     from headrace.types import Ops
@@ -46,6 +48,7 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
     """
     given = target.storage_options.get("config_kwargs") or {}
     return {
+        "session": target.storage_options.get("session") or _quick_session(target),
         "config_kwargs": {
             **_user_agent(target, given),
             **given,
@@ -53,8 +56,31 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
                 connections + _SPARE_CONNECTIONS, given.get("max_pool_connections", 0)
             ),
             "retries": {"total_max_attempts": 1, "mode": "standard"},
-        }
+        },
     }
+
+
+def _quick_session(target: Any) -> Any:
+    """Make a session like the target's, but for how it parses the dates of answers.
+
+    dateutil, which tries every format there is, takes a fourteenth of what a request costs.
+    """
+    import aiobotocore.session  # noqa: PLC0415
+
+    session = aiobotocore.session.AioSession(**target.kwargs)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_date)
+    return session
+
+
+def parse_date(value: Any) -> datetime:
+    """Parse a date as headers have it, and anything else as botocore does."""
+    try:
+        return parsedate_to_datetime(value)
+    except (TypeError, ValueError, AttributeError):
+        from botocore.utils import parse_timestamp  # noqa: PLC0415
+
+        parsed: datetime = parse_timestamp(value)
+        return parsed
 
 
 def _user_agent(target: Any, given: Mapping[str, Any]) -> dict[str, str]:

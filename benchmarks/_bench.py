@@ -3,8 +3,9 @@
 How a comparison is made:
 
 1. Every *round* makes fresh input (offsets), and every contender of the case gets the same one.
-2. The contenders take turns in an order that rotates from round to round, so that a slow minute of
-   the machine does not fall on one of them.
+2. The contenders take turns in an order that is drawn anew for each round (of two, each goes first as
+   often as the other), so that a slow minute of the machine does not fall on one of them, nor what the
+   one before left behind.
 3. Cold cases empty the page cache before each contender of each round; hot ones lock the files into
    memory before the first, or read them once where they may not.
 4. In a round that is not counted each contender's answer is compared with the file's own bytes.
@@ -207,15 +208,22 @@ def run_case(case: Case, rounds: int, seed: int) -> list[Result]:
     with kept_hot(case.files if case.state == "hot" else []), case.around():
         _check(case, np.random.default_rng([seed, 0]))
         for number in range(1, rounds + 1):
-            given = case.make_input(np.random.default_rng([seed, number]))
-            for turn in range(len(results)):
-                k = (turn + number) % len(results)
+            rng = np.random.default_rng([seed, number])
+            given = case.make_input(rng)
+            for k in _order(len(results), number, rng):
                 took = _timed(case, case.contenders[k], given)
                 results[k].seconds.append(took.seconds)
                 results[k].each_s += took.each_s
     for one in case.contenders:
         one.close()
     return results
+
+
+def _order(contenders: int, number: int, rng: np.random.Generator) -> list[int]:
+    """Draw who goes after whom in a round: where that is always the same, it is a part of the figures."""
+    if contenders == 2:
+        return [number % 2, (number + 1) % 2]
+    return [int(k) for k in rng.permutation(contenders)]
 
 
 def _timed(case: Case, contender: Contender, given: Any) -> Took:
