@@ -310,7 +310,8 @@ class _AtEnd:
         self._ring = ring
 
     def __del__(self) -> None:
-        self._rings.close_one(self._ring)
+        if hasattr(self, "_ring"):  # else an interrupt came while it was made
+            self._rings.close_one(self._ring)
 
 
 def _is_python_thread() -> bool:

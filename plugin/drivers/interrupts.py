@@ -28,6 +28,8 @@ import traceback
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from headrace.drivers.starting import start_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
@@ -79,12 +81,12 @@ class _Watcher:
         is_missed = False
         with self.lock:
             self.jobs[key] = job
-            if self.thread is None:
+            if self.thread is None or not self.thread.is_alive():  # an interrupt may cut a thread's start
                 # Handled signals were forgotten then. What is left came since, with the main thread in
                 # Arrow; but without the handler below nobody can tell.
                 is_missed = self._take() and _signal.getsignal(_SIGINT) is _once
                 self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
-                self.thread.start()
+                start_thread(self.thread)
         if is_missed:
             self._interrupt()
 

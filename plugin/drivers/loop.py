@@ -17,6 +17,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
+from headrace.drivers.starting import start_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -56,7 +58,7 @@ class LoopThread:
         with self._lock:
             if not self.is_alive:
                 self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                start_thread(self._thread)
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function(*args)` called on the loop; never blocks."""
@@ -128,7 +130,7 @@ class Dispatcher:
         with self._lock:
             if not self.is_alive:
                 self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                start_thread(self._thread)
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function(*args)` called on the thread; never blocks."""

@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from headrace.drivers.job import Waiter
+from headrace.drivers.starting import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,7 @@ class Workers:
             name = f"{self._name}-{self._started}"
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
             self._threads.append(thread)
-            thread.start()
+            start_thread(thread)
 
     def _serve(self) -> None:
         mine = Waiter()

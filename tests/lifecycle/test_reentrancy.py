@@ -58,6 +58,7 @@ def interrupt(kind: str, *arguments: object) -> dict[str, Any]:
     assert ended.status == 0, ended.err
     answer: dict[str, Any] = json.loads(ended.out.splitlines()[-1])
     assert (answer["wrong"], answer["errors"]) == ([], [])
+    assert "AttributeError" not in ended.err, "a finaliser of what was not made to its end"
     return answer
 
 

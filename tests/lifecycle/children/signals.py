@@ -111,7 +111,7 @@ for first in range(3):
     read_once(first)
 is_over = threading.Event()
 is_armed = False
-other = threading.Thread(target=others)
+other = threading.Thread(target=others, daemon=True)  # what ends the main thread shall end the process
 other.start()
 signal.signal(signal.SIGALRM, globals()[HANDLER])
 again()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headrace.drivers import workers as workers_
+from headrace.drivers.starting import start_thread
 from headrace.drivers.workers import Workers
 
 if TYPE_CHECKING:
@@ -85,3 +86,50 @@ def test_no_thread_is_started_for_what_an_awake_one_will_take() -> None:
     pool.start_needed()
     assert all(event.wait(10) for event in done)
     assert len(pool._threads) <= 3
+
+
+def _is_cut_in_its_wait(thread: threading.Thread) -> None:
+    """Have a signal handler raise where `thread`'s start has let go of a lock, and not yet waited."""
+    condition = thread._started._cond  # type: ignore[attr-defined]
+
+    def release_and_raise() -> None:
+        condition._lock.release()
+        raise TimeoutError
+
+    condition._release_save = release_and_raise
+
+
+def test_what_a_signal_handler_raises_comes_out_of_a_start() -> None:
+    """And not what `threading` makes of it there: a RuntimeError."""
+    is_run = threading.Event()
+    thread = threading.Thread(target=is_run.set)
+    _is_cut_in_its_wait(thread)
+    with pytest.raises(TimeoutError):
+        start_thread(thread)
+    assert is_run.wait(10)
+
+
+def test_threads_that_cannot_start_say_so() -> None:
+    thread = threading.Thread(target=int)
+    start_thread(thread)
+    with pytest.raises(RuntimeError, match="once"):
+        start_thread(thread)
+    thread.join()
+
+
+def test_a_start_that_is_cut_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = threading.Thread
+    pool = Workers(1, "test-worker", idle_s=0.05)
+    done = [threading.Event() for _ in range(2)]
+
+    def cut(**options: object) -> threading.Thread:
+        thread = made(**options)  # type: ignore[arg-type]
+        _is_cut_in_its_wait(thread)
+        return thread
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", cut)
+        with pytest.raises(TimeoutError):
+            pool.put(done[0].set)
+    pool.put(done[1].set)
+    assert all(one.wait(10) for one in done)
