@@ -213,7 +213,7 @@ class Piece:
         ops = Ops.of([source], columns, pooled_buffer(0 if is_one_op else nbytes))
         job = reader.job(ops, path, nbytes, urgency, fails_fast=True, is_speculative=True)
         if is_one_op:
-            job.before = partial(_make_room, ops, nbytes)  # what is queued holds no memory (I2)
+            job.before = partial(_make_room, ops, nbytes, {})  # what is queued holds no memory (I2)
         job.callbacks.append(partial(_let_go, weakref.ref(self)))
         self._job = job
         tell_engine(self, job)
@@ -257,9 +257,10 @@ class Piece:
         job.lost = None  # it was told
 
 
-def _make_room(ops: Ops, nbytes: int) -> None:
+def _make_room(ops: Ops, nbytes: int, made: dict[str, UInt8Array]) -> None:
+    """Give an op its memory; of threads that do it at once all take the first one's."""
     with contextlib.suppress(MemoryError):  # without room the op fails, and its reader reads for itself
-        ops.buffer = pooled_buffer(nbytes)
+        ops.buffer = made.setdefault("room", pooled_buffer(nbytes))
 
 
 def _let_go(piece: weakref.ref[Piece]) -> None:

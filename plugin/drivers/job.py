@@ -56,7 +56,8 @@ class Job:
     callbacks
         Called when the request is over.
     before
-        Called once, by whoever takes the first grant: the request has its reservation then (I2).
+        Called by whoever comes for the first grant: the request has its reservation then (I2). Of several
+        threads that come at once each calls it, and none goes on before it is done.
     meanwhile
         Called by its consumer, where that drives, while ops are under way: with how many first ones are done.
     hands
@@ -136,9 +137,10 @@ class Job:
         return self._next(lambda inbox: inbox[0])
 
     def _next(self, of: Callable[[list[Grant]], Grant]) -> Grant | None:
-        if self.before is not None and self.request.inbox:
-            before, self.before = self.before, None
+        before = self.before
+        if before is not None and self.request.inbox:
             before()
+            self.before = None  # not earlier: another thread that comes meanwhile would go on without it
         try:
             grant = of(self.request.inbox)
         except IndexError:

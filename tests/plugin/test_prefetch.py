@@ -9,6 +9,8 @@ import os
 import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ import headrace
 from headrace import prefetch
 from headrace.core.ahead import FIRST_DEPTH
 from headrace.drivers import interrupts
+from headrace.drivers.job import Job
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.errors import ObjectChangedError, ReadTimeoutError
 from headrace.parquet import CHUNK_BYTES, ParquetLayout
@@ -575,3 +578,26 @@ def test_many_files_at_once_under_a_small_budget(
     assert wrong == []
     assert fs.stats().peak_reserved_bytes <= 6 * BLOCK
     wait_until(lambda: is_at_rest(fs))
+
+
+def test_who_comes_while_room_is_made_does_not_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a second worker, who comes for one grant: what it read had no place to go, and was read again."""
+    grant: Any = SimpleNamespace(lo=0, hi=1)
+    engine: Any = SimpleNamespace(hub=SimpleNamespace(trace=None))
+    ops: Any = SimpleNamespace(buffer=np.empty(0, np.uint8))
+    request: Any = SimpleNamespace(inbox=[grant])
+    job = Job(engine, None, request, ops, None)  # type: ignore[arg-type]
+    came: list[Any] = []
+
+    def allocate(nbytes: int) -> Any:
+        if not came:  # an allocation of Arrow's lets go of the GIL
+            came.append("second")
+            came.extend((job.take(), ops.buffer))
+        return np.empty(nbytes, np.uint8)
+
+    monkeypatch.setattr(prefetch, "pooled_buffer", allocate)
+    job.before = partial(prefetch._make_room, ops, 100, {})
+    assert job.take() is None, "the second has it"
+    assert came[1] is grant
+    assert len(came[2]) == 100
+    assert ops.buffer is came[2], "the room that it reads into stays"
