@@ -12,7 +12,9 @@ pays, encryption keys) and its exceptions.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 20
 """Received at once, at most; aiohttp holds less."""
 
+_HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 _SPARE_CONNECTIONS = 16
 _PARTIAL_CONTENT = 206
 
@@ -73,14 +76,14 @@ def _quick_session(target: Any) -> Any:
 
 
 def parse_date(value: Any) -> datetime:
-    """Parse a date as headers have it, and anything else as botocore does."""
-    try:
-        return parsedate_to_datetime(value)
-    except (TypeError, ValueError, AttributeError):
-        from botocore.utils import parse_timestamp  # noqa: PLC0415
+    """Parse a date of the form that headers have, and anything else as botocore does."""
+    if isinstance(value, str) and _HTTP_DATE.fullmatch(value):
+        with contextlib.suppress(ValueError):
+            return parsedate_to_datetime(value)
+    from botocore.utils import parse_timestamp  # noqa: PLC0415
 
-        parsed: datetime = parse_timestamp(value)
-        return parsed
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 def _user_agent(target: Any, given: Mapping[str, Any]) -> dict[str, str]:

@@ -3,9 +3,9 @@
 How a comparison is made:
 
 1. Every *round* makes fresh input (offsets), and every contender of the case gets the same one.
-2. The contenders take turns in an order that is drawn anew for each round (of two, each goes first as
-   often as the other), so that a slow minute of the machine does not fall on one of them, nor what the
-   one before left behind.
+2. The contenders take turns, in an order that is drawn for every two rounds of a run: once forwards, once
+   backwards. So a slow minute of the machine does not always fall on the same one, nor what is left
+   behind by the same one before it.
 3. Cold cases empty the page cache before each contender of each round; hot ones lock the files into
    memory before the first, or read them once where they may not.
 4. In a round that is not counted each contender's answer is compared with the file's own bytes.
@@ -207,10 +207,9 @@ def run_case(case: Case, rounds: int, seed: int) -> list[Result]:
         rounds += rounds % 2  # each goes first as often as the other: that made 6% between equals
     with kept_hot(case.files if case.state == "hot" else []), case.around():
         _check(case, np.random.default_rng([seed, 0]))
-        for number in range(1, rounds + 1):
-            rng = np.random.default_rng([seed, number])
-            given = case.make_input(rng)
-            for k in _order(len(results), number, rng):
+        for number, order in zip(range(1, rounds + 1), _orders(len(results)), strict=False):
+            given = case.make_input(np.random.default_rng([seed, number]))
+            for k in order:
                 took = _timed(case, case.contenders[k], given)
                 results[k].seconds.append(took.seconds)
                 results[k].each_s += took.each_s
@@ -219,11 +218,13 @@ def run_case(case: Case, rounds: int, seed: int) -> list[Result]:
     return results
 
 
-def _order(contenders: int, number: int, rng: np.random.Generator) -> list[int]:
-    """Draw who goes after whom in a round: where that is always the same, it is a part of the figures."""
-    if contenders == 2:
-        return [number % 2, (number + 1) % 2]
-    return [int(k) for k in rng.permutation(contenders)]
+def _orders(contenders: int) -> Iterator[list[int]]:
+    """Draw who goes after whom; where that is always the same, it is a part of the figures."""
+    rng = np.random.default_rng()
+    while True:
+        drawn = rng.permutation(contenders).tolist()
+        yield drawn
+        yield drawn[::-1]
 
 
 def _timed(case: Case, contender: Contender, given: Any) -> Took:

@@ -207,9 +207,12 @@ def _data_cache(config: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def _filesystems_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have no filesystem outlive its test's server: fsspec keeps each, and a client is 10,000 objects."""
+    """Have no client of S3 outlive its test's server: fsspec keeps each, and one is 10,000 objects."""
+    is_served = "server" in request.fixturenames
+    if is_served:
+        request.getfixturevalue("server")  # made before this one, it ends after it
     yield
-    if "server" in request.fixturenames:
+    if is_served:
         import headrace
 
         for kind in (headrace.HeadraceFileSystem, s3fs.S3FileSystem):

@@ -29,7 +29,6 @@ from typing_extensions import override
 from headrace.drivers import interrupts
 from headrace.drivers.asynchronous import AsyncDriver
 from headrace.drivers.job import Waiter
-from headrace.drivers.starting import start_thread
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
 from headrace.errors import ReadTimeoutError
 
@@ -175,7 +174,7 @@ class LiteAsyncDriver(AsyncDriver):
             return
         closer = threading.Thread(target=self._close_loop, name="headrace-keeper", daemon=True)
         try:
-            start_thread(closer)
+            interrupts.start_thread(closer)
         except RuntimeError:  # the interpreter ends, and starts no thread any more
             return
         if timeout_s:
@@ -216,7 +215,7 @@ class LiteAsyncDriver(AsyncDriver):
         with self._keeper_lock:
             if self._keeper is None or not self._keeper.is_alive():
                 self._keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
-                start_thread(self._keeper)
+                interrupts.start_thread(self._keeper)
 
     def _serve(self) -> None:
         """Drive while there is work and nobody else does; end when there is none, and none can come."""

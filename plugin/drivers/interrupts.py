@@ -17,6 +17,7 @@ and the main thread raises KeyboardInterrupt as ever.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import _thread
 import contextlib
 import os
 import select
@@ -27,8 +28,6 @@ import threading
 import traceback
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from headrace.drivers.starting import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,12 +80,12 @@ class _Watcher:
         is_missed = False
         with self.lock:
             self.jobs[key] = job
-            if self.thread is None or not self.thread.is_alive():  # an interrupt may cut a thread's start
+            if self.thread is None:
                 # Handled signals were forgotten then. What is left came since, with the main thread in
                 # Arrow; but without the handler below nobody can tell.
                 is_missed = self._take() and _signal.getsignal(_SIGINT) is _once
                 self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
-                start_thread(self.thread)
+                self.thread.start()
         if is_missed:
             self._interrupt()
 
@@ -236,6 +235,51 @@ def may_raise() -> bool:
         return False
     handlers = [_signal.getsignal(number) for number in _SIGNALS]
     return any(map(callable, handlers)) or not is_pythons_own(_signal.getsignal(_SIGINT))
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread; what a signal handler raises meanwhile comes out as it is, and the thread runs.
+
+    Cut at one place or another, `Thread.start` has the new thread end at once, raises a KeyError, or puts an
+    exception of a lock's own in the place of the handler's. No handler interrupts other threads than the main
+    one, so one of them starts it where that may come.
+
+    Raises
+    ------
+    RuntimeError
+        There can be no more threads, or the interpreter ends.
+    """
+    if may_raise():
+        _start_apart(thread)
+        return
+    raised = None
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raised = error.__context__  # a KeyboardInterrupt, where Python's own handler is the only one
+        if raised is None or str(error) != "release unlocked lock":
+            raise
+    if raised is not None:
+        raise raised
+
+
+def _start_apart(thread: threading.Thread) -> None:
+    is_started = _thread.allocate_lock()
+    is_started.acquire()
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - the caller's
+            errors.append(error)
+        finally:
+            is_started.release()
+
+    _thread.start_new_thread(start, ())
+    is_started.acquire()
+    if errors:
+        raise errors[0]
 
 
 def deliver_once() -> None:

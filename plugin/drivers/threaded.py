@@ -59,14 +59,14 @@ class ThreadedDriver:
                 self._perform_inbox(job)
             else:
                 self._begin(job, timeout_s)
-            wait_until_over(job, timeout_s)
+            wait_until_over(job, timeout_s, revive=self._workers_of(job).start_needed)
         finally:
             if request.state is not State.COMPLETE:
                 job.cancel()
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
-        wait_until_over(job, timeout_s)
+        wait_until_over(job, timeout_s, revive=self._workers_of(job).start_needed)
 
     def _begin(self, job: Job, timeout_s: float | None) -> None:  # noqa: ARG002 - of use where it calls itself
         """Submit, on the thread that is going to wait."""

@@ -18,8 +18,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from headrace.drivers.interrupts import start_thread
 from headrace.drivers.job import Waiter
-from headrace.drivers.starting import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +82,8 @@ class Workers:
         A start waits until the thread runs, and beside busy Python threads that takes milliseconds: not to be
         done while others wait for a lock.
         """
+        if self._work:
+            self._forget_dead()
         for _ in range(len(self._work) - self._awake()):
             self._start_one()
 
@@ -91,8 +93,7 @@ class Workers:
 
     def _start_one(self) -> None:
         with self._lock:
-            # By what is alive, not by a count: an interrupt may cut a thread's start.
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self._forget_dead()
             if self._awake() >= len(self._work):
                 return
             if len(self._threads) >= self._most:
@@ -102,6 +103,11 @@ class Workers:
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
             self._threads.append(thread)
             start_thread(thread)
+
+    def _forget_dead(self) -> None:
+        """Go by what is alive, not by a count: an exception may cut a thread's start, or end it."""
+        with self._lock:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
 
     def _serve(self) -> None:
         mine = Waiter()

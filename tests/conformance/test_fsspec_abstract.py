@@ -129,7 +129,7 @@ class S3Fixtures(abstract.AbstractFixtures):
 
 
 class S3Reads(S3Fixtures):
-    """The same with either engine; what copies and uploads asks neither."""
+    """The same with either engine; copies and uploads read only what they have made, with the default one."""
 
     @pytest.fixture
     def fs(self, mode: str, cloud_engine: str, bucket: dict[str, object]) -> Any:

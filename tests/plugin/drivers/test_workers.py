@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from headrace.drivers import interrupts
 from headrace.drivers import workers as workers_
-from headrace.drivers.starting import start_thread
+from headrace.drivers.interrupts import start_thread
 from headrace.drivers.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def test_a_thread_that_was_taken_for_dead_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,28 +91,70 @@ def test_no_thread_is_started_for_what_an_awake_one_will_take() -> None:
     assert len(pool._threads) <= 3
 
 
-def _is_cut_in_its_wait(thread: threading.Thread) -> None:
-    """Have a signal handler raise where `thread`'s start has let go of a lock, and not yet waited."""
+class RaisedError(Exception):
+    """What a signal handler raises."""
+
+
+def _cut_in_its_wait(thread: threading.Thread) -> None:
+    """Have a handler raise where `thread`'s start has let go of a lock, and not yet waited."""
     condition = thread._started._cond  # type: ignore[attr-defined]
 
     def release_and_raise() -> None:
         condition._lock.release()
-        raise TimeoutError
+        raise RaisedError
 
     condition._release_save = release_and_raise
 
 
+@pytest.fixture
+def a_handler() -> Iterator[None]:
+    """Have a handler of the program's own, which may raise at any line of the main thread."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture
+def no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have none but Python's own for SIGINT."""
+    monkeypatch.setattr(interrupts, "may_raise", lambda: False)
+
+
+@pytest.mark.usefixtures("no_handler")
 def test_what_a_signal_handler_raises_comes_out_of_a_start() -> None:
     """And not what `threading` makes of it there: a RuntimeError."""
     is_run = threading.Event()
     thread = threading.Thread(target=is_run.set)
-    _is_cut_in_its_wait(thread)
-    with pytest.raises(TimeoutError):
+    _cut_in_its_wait(thread)
+    with pytest.raises(RaisedError):
         start_thread(thread)
     assert is_run.wait(10)
 
 
-def test_threads_that_cannot_start_say_so() -> None:
+@pytest.mark.usefixtures("a_handler")
+def test_a_handler_cannot_end_the_thread_that_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised on the way out of the call that starts it: `Thread.start` takes that for failed."""
+    start_one = _thread.start_new_thread
+
+    def cut(*args: Any) -> int:
+        ident: int = start_one(*args)
+        if threading.current_thread() is threading.main_thread():
+            raise RaisedError
+        return ident
+
+    is_run = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", cut)
+        patch.setattr(threading, "_start_new_thread", cut)
+        with pytest.raises(RaisedError):
+            start_thread(threading.Thread(target=is_run.set))
+        assert is_run.wait(10)
+
+
+@pytest.mark.parametrize("has_handler", [False, True])
+def test_threads_that_cannot_start_say_so(has_handler: bool, request: pytest.FixtureRequest) -> None:
+    if has_handler:
+        request.getfixturevalue("a_handler")
     thread = threading.Thread(target=int)
     start_thread(thread)
     with pytest.raises(RuntimeError, match="once"):
@@ -117,19 +162,33 @@ def test_threads_that_cannot_start_say_so() -> None:
     thread.join()
 
 
+@pytest.mark.usefixtures("no_handler")
 def test_a_start_that_is_cut_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     made = threading.Thread
     pool = Workers(1, "test-worker", idle_s=0.05)
     done = [threading.Event() for _ in range(2)]
 
-    def cut(**options: object) -> threading.Thread:
-        thread = made(**options)  # type: ignore[arg-type]
-        _is_cut_in_its_wait(thread)
+    def cut(**options: Any) -> threading.Thread:
+        thread = made(**options)
+        _cut_in_its_wait(thread)
         return thread
 
     with monkeypatch.context() as patch:
         patch.setattr(threading, "Thread", cut)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(RaisedError):
             pool.put(done[0].set)
     pool.put(done[1].set)
     assert all(one.wait(10) for one in done)
+
+
+def test_a_thread_that_died_is_not_counted_on() -> None:
+    """As one does that an exception meets before it serves."""
+    pool = Workers(1, "test-worker")
+    dead = threading.Thread(target=int)
+    dead.start()
+    dead.join()
+    pool._threads.append(dead)
+    done = threading.Event()
+    pool.put(done.set, starts=False)
+    pool.start_needed()
+    assert done.wait(10)
