@@ -252,15 +252,15 @@ def start_thread(thread: threading.Thread) -> None:
     if may_raise():
         _start_apart(thread)
         return
-    raised = None
     try:
         thread.start()
     except RuntimeError as error:
         raised = error.__context__  # a KeyboardInterrupt, where Python's own handler is the only one
         if raised is None or str(error) != "release unlocked lock":
             raise
-    if raised is not None:
-        raise raised
+    else:
+        return
+    raise raised
 
 
 def _start_apart(thread: threading.Thread) -> None:

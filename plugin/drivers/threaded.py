@@ -59,7 +59,7 @@ class ThreadedDriver:
                 self._perform_inbox(job)
             else:
                 self._begin(job, timeout_s)
-            wait_until_over(job, timeout_s, revive=self._workers_of(job).start_needed)
+            self.wait(job, timeout_s)
         finally:
             if request.state is not State.COMPLETE:
                 job.cancel()

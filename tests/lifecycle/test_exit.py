@@ -3,7 +3,7 @@
 Plain fsspec aborts here ("terminate called without an active exception", status 134) in a good
 part of the runs, when Arrow's threads drop their references to Python files while the interpreter
 is finalised, 15 and 13 times of 20 with a small and a large table.  That is a race, so each case runs
-many times: 6 in the gate and ``HEADRACE_TEST_EXITS`` in the full run, two at a time.
+many times: 10 in the gate and ``HEADRACE_TEST_EXITS`` in the full run, two at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import data
 import pytest
 from lifecycle.processes import Ended, run
 
-EXITS = int(os.environ.get("HEADRACE_TEST_EXITS", "6"))
+EXITS = int(os.environ.get("HEADRACE_TEST_EXITS", "10"))
 FEW = max(2, EXITS // 10)
 """For the ways to end that take a second each."""
 
