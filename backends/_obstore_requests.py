@@ -7,6 +7,7 @@ that either client goes on where the other stopped.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -123,15 +124,16 @@ _making = threading.RLock()
 def progress_of(ops: Ops) -> Progress:
     """Return what earlier attempts left behind; `_s3fs` goes on from the bytes.
 
-    It is one for all calls of a request, whichever thread asks first.
+    It is one for all calls of a request, whichever thread asks first. One op has one thread at a time, and
+    the lock, which all reads have in common, would only have readers wait for each other's turns of the GIL.
     """
-    progress = ops.state
-    if not isinstance(progress, Progress):
-        with _making:
-            progress = ops.state
-            if not isinstance(progress, Progress):
-                progress = ops.state = Progress(progress or {})
-    return progress
+    if isinstance(ops.state, Progress):
+        return ops.state
+    with contextlib.nullcontext() if len(ops) == 1 else _making:
+        if not isinstance(ops.state, Progress):
+            ops.state = Progress(ops.state or {})
+        progress: Progress = ops.state
+        return progress
 
 
 def take_chunk(ops: Ops, row: int, source: ObjectSource, chunk: Any, etag: str | None) -> None:

@@ -11,6 +11,7 @@ Threading: all methods by any thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -106,27 +107,33 @@ class Stores:
             return error
         return BucketStore(options, self._make(options))
 
-    def count(self, bucket: BucketStore, key: str, etag: str, ops: int) -> int:
-        """Count reads of a version; returns how many there were."""
-        name = (bucket.options.bucket, key, etag)
-        with self._lock:
-            count = self._counts[name] = self._counts.get(name, 0) + ops
-            self._counts.move_to_end(name)
-            if len(self._counts) > COUNTED:
-                self._counts.popitem(last=False)
-            return count
+    def version(self, bucket: BucketStore, key: str, etag: str, ops: int) -> Any:
+        """Return a store that reads this version and no other; None while too little of it was read.
 
-    def version(self, bucket: BucketStore, key: str, etag: str) -> Any:
-        """Return a store that reads this version and no other."""
+        One that is there is found without the lock: threads that read side by side would wait for it, and
+        each that got it for the GIL, one turn of a busy thread after the other.
+        """
         name = (bucket.options.bucket, key, etag)
-        with self._lock:
-            found = self._versions.get(name)
-            if found is None:
-                found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
-                while len(self._versions) > VERSIONS:
-                    self._versions.popitem(last=False)
-            self._versions.move_to_end(name)
-            return found
+        found = self._versions.get(name)
+        if found is None:
+            with self._lock:
+                found = self._versions.get(name)
+                if found is None and self._count(name, ops) >= WORTH_OPS:
+                    found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
+                    while len(self._versions) > VERSIONS:
+                        self._versions.popitem(last=False)
+        else:
+            with contextlib.suppress(KeyError):  # forgotten meanwhile
+                self._versions.move_to_end(name)
+        return found
+
+    def _count(self, name: tuple[str, str, str], ops: int) -> int:
+        """Count reads of a version; returns how many there were."""
+        count = self._counts[name] = self._counts.get(name, 0) + ops
+        self._counts.move_to_end(name)
+        if len(self._counts) > COUNTED:
+            self._counts.popitem(last=False)
+        return count
 
     def forget(self, bucket: str) -> None:
         """Make the stores of a bucket again when they are next wanted, with the credentials of then."""

@@ -47,7 +47,7 @@ from headrace.backends._obstore_requests import (
     take,
 )
 from headrace.backends._obstore_s3 import S3Client
-from headrace.backends._obstore_stores import WORTH_OPS, BucketStore, Stores, is_forked
+from headrace.backends._obstore_stores import BucketStore, Stores, is_forked
 from headrace.backends.abc import BulkBackend, Defaults, NoEndError, PathSource, Verdict, bucket_of
 from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
@@ -246,9 +246,7 @@ class ObstoreBackend(BulkBackend):
         if source.etag is None:
             return None if source.is_file else bucket.store
         key, etag = source.key, source.condition
-        if etag is None or self._stores.count(bucket, key, etag, n_ops) < WORTH_OPS:
-            return None
-        return self._stores.version(bucket, key, etag)
+        return None if etag is None else self._stores.version(bucket, key, etag, n_ops)
 
     def _bulk_apart(
         self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource, store: Any

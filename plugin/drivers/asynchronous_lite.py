@@ -28,7 +28,7 @@ from typing_extensions import override
 
 from headrace.drivers import interrupts
 from headrace.drivers.asynchronous import AsyncDriver
-from headrace.drivers.job import Waiter
+from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
 from headrace.errors import ReadTimeoutError
 

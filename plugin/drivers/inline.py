@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from headrace.core.request import State
-from headrace.drivers.job import Waiter
 from headrace.drivers.permit import perform_here
+from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, wait_until_over
 
 if TYPE_CHECKING:

@@ -1,20 +1,16 @@
 """A job: one request, its ops, the backend that performs them, and the thread or loop that waits.
 
-The driver layer's common currency. `settle_grant` is the only way an op's end is told to the core.
-
-`Waiter` is a binary semaphore of one raw lock: waking twice is waking once, a wake before the wait is not
-lost, and it is safe to wake from a finaliser or a signal handler (it never blocks).
+The driver layer's common currency. The core is told of an op's end by nothing but `complete` and its like.
 """
 
 from __future__ import annotations
 
-import _thread
-import contextlib
 import random
 import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from headrace.drivers.waiter import Waiter
 from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -25,25 +21,6 @@ if TYPE_CHECKING:
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.engine import Engine
     from headrace.types import Int64Array, Ops, Verdict
-
-
-class Waiter:
-    """Lets one thread sleep until another wakes it."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = _thread.allocate_lock()
-        self._lock.acquire()
-
-    def wait(self, timeout_s: float = -1) -> bool:
-        """Sleep until woken; False where the time ran out."""
-        return self._lock.acquire(timeout=timeout_s)
-
-    def wake(self, _request: object = None) -> None:
-        """Wake the sleeper, or let its next `wait` return at once."""
-        with contextlib.suppress(RuntimeError):  # awake already
-            self._lock.release()
 
 
 class Job:

@@ -9,9 +9,6 @@ It is the process's, so it is handled as a guest does:
 * It is never made longer than the program's, and what the program sets meanwhile stands.
 * A thread gives it back when nobody has read for `KEEP_S` seconds. There is no count of who reads, which an
   interrupt could falsify. Of filesystems with different intervals the first one's holds until then.
-* It is longer where many read at a time, each on a thread of its own: one that loses its turn while it
-  holds the engine's lock keeps the others waiting, each in turn for lock and GIL. 64 threads beside busy ones
-  read at a third of their rate with 0.5 ms, and at twice their rate with 2.
 
 The other way round, a thread that copies batch after batch out of the page cache keeps the GIL for nearly all
 of each, and what little it lets go of it only restarts the interval of those who wait: a thread that computed
@@ -31,12 +28,6 @@ if TYPE_CHECKING:
 
 KEEP_S = 1.0
 """Seconds without a read after which the interval is what it was: scans pause to decode."""
-
-EACH_S = 30e-6
-"""The interval is so much for each thread that read since the keeper looked, at the least."""
-
-LONGER = 1.25
-"""From this factor on, a longer interval does not wait for the keeper."""
 
 HELD = 4
 """The GIL is kept for so many switch intervals before others are let in: two of those have one each then."""
@@ -60,38 +51,31 @@ class Turns:
     def __init__(self, is_reading: Callable[[], bool]) -> None:
         self._is_reading = is_reading
         self._is_wanted = False
-        self._readers: set[int] = set()
         self._programs_us: int | None = None
         """The program's interval, in microseconds, while ours is in force."""
-        self._ours_us: tuple[int, ...] = ()
+        self._ours_us = 0
         """What is in force, or about to be: anything else is the program's."""
         self._began_s = self._last_s = 0.0
-        self._lock = threading.RLock()  # a signal handler may read, too
         self._is_kept = threading.Lock()
         self._asked_s = -KEEP_S
 
     def shorten(self, interval_s: float) -> None:
-        """Have turns of `interval_s` seconds for now, longer ones with many readers; 0 asks for nothing."""
+        """Have turns of `interval_s` seconds for now; 0 asks for nothing."""
         if not interval_s:
             return
         self._is_wanted = True
-        self._readers.add(threading.get_ident())
-        if self._programs_us is None:
-            if interval_s < sys.getswitchinterval():
-                self._begin(interval_s)
-        elif EACH_S * len(self._readers) > LONGER * self._ours_us[-1] / 1e6:
-            self._set(EACH_S * len(self._readers))
+        if self._programs_us is None and interval_s < sys.getswitchinterval():
+            self._begin(interval_s)
 
     def give_back(self) -> None:
         """Set the interval to what the program had, unless it has set another one since."""
-        with self._lock:
-            if self._programs_us is not None and _now_us() in self._ours_us:
-                _set_us(self._programs_us)
-            self._programs_us = None
+        if self._programs_us is not None and _now_us() == self._ours_us:
+            _set_us(self._programs_us)
+        self._programs_us = None
 
     def forget(self) -> None:
         """Give it back in a forked child, where no keeper is, and nobody frees a lock that was held."""
-        self._lock, self._is_kept = threading.RLock(), threading.Lock()
+        self._is_kept = threading.Lock()
         self._asked_s = -KEEP_S
         self.give_back()
 
@@ -122,28 +106,15 @@ class Turns:
         if not self._is_kept.acquire(blocking=False):
             return
         try:
-            programs_us = _now_us()
-            self._ours_us = (programs_us,)
-            self._programs_us = programs_us
+            self._programs_us = _now_us()
+            self._ours_us = min(round(interval_s * 1e6), self._programs_us)
+            _set_us(self._ours_us)
             while self._is_wanted or self._is_reading():
                 self._is_wanted = False
-                readers, self._readers = self._readers, set()
-                self._set(max(interval_s, EACH_S * len(readers)))
                 sleep(KEEP_S)
         finally:
             self.give_back()
             self._is_kept.release()
-
-    def _set(self, interval_s: float) -> None:
-        """Set another interval of ours, if one of ours is in force."""
-        with self._lock:
-            now_us = _now_us()
-            if self._programs_us is None or now_us not in self._ours_us:
-                return
-            micros = min(round(interval_s * 1e6), self._programs_us)
-            self._ours_us = (now_us, micros)  # both: an interrupt may come between any two steps
-            _set_us(micros)
-            self._ours_us = (micros,)
 
 
 def _now_us() -> int:

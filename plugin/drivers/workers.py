@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from headrace.drivers.interrupts import start_thread
-from headrace.drivers.job import Waiter
+from headrace.drivers.waiter import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

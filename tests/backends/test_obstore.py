@@ -13,6 +13,7 @@ from s3fs import S3FileSystem
 from targets import at_rest, outcome
 
 import headrace
+import headrace.backends._obstore_requests as requests_
 import headrace.backends._obstore_stores as stores
 from headrace.backends._obstore_requests import progress_of
 from headrace.backends.abc import AsyncBackend
@@ -365,7 +366,7 @@ def test_bulk_reads_of_a_version(
 ) -> None:
     """By a store of its own, and one by one: each request says which version."""
 
-    monkeypatch.setattr("headrace.backends.obstore.WORTH_OPS", worth_ops)
+    monkeypatch.setattr("headrace.backends._obstore_stores.WORTH_OPS", worth_ops)
     backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
     source = backend.open(PATH, etag=server.put("bucket", "data.bin", DATA))
     rows = [(0, 1000 * k, 1000 * k + 10) for k in range(10)]
@@ -383,7 +384,7 @@ def test_single_reads_of_a_version(
     server: ObjectServer, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its own store, in one call; what several open files read of it counts together."""
-    monkeypatch.setattr("headrace.backends.obstore.WORTH_OPS", 3)
+    monkeypatch.setattr("headrace.backends._obstore_stores.WORTH_OPS", 3)
     fs = native(server, scheduled_mode)
     files = [fs.open(PATH, "rb") for _ in range(4)]
     assert [file.read(10) for file in files] == [DATA[:10]] * 4
@@ -396,6 +397,20 @@ def test_single_reads_of_a_version(
         files[0].read(10)
     for file in files:
         file.close()
+
+
+def test_readers_of_a_version_wait_for_no_lock(server: ObjectServer) -> None:
+    """Each that had waited for one would have it while it waits for the GIL, and the next one after it."""
+    fs = native(server, "standard")
+    held = [fs.channel.backend._stores._lock, requests_._making]
+    with fs.open(PATH, "rb") as file, ThreadPoolExecutor(1) as thread:
+        for k in range(stores.WORTH_OPS):
+            file.seek(1000 * k)
+            file.read(10)
+        assert fs.channel.backend._stores._versions
+        file.seek(300_000)
+        with held[0], held[1]:
+            assert thread.submit(file.read, 10).result(10) == DATA[300_000:300_010]
 
 
 def test_calls_of_one_read_share_what_arrived() -> None:
@@ -418,6 +433,9 @@ def test_calls_of_one_read_share_what_arrived() -> None:
         def state(self, made: Any) -> None:
             self.kept = made
 
+        def __len__(self) -> int:
+            return 2
+
     ops: Any = Shared()
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.map(progress_of, [ops, ops])
@@ -428,10 +446,21 @@ def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
     backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
     kept = backend._stores
     bucket = kept.bucket("bucket")
-    made = [kept.version(bucket, f"key-{k}", '"x"') for k in range(stores.VERSIONS + 3)]
+    assert bucket is not None
+
+    def store(k: int, ops: int = stores.WORTH_OPS) -> Any:
+        return kept.version(bucket, f"key-{k}", '"x"', ops)
+
+    assert store(0, stores.WORTH_OPS - 1) is None
+    made = [store(k) for k in range(stores.VERSIONS + 3)]
+    assert None not in made
     assert len(kept._versions) == stores.VERSIONS
-    assert kept.version(bucket, "key-0", '"x"') is not made[0]
-    assert kept.version(bucket, "key-0", '"x"') is kept.version(bucket, "key-0", '"x"')
+    assert store(0, 1) is not made[0]
+    assert store(0, 1) is store(0, 1)
+    # The one that was used longest ago goes first.
+    assert store(4, 1) is made[4]
+    store(stores.VERSIONS + 4)
+    assert store(4, 1) is made[4]
 
 
 def test_nothing_stays_behind(server: ObjectServer, scheduled_mode: str, wait_until: Any) -> None:

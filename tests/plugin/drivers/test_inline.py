@@ -13,7 +13,8 @@ from headrace.backends.memory import MemoryBackend
 from headrace.core.request import Request, State
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, _shares, _start_granted
-from headrace.drivers.job import Job, Waiter
+from headrace.drivers.job import Job
+from headrace.drivers.waiter import Waiter
 from headrace.types import Ops
 
 

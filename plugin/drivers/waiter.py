@@ -1,0 +1,29 @@
+"""How one thread sleeps until another wakes it.
+
+A binary semaphore of one raw lock: waking twice is waking once, a wake before the wait is not lost, and it is
+safe to wake from a finaliser or a signal handler (it never blocks).
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+
+
+class Waiter:
+    """Lets one thread sleep until another wakes it."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def wait(self, timeout_s: float = -1) -> bool:
+        """Sleep until woken; False where the time ran out."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def wake(self, _request: object = None) -> None:
+        """Wake the sleeper, or let its next `wait` return at once."""
+        with contextlib.suppress(RuntimeError):  # awake already
+            self._lock.release()

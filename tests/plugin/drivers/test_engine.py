@@ -1,0 +1,160 @@
+"""Who finds the engine's lock held stands by: nobody waits for the lock itself, and for the GIL with it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from headrace.drivers import engine as engine_
+from headrace.drivers.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAIT_S = 10.0
+
+
+class Lock:
+    """The engine's, which tells of those who wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.waited = threading.Event()
+        self._is_owned = self._lock._is_owned  # type: ignore[attr-defined]
+        self.release = self._lock.release
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        if self._lock.acquire(blocking=False):
+            return True
+        if blocking:
+            self.waited.set()
+            return self._lock.acquire()
+        return False
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.fixture
+def lock() -> Lock:
+    return Lock()
+
+
+@pytest.fixture
+def engine(lock: Lock) -> Engine:
+    made = Engine(buffer_bytes=0, process_io_limit=0)
+    made._lock = lock  # type: ignore[assignment]
+    made._is_mine = lock._is_owned
+    return made
+
+
+@pytest.fixture
+def in_thread() -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
+    """Start threads, which have ended when the test has."""
+    threads = []
+
+    def start(function: Callable[[], object]) -> threading.Thread:
+        threads.append(threading.Thread(target=function, daemon=True))
+        threads[-1].start()
+        return threads[-1]
+
+    yield start
+    for thread in threads:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+class Sections:
+    """Sections of some threads, one after the other."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.made = 0
+
+    def make(self) -> None:
+        with self.engine.lock, self.engine:
+            self.made += 1
+
+
+def stand_by(engine: Engine, count: int) -> None:
+    """Return when so many threads stand by."""
+    deadline = threading.Event()
+    timer = threading.Timer(WAIT_S, deadline.set)
+    timer.daemon = True
+    timer.start()
+    while len(engine._standing_by) < count:
+        assert not deadline.is_set()
+    timer.cancel()
+
+
+def test_all_who_stand_by_are_told_of_a_sections_end(
+    engine: Engine, lock: Lock, in_thread: Callable[..., threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_, "STAND_BY_S", 3600.0)
+    sections = Sections(engine)
+    with engine.lock, engine:
+        threads = [in_thread(sections.make) for _ in range(8)]
+        stand_by(engine, 8)
+        assert not sections.made
+        assert not lock.waited.is_set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert sections.made == 8
+    assert not engine._standing_by
+
+
+def test_who_is_not_told_looks(
+    engine: Engine, lock: Lock, in_thread: Callable[..., threading.Thread]
+) -> None:
+    """A section that has nothing to settle tells nobody."""
+    sections = Sections(engine)
+    with engine.lock:
+        thread = in_thread(sections.make)
+        stand_by(engine, 2)  # it has looked again
+        assert not lock.waited.is_set()
+    thread.join(WAIT_S)
+    assert sections.made == 1
+
+
+def test_nobody_stands_by_for_ever(
+    engine: Engine, lock: Lock, in_thread: Callable[..., threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_, "STAND_BY_S", 0.0)
+    monkeypatch.setattr(engine_, "MOST_LOOKS", 3)
+    sections = Sections(engine)
+    with engine.lock:
+        thread = in_thread(sections.make)
+        assert lock.waited.wait(WAIT_S)
+        assert len(engine._standing_by) == 3
+    thread.join(WAIT_S)
+    assert sections.made == 1
+
+
+def test_the_thread_that_has_it_does_not_wait_for_itself(engine: Engine, lock: Lock) -> None:
+    with engine.lock, engine.lock:
+        assert engine.is_inside()
+    assert not engine.is_inside()
+    assert not lock.waited.is_set()
+    assert not engine._standing_by
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_an_interrupt_while_it_is_looked_at_leaves_it_free(engine: Engine, *, is_held: bool) -> None:
+    """A signal is handled after the call that takes the lock, too."""
+
+    class Interrupted(Lock):
+        def acquire(self, *, blocking: bool = True) -> bool:
+            if is_held:
+                super().acquire(blocking=blocking)
+            raise KeyboardInterrupt
+
+    lock = Interrupted()
+    engine._lock = lock  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        engine.lock  # noqa: B018
+    assert not lock._is_owned()
