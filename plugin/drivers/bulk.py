@@ -30,10 +30,10 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.drivers import interrupts
-from headrace.drivers.inline import forfeit
+from headrace.drivers.inline import forfeit, give_back
 from headrace.drivers.permit import permitted
 from headrace.drivers.threaded import ThreadedDriver, check_delivery, permit_of
-from headrace.drivers.waiting import LOOK_S
+from headrace.drivers.waiting import LOOK_S, wait_until_over
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ LEAST_CALL_BYTES = 1 << 20
 
 MOST_CALLS = 64
 """Threads that make calls, at the most."""
+
+_ONLY = np.zeros(1, np.int64)
+_ONLY.flags.writeable = False
 
 
 class BulkDriver(ThreadedDriver):
@@ -88,8 +91,11 @@ class BulkDriver(ThreadedDriver):
 
     @override
     def _begin(self, job: Job, timeout_s: float | None) -> None:
-        calls_itself = self._is_lite or job.request.n_ops == 1
-        if calls_itself and timeout_s is None and _may_block():
+        if timeout_s is not None or not _may_block():
+            self.launch(job)
+        elif job.request.n_ops == 1:
+            _call_in_turn(job)
+        elif self._is_lite:
             self._perform_granted(job, partial(self.launch, job))
         else:
             self.launch(job)
@@ -145,6 +151,21 @@ class BulkDriver(ThreadedDriver):
         for rows in others:
             self._workers_of(job).put(partial(perform, job, grant, rows))
         perform(job, grant, first)
+
+
+def _call_in_turn(job: Job) -> None:
+    """Wait for the turn of a request's only op and make its call: no worker has to be told of it."""
+    request = job.request
+    request.on_wake = job.waiter.wake
+    try:
+        job.submit()
+        wait_until_over(job, until=lambda: bool(request.inbox))
+        grant = job.take()
+        if grant is not None:
+            perform(job, grant, _ONLY)
+    except BaseException:
+        give_back(job)  # nobody else performs it
+        raise
 
 
 def _may_block() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from targets import at_rest
 
 import headrace.runtime
 from headrace.backends import registry
@@ -144,6 +145,45 @@ def test_who_calls(fs: HeadraceFileSystem, backend: RecordingBackend, n: int) ->
     main, waiter = (name for name, _ in backend.calls)
     assert main.startswith("headrace-read")
     assert waiter.startswith("waiter" if fs.mode == "lite" or n == 1 else "headrace-read")
+
+
+def test_who_waits_for_a_turn_calls_when_it_comes(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
+    backend.defaults = replace(RecordingBackend.defaults, io_parallelism=1)  # type: ignore[misc]
+    backend.gate = threading.Event()
+    threads = [threading.Thread(target=expect, args=(fs, 1), name=f"waiter-{k}") for k in range(3)]
+    for thread in threads:
+        thread.start()
+    while sum(one.queued_requests for one in fs.stats().devices) < 2:
+        assert all(thread.is_alive() for thread in threads)
+    assert len(backend.calls) == 1
+    backend.gate.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert sorted(name for name, _ in backend.calls) == ["waiter-0", "waiter-1", "waiter-2"]
+    assert at_rest(fs)
+
+
+def test_who_is_interrupted_in_turn_leaves_nothing(
+    fs: HeadraceFileSystem, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its op was granted, and no worker knows of it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def read() -> type[BaseException] | None:
+        with monkeypatch.context() as patch:
+            patch.setattr("headrace.drivers.bulk.wait_until_over", interrupted)
+            try:
+                fs.read_ranges("x", [0], [10])
+            except KeyboardInterrupt as error:
+                return type(error)
+        return None
+
+    assert in_thread(read) is KeyboardInterrupt
+    assert not backend.calls
+    assert at_rest(fs)
+    expect(fs, 1)
 
 
 def test_what_does_not_fit_one_call_is_shared(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
