@@ -228,6 +228,7 @@ class Request:
         """Complete a grant, or the end of one, that an exception cut in two."""
         for grant in list(self.grants):
             if grant.ops_left == 0:
+                grant.bytes_left = 0  # its driver may give it back once more
                 self.grants.remove(grant)
                 continue
             grant.bytes_left = max(grant.bytes_left, 0)

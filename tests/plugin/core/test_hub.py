@@ -169,6 +169,21 @@ def test_recovery_wakes_the_owner_of_a_request_that_had_just_ended() -> None:
     assert not hub.schedulers["a"].requests
 
 
+def test_what_was_cut_in_two_is_given_back_once() -> None:
+    """The exception came between a grant's ops and its bytes; its driver gives it back once more."""
+    hub = Hub()
+    cut, other = submit(hub, "a"), submit(hub, "a")
+    hub.settle(0.0)
+    (grant,) = cut.grants
+    grant.ops_left = 0
+    hub.recover(0.0)
+    hub.schedulers["a"].cancel(cut)
+    hub.schedulers["a"].forfeit(grant)
+    hub.settle(0.0)
+    hub.validate()
+    assert hub.schedulers["a"].in_flight_bytes == other.grants[0].bytes_left == 10
+
+
 # -- an exception at any line
 
 
