@@ -419,7 +419,7 @@ def test_a_scan_has_the_same_rows_and_asks_for_nothing_twice(
         data = [span for span in spans(server) if span[2] != len(_parquet())]
         assert len(data) - len(set(data)) <= guesses
         guesses = FIRST_DEPTH * len(columns or [])
-    wait_until(lambda: is_at_rest(fs))
+        wait_until(lambda: is_at_rest(fs))  # what comes late would count with the next scan
 
 
 def test_a_projection_asks_for_the_next_row_groups_before_arrow_does(
