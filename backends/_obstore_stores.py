@@ -29,7 +29,7 @@ WORTH_OPS = 64
 """Reads of one version, by however many open files, past which a store of its own pays."""
 
 COUNTED = 1024
-"""Versions whose reads are counted: those read last."""
+"""Versions without a store whose reads are counted: those read last."""
 
 VERSIONS = 8
 """Stores of single versions kept; each holds as many connections as reads were under way at once."""
@@ -139,8 +139,9 @@ class Stores:
         """Make the stores of a bucket again when they are next wanted, with the credentials of then."""
         with self._lock:
             self._buckets.pop(bucket, None)
-            for name in [name for name in self._versions if name[0] == bucket]:
-                del self._versions[name]
+            for name in list(self._versions):  # a copy: another thread may have one moved meanwhile
+                if name[0] == bucket:
+                    del self._versions[name]
 
     def give_up(self, bucket: str, why: str) -> None:
         """Leave a bucket to the wrapped filesystem from now on."""

@@ -413,6 +413,25 @@ def test_readers_of_a_version_wait_for_no_lock(server: ObjectServer) -> None:
             assert thread.submit(file.read, 10).result(10) == DATA[300_000:300_010]
 
 
+def test_the_stores_of_a_bucket_are_forgotten_beside_reads(server: ObjectServer) -> None:
+    """Readers have what they found moved to the end of the row, and wait for no lock before it."""
+    kept = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))._stores
+
+    class Read(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            kept._versions.move_to_end(another)
+            return str.__eq__(self, other)
+
+    another = ("another", "key", '"x"')
+    mine = [(Read("bucket"), f"key-{k}", '"x"') for k in range(3)]
+    kept._versions.update(dict.fromkeys([another, *mine]))
+    kept.forget("bucket")
+    assert list(kept._versions) == [another]
+
+
 def test_calls_of_one_read_share_what_arrived() -> None:
     """Were it two, a long op would lose its place, and its next piece go to the wrong one."""
     both = threading.Barrier(2)
