@@ -91,11 +91,10 @@ class BulkDriver(ThreadedDriver):
 
     @override
     def _begin(self, job: Job, timeout_s: float | None) -> None:
-        if timeout_s is not None or not _may_block():
-            self.launch(job)
-        elif job.request.n_ops == 1:
+        may_call = timeout_s is None and _may_block()
+        if may_call and job.request.n_ops == 1:
             _call_in_turn(job)
-        elif self._is_lite:
+        elif may_call and self._is_lite:
             self._perform_granted(job, partial(self.launch, job))
         else:
             self.launch(job)

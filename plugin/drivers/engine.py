@@ -74,31 +74,19 @@ class Engine:
     @property
     def lock(self) -> Any:
         """The lock, as soon as nobody else has it: see the module's text."""
-        if not (self._is_mine() or self._is_free()):
+        if not (self._is_mine() or self._try_lock()):
             self._stand_by()
         return self._lock
-
-    def _is_free(self) -> bool:
-        """Whether this thread, which does not have the lock, could take it now."""
-        try:
-            return self._lock.acquire(blocking=False)
-        finally:
-            # As in `_try_section`: whatever we remember.
-            try:
-                self._lock.release()
-            except RuntimeError as error:
-                if not str(error).startswith(_NOT_MINE):
-                    raise  # a signal handler's
 
     def _stand_by(self) -> None:
         waiter = Waiter()
         for _ in range(MOST_LOOKS):
             self._standing_by.append(waiter)
-            if not self._is_free():  # a section that ended before that line told nobody
+            if not self._try_lock():  # a section that ended before that line told nobody
                 waiter.wait(STAND_BY_S)
             with contextlib.suppress(ValueError):  # told
                 self._standing_by.remove(waiter)
-            if self._is_free():
+            if self._try_lock():
                 return
 
     def _tell_them(self) -> None:
@@ -167,7 +155,7 @@ class Engine:
         Who had the lock without a section calls this after it: nobody has been told that it is free.
         """
         self._tell_them()
-        while self._owes() and not self.is_inside() and self._try_section():
+        while self._owes() and not self.is_inside() and self._try_lock(settles=True):
             pass
 
     def settle_lost(self) -> None:
@@ -179,16 +167,16 @@ class Engine:
     def catch_up(self) -> None:
         """Settle what a section that was cut, or a holder that looked too early, left behind."""
         if self._is_open or self._owes():
-            self._try_section()
+            self._try_lock(settles=True)
 
     def _owes(self) -> bool:
         return bool(self.hub.dropped or self.lost)
 
-    def _try_section(self) -> bool:
-        """Make an empty section, if the lock is free."""
+    def _try_lock(self, *, settles: bool = False) -> bool:
+        """Whether the lock is free; if so, and if that is wanted, an empty section was made."""
         try:
             is_free = self._lock.acquire(blocking=False)
-            if is_free:
+            if is_free and settles:
                 with self:
                     pass
             return is_free
