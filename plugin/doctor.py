@@ -34,14 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from headrace.dask_config import read_dask_config
 from headrace.redact import redact_text, redact_url, secrets_of
-from headrace.settings import (
-    SettingRow,
-    SettingsError,
-    explain_settings,
-    read_dask_config,
-    unknown_names,
-)
+from headrace.settings import SettingRow, SettingsError, explain_settings, unknown_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,9 +13,9 @@ Every value found is validated, also one that loses: a malformed variable is an 
 read, not on the day the argument above it is removed.  None and the empty string mean "not set".
 
 Nothing is read at import.  The environment is read where the data is read, at first use, and kept
-until `reload_settings`; a forked child reads its own.  Importing ``dask.config`` costs some 60 ms
-beside fsspec, once a process; it is paid even where nobody imported Dask, since otherwise
-``DASK_HEADRACE__SCHEDULER=lite`` or a YAML file would count in some processes and not in others.
+until `reload_settings`; a forked child reads its own.  ``DASK_HEADRACE__SCHEDULER=lite`` or a YAML file
+counts also where nobody has imported Dask, or it would in some processes and not in others; where there
+is none, Dask is not imported (`headrace.dask_config`).
 
 Threading: any thread may call anything.  One lock guards the snapshot, never held while reading.
 This module only validates: whether a backend exists is for the registry to say.
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import os
 import re
 import threading
@@ -35,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 
 from headrace import parsing
+from headrace.dask_config import may_name_headrace, read_dask_config
 from headrace.errors import HeadraceError
 
 SchedulerMode = Literal["auto", "lite", "standard", "off"]
@@ -299,20 +299,12 @@ def _dask_config() -> Mapping[Any, Any]:
     A malformed YAML file makes the import fail: no reason for those who do not use Dask to lose
     their reads, so it is a warning.
     """
+    if not may_name_headrace():
+        return {}
     config, trouble = read_dask_config()
     if trouble:
         _warn_once("dask.config", trouble)
     return config
-
-
-def read_dask_config() -> tuple[Mapping[Any, Any], str]:
-    """Return Dask's global configuration, and what is wrong with it, if anything is."""
-    try:
-        return cast("Mapping[Any, Any]", importlib.import_module("dask.config").config), ""
-    except ModuleNotFoundError:
-        return {}, ""
-    except Exception as error:  # noqa: BLE001 - whatever a malformed file makes Dask raise
-        return {}, f"dask.config cannot be read, so headrace.* in it is ignored: {error}"
 
 
 def _dask_section(config: Mapping[Any, Any]) -> dict[str, object]:

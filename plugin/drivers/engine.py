@@ -30,6 +30,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.core.hub import Hub
+from headrace.drivers.interrupts import NOT_MINE
 from headrace.drivers.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ STAND_BY_S = 0.005
 
 MOST_LOOKS = 100
 """Then it waits for the lock like any other."""
-
-_NOT_MINE = "cannot release"
-"""What an `RLock` says to a thread that does not have it."""
 
 
 class Engine:
@@ -185,5 +183,5 @@ class Engine:
             try:
                 self._lock.release()
             except RuntimeError as error:
-                if not str(error).startswith(_NOT_MINE):
+                if not str(error).startswith(NOT_MINE):
                     raise  # a signal handler's

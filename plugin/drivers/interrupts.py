@@ -46,6 +46,9 @@ AFTERMATH_S = 0.5
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came."""
 
+NOT_MINE = "cannot release"
+"""What an `RLock` says to a thread that does not have it."""
+
 _CALLED_BY_ARROW = ("headrace.filesystem", "headrace.looks", "headrace.file")
 
 ECHO_S = 2.0
@@ -352,10 +355,11 @@ def call_holding(guard: Any, function: Callable[..., T], *args: Any, **kwargs: A
         return function(*args, **kwargs)
     finally:
         # At once, and whatever we remember: a signal is handled after any call but this one.
-        try:  # noqa: SIM105 - that would be a call before it
+        try:
             guard.release()
-        except RuntimeError:
-            pass
+        except RuntimeError as error:
+            if not str(error).startswith(NOT_MINE):
+                raise  # a signal handler's
 
 
 def _acquire(acquire: Callable[..., bool]) -> None:

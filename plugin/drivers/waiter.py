@@ -7,7 +7,9 @@ safe to wake from a finaliser or a signal handler (it never blocks).
 from __future__ import annotations
 
 import _thread
-import contextlib
+
+_AWAKE = "release unlocked"
+"""What a raw lock says that nobody has."""
 
 
 class Waiter:
@@ -25,5 +27,8 @@ class Waiter:
 
     def wake(self, _request: object = None) -> None:
         """Wake the sleeper, or let its next `wait` return at once."""
-        with contextlib.suppress(RuntimeError):  # awake already
+        try:
             self._lock.release()
+        except RuntimeError as error:
+            if not str(error).startswith(_AWAKE):
+                raise  # a signal handler's

@@ -132,7 +132,7 @@ def test_a_broken_configuration_of_dask_is_a_finding(monkeypatch):
             raise ValueError("dask.yaml is malformed")
         return broken(name)
 
-    monkeypatch.setattr("headrace.settings.importlib.import_module", import_module)
+    monkeypatch.setattr("headrace.dask_config.importlib.import_module", import_module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the settings themselves say it, once
         report = diagnose()

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace import settings
+from headrace import dask_config, settings
 from headrace.errors import HeadraceError
 from headrace.settings import (
     OPTION_NAMES,
@@ -451,7 +451,7 @@ def test_a_slow_first_look_does_not_undo_a_reload(monkeypatch):
 def test_a_forked_child_looks_for_itself_even_if_the_lock_was_held():
     program = """
 import os, threading
-from headrace import settings
+from headrace import dask_config, settings
 os.environ["HEADRACE_RETRIES"] = "1"
 assert settings.current_settings().retries == 1
 held, done = threading.Event(), threading.Event()
@@ -520,6 +520,27 @@ def test_a_yaml_file_of_dask_counts(tmp_path):
     assert found["max_gap_bytes"] == [2**20, "dask.config headrace.max-gap-bytes"]
 
 
+def test_a_look_imports_dask_only_where_it_may_say_something(tmp_path):
+    """It takes 0.2 s."""
+    program = """
+import sys
+from headrace.settings import current_settings
+current_settings()
+print("dask" in sys.modules)
+"""
+    assert child(program, HOME=str(tmp_path)) == "False"
+    assert child(program, HOME=str(tmp_path), DASK_ANYTHING="1") == "True"
+
+
+def test_dask_looks_for_files_where_we_think_it_does():
+    program = """
+import dask.config
+from headrace.dask_config import folders
+print(list(map(str, folders())) == dask.config.paths)
+"""
+    assert child(program) == "True"
+
+
 def test_dask_config_set_counts_at_reload():
     import dask
 
@@ -534,7 +555,8 @@ def test_a_broken_configuration_of_dask_is_a_warning_and_loses_nothing_else(monk
     def fail(_name):
         raise ValueError("A dask config file is malformed")
 
-    monkeypatch.setattr(settings.importlib, "import_module", fail)
+    monkeypatch.setattr(dask_config.importlib, "import_module", fail)
+    monkeypatch.setattr(settings, "may_name_headrace", lambda: True)
     with pytest.warns(HeadraceWarning, match=r"dask.config cannot be read.*malformed"):
         assert load_settings(None, {"HEADRACE_RETRIES": "5"}).retries == 5
 
@@ -543,7 +565,8 @@ def test_without_dask_its_configuration_is_empty(monkeypatch):
     def fail(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(settings.importlib, "import_module", fail)
+    monkeypatch.setattr(dask_config.importlib, "import_module", fail)
+    monkeypatch.setattr(settings, "may_name_headrace", lambda: True)
     assert load_settings(None, {"HEADRACE_BUFFER_BYTES": "1024"}).buffer_bytes == 1024
 
 

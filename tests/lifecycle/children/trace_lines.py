@@ -211,10 +211,10 @@ def miss_always(backend: Any) -> None:
 def at_rest(fs: Any) -> str:
     """Wait until nothing is in flight, and say what is wrong then."""
     engine = fs.channel.engine
-    if TIMES == "twice" or KIND.endswith("ahead"):
-        engine.catch_up()  # as the next read would, where a finaliser was cut
     deadline_s = time.monotonic() + REST_S
     while True:
+        if TIMES == "twice" or KIND.endswith("ahead"):
+            engine.catch_up()  # as the next read would, where a finaliser was cut
         if not engine.lock.acquire(timeout=5):
             return "the engine's lock is held"
         try:
@@ -231,7 +231,7 @@ def at_rest(fs: Any) -> str:
         if found == (0, 0) and not requests and is_idle:
             return ""
         if time.monotonic() > deadline_s:
-            return f"in flight and reserved: {found}, {requests}"
+            return f"in flight and reserved: {found}, {requests}, to be settled: {list(engine.lost)}"
         time.sleep(0.001)
         gc.collect()  # the keeper had a task that held an interrupt, and its traceback the read
 

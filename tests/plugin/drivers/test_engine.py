@@ -192,12 +192,6 @@ def test_what_a_handler_raised_is_not_taken_for_the_locks_own(engine: Engine, lo
     assert not lock._is_owned()
 
 
-def test_the_lock_says_whose_it_is_not() -> None:
-    """What its text is compared with."""
-    with pytest.raises(RuntimeError, match=f"^{engine_._NOT_MINE}"):
-        threading.RLock().release()
-
-
 @pytest.mark.parametrize("is_held", [False, True])
 def test_an_interrupt_while_it_is_looked_at_leaves_it_free(engine: Engine, *, is_held: bool) -> None:
     """A signal is handled after the call that takes the lock, too."""
