@@ -1,4 +1,4 @@
-"""Whether Dask's configuration may name headrace, found out without Dask; what it says is in `test_settings`."""
+"""Whether Dask's configuration may name headrace, found out without Dask; what it says: `test_settings`."""
 
 from __future__ import annotations
 

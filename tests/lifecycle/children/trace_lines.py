@@ -4,10 +4,11 @@ Run by ``test_reentrancy.py``.  Arguments: a kind of read (target, mode and work
 of this share of the lines and of the shares, as ``0/1``, and ``once`` or ``twice``.
 
 Thread A traces its own read and raises `Injected`, a KeyboardInterrupt, at the n-th line that it
-executes in headrace, for n = 0, 1, 2, ... until a read gets through undisturbed.  Thread B reads
-through the same engine at the same time.  After each round B has its bytes, nobody holds the
-engine's lock, its derived numbers agree with the facts, and at rest nothing is reserved and
-nothing in flight.  What is wrong is printed as JSON: the line and what was found.
+executes in headrace, for n = 0, 1, 2, ... until a read gets through undisturbed.  It is a new one each
+time, so what a thread's first read makes is among the lines.  Thread B reads through the same engine
+at the same time.  After each round B has its bytes, nobody holds the engine's lock, its derived numbers
+agree with the facts, and at rest nothing is reserved and nothing in flight.  What is wrong is printed as
+JSON: the line and what was found.
 
 With ``twice`` each of these reads is interrupted once more while it leaves, at the m-th place, for m = 0,
 1, 2, ... until it gets away.
@@ -25,6 +26,7 @@ import re
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,9 @@ KIND, PATH, SHARE, TIMES = sys.argv[1:5]
 PART, PARTS = map(int, SHARE.split("/"))
 PACKAGE = str(Path(headrace.__file__).parent)
 REST_S = 5.0
+THREAD_B = ThreadPoolExecutor(
+    1
+)  # thread A is a new one in each round: what a thread's first read makes is traced
 CONTENT = Path(PATH).read_bytes()
 fsspec_sync.THREAD_SAFE |= {"slow.SlowFileSystem"}
 
@@ -70,9 +75,10 @@ class Tracer:
         self.entered: set[tuple[int, int]] = set()
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        kinds = _kinds(frame.f_code.co_filename)
+        if kinds is None:
             return None
-        if event == "line" and not self.is_excluded(frame):
+        if event == "line" and not self.is_excluded(frame, kinds[frame.f_lineno]):
             if self.count == self.at and not self.where:
                 path, number = frame.f_code.co_filename, frame.f_lineno
                 name = f"{os.path.relpath(path, PACKAGE)}:{frame.f_code.co_name}"
@@ -81,8 +87,7 @@ class Tracer:
             self.count += 1
         return self
 
-    def is_excluded(self, frame: FrameType) -> bool:
-        kind = _kind(frame.f_code.co_filename, frame.f_lineno)
+    def is_excluded(self, frame: FrameType, kind: str) -> bool:
         if kind != "with":
             return kind == "no place"
         key = (id(frame), frame.f_lineno)
@@ -116,8 +121,14 @@ class Again:
 
 
 @functools.cache
+def _kinds(path: str) -> list[str] | None:
+    """Say what each line of a file of ours is to the tracer: "with", "no place" or "place"."""
+    if not path.startswith(PACKAGE):
+        return None
+    return [_kind(path, number) for number in range(len(linecache.getlines(path)) + 1)]
+
+
 def _kind(path: str, number: int) -> str:
-    """Say what a line is to the tracer: "with", "no place" or "place"."""
     text = _line(path, number)
     if text.startswith(("with ", "async with ")):
         return "with"
@@ -127,7 +138,7 @@ def _kind(path: str, number: int) -> str:
 
 def _is_first_under_finally(path: str, number: int) -> bool:
     number -= 1
-    while _line(path, number) in {"", "try:"}:
+    while number > 0 and _line(path, number) in {"", "try:"}:
         number -= 1
     return _line(path, number) == "finally:"
 
@@ -261,20 +272,21 @@ def one_round(
     """Say where A's read was interrupted, where it was once more, and what is wrong."""
     tracer, wrong = Tracer(at), []
     again = Again(tracer, again_at)
-    answers: list[Any] = []
-    other = threading.Thread(target=lambda: answers.append(work(fs)), daemon=True)
+    other = THREAD_B.submit(work, fs)
     one = threading.Thread(target=lambda: wrong.append(interrupted(work, fs, tracer, again)), daemon=True)
-    other.start()
     one.start()
     one.join(REST_S)
-    other.join(REST_S)
-    if one.is_alive() or other.is_alive():
-        wrong.append(f"hangs: A {one.is_alive()}, B {other.is_alive()}")
-    elif answers != [EXPECTED[work]]:
-        wrong.append("B: no bytes, or wrong ones")
+    wait([other], REST_S)
+    if one.is_alive() or not other.done():
+        wrong.append(f"hangs: A {one.is_alive()}, B {not other.done()}")
+    elif other.exception() is not None:
+        wrong.append(f"B: {other.exception()!r}")
+    elif other.result() != EXPECTED[work]:
+        wrong.append("B: wrong bytes")
     gc.collect()
     if not any(wrong):
         wrong.append(at_rest(fs))
+    gc.freeze()  # what is left by now is no garbage, nor looked at in every round
     return tracer.where, again.where, [text for text in wrong if text]
 
 
