@@ -277,7 +277,7 @@ class FileBackend(InlineBackend):
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
     @override
-    def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:
+    def probe_rows(self, ops: Ops, lo: int, hi: int, *, keeps_gil: bool = True) -> bool:
         """Copy small rows out of the page cache."""
         if not linux.HAS_NOWAIT:
             return False

@@ -99,19 +99,28 @@ class ThreadRing:
         self._ops: dict[int, Ops] = {}
         self._next = 0
 
-    def submit(self, ops: Ops, columns: Columns, lo: int, hi: int, rw_flags: int = 0) -> None:
+    def submit(
+        self,
+        ops: Ops,
+        columns: Columns,
+        lo: int,
+        hi: int,
+        rw_flags: int = 0,
+        *,
+        keeps_gil: bool = True,
+    ) -> None:
         """Submit rows, and deliver what is complete at once.
 
         Waits only where the queues are full. Whoever probes asks for nothing else of these rows, so the
         kernel has all of them on return, unless the ring was given up: those it could not submit are left
         as they were.
         """
-        self._use(self._submit, ops, columns, lo, hi, rw_flags)
+        self._use(self._submit, ops, columns, lo, hi, rw_flags, keeps_gil=keeps_gil)
 
     def submit_series(self, ops: Ops, columns: Columns, lo: int, hi: int) -> None:
         """Submit long rows, `Ops.series_ops` of which are read one after the other: the GIL is released."""
         is_last = np.arange(1, hi - lo + 1) % ops.series_ops == 0
-        self._use(self._submit, ops, columns, lo, hi, is_linked=~is_last)
+        self._use(self._submit, ops, columns, lo, hi, is_linked=~is_last, keeps_gil=False)
 
     def wait(self, ops: Ops, pending: Int64Array, most: int) -> Int64Array:
         """Wait until at most `most` of the pending rows are left; returns those."""
@@ -143,6 +152,8 @@ class ThreadRing:
         hi: int,
         rw_flags: int = 0,
         is_linked: npt.NDArray[np.bool_] | None = None,
+        *,
+        keeps_gil: bool,
     ) -> None:
         ring, fd = self.ring, columns.fd
         self._next = batch = (self._next + 1) & 0x7FFFFFFF
@@ -166,7 +177,7 @@ class ThreadRing:
                 rw_flags,
                 None if is_linked is None else is_linked[lo - first : lo - first + count],
             )
-            ring.enter(keep_gil=is_linked is None)
+            ring.enter(keep_gil=keeps_gil)
             self._deliver()
             while ring.unsubmitted:  # the kernel was busy, or took a part
                 ring.enter()

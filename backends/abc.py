@@ -240,10 +240,11 @@ class InlineBackend(Backend):
         """
         raise NotImplementedError
 
-    def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:  # noqa: ARG002
+    def probe_rows(self, ops: Ops, lo: int, hi: int, *, keeps_gil: bool = True) -> bool:  # noqa: ARG002
         """Perform the rows ``[lo, hi)``, all of them short, if that takes no waiting; else say so.
 
-        As `probe` it must neither block nor release the GIL.
+        As `probe` it must not block. Nor may it release the GIL, unless `keeps_gil` is false: then other
+        threads copy, too, and where one call copies many rows it should.
         """
         return False
 

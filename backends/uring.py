@@ -112,7 +112,7 @@ class UringBackend(FileBackend):
         return not self._is_direct and super().copy(source, start, out)
 
     @override
-    def probe_rows(self, ops: Ops, lo: int, hi: int) -> bool:
+    def probe_rows(self, ops: Ops, lo: int, hi: int, *, keeps_gil: bool = True) -> bool:
         """Copy short rows out of the page cache."""
         if self._is_direct:
             return False  # a probe that misses would have the page cache read them too
@@ -122,7 +122,7 @@ class UringBackend(FileBackend):
         found = prepared(ops)
         columns: Columns = found.columns or plain_columns(ops)
         found.columns = columns
-        ring.submit(ops, columns, lo, hi, linux.RWF_NOWAIT)
+        ring.submit(ops, columns, lo, hi, linux.RWF_NOWAIT, keeps_gil=keeps_gil)
         return bool((ops.got[lo:hi] == ops.length[lo:hi]).all())
 
     @override

@@ -1,19 +1,20 @@
 """Batches of short ranges which the page cache holds, answered without a plan.
 
 Copying a short range costs less than planning it. So ranges are copied in the caller's order, a slice at a
-time and each slice within one section: there is room for it, nobody waits, nobody can be more urgent
-meanwhile. The first miss ends that: the batch is planned and scheduled like any other, and what the probes of
-one slice have set going was asked of the window before (`Scheduler.has_room`).
+time, while there is room for it and nobody waits: what the probes of one slice may set going was asked of
+the window before (`Scheduler.has_room`; numbers are only looked at, so nobody's section is kept waiting). The
+first miss ends that: the batch is planned and scheduled like any other.
 
 The consumer copies in every mode: no device has a turn to give, and the way to the loop thread and back costs
 two turns of the GIL.
 
-No NumPy call here gives the GIL up (`headrace.columns`). Others have theirs between two slices
-(`drivers.turns`).
+No NumPy call here gives the GIL up (`headrace.columns`). Whether a slice does, and when others have it, is
+for `drivers.copies` to say.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from headrace.arenas import arenas
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from headrace.runtime import Channel
 
 SLICE_BYTES = 1 << 20
-"""Copied within one section, if the window has room for so much: a tenth of a millisecond or two."""
+"""Copied at once, if the window has room for so much: some tenths of a millisecond."""
 
 
 def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None:
@@ -62,17 +63,23 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
 
 
 def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest: int) -> bool:
-    """Copy all, a slice in a section; False at the first miss."""
-    engine, scheduler = channel.engine, channel.scheduler(path)
+    """Copy all, a slice at a time; False at the first miss."""
+    engine, scheduler, copies = channel.engine, channel.scheduler(path), channel.copies
     rows = max(1, min(SLICE_BYTES, scheduler.limit_bytes) // max(longest, 1))
+    is_limited, done = engine.hub.process_io_limit > 0, 0
     for lo in range(0, len(ops), rows):
         hi = min(lo + rows, len(ops))
         nbytes = int(ops.dest[hi - 1] + ops.length[hi - 1] - ops.dest[lo])
-        with engine.lock:
+        # Where the ops of the process are counted one thread copies at a time (I1).
+        with engine.lock if is_limited else contextlib.nullcontext():
             if engine.hub.trace is not None or not scheduler.has_room(nbytes):
-                return False
-            if not backend.probe_rows(ops, lo, hi):
-                return False
-            scheduler.count_hit(nbytes, hi - lo)
-        channel.turns.let_others_in()
-    return True
+                break
+            copy = copies.begin(may_share=not is_limited)
+            if not backend.probe_rows(ops, lo, hi, keeps_gil=copy.keeps_gil):
+                break
+        copies.end(copy)
+        done = hi
+    if done:
+        with engine.lock:
+            scheduler.count_hit(int(ops.dest[done - 1] + ops.length[done - 1]), done)
+    return done == len(ops)

@@ -28,6 +28,7 @@ from headrace.drivers import bulk
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
 from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.drivers.bulk import BulkDriver
+from headrace.drivers.copies import Copies
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.loop import Dispatcher, LoopThread
@@ -66,6 +67,7 @@ class Channel:
     mode: str
     settings: Settings
     turns: Turns
+    copies: Copies
     is_closed: bool = False
     quick_bytes: int = 0
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
@@ -178,6 +180,7 @@ class Runtime:
         self._dispatcher = Dispatcher()
         self._disk_workers = Workers(DISK_WORKERS, "headrace-disk")
         self.turns = Turns(self.is_reading)
+        self.copies = Copies()
         self._trace: TraceSink | None = None
         self.closed_with: BaseException | None = None
 
@@ -242,7 +245,14 @@ class Runtime:
         is_quick = isinstance(backend, InlineBackend) and type(backend).probe is not InlineBackend.probe
         quick_bytes = min(QUICK_BYTES, settings.max_op_bytes or QUICK_BYTES) if is_quick else 0
         return Channel(
-            backend, driver, self.engine(settings), mode, settings, self.turns, quick_bytes=quick_bytes
+            backend,
+            driver,
+            self.engine(settings),
+            mode,
+            settings,
+            self.turns,
+            self.copies,
+            quick_bytes=quick_bytes,
         )
 
     def _driver(self, backend: Backend, mode: str, settings: Settings) -> Driver:

@@ -1,4 +1,4 @@
-"""Turns of the GIL: shorter ones of others while reads go through headrace, and none of ours without an end.
+"""Turns of the GIL: shorter ones of others while reads go through headrace.
 
 Whoever comes back from storage must win the GIL, and a thread that computes in Python gives it up only when
 it was asked to for a whole switch interval (`sys.setswitchinterval`, 5 ms by default). A scan comes back a
@@ -9,10 +9,6 @@ It is the process's, so it is handled as a guest does:
 * It is never made longer than the program's, and what the program sets meanwhile stands.
 * A thread gives it back when nobody has read for `KEEP_S` seconds. There is no count of who reads, which an
   interrupt could falsify. Of filesystems with different intervals the first one's holds until then.
-
-The other way round, a thread that copies batch after batch out of the page cache keeps the GIL for nearly all
-of each, and what little it lets go of it only restarts the interval of those who wait: a thread that computed
-beside it had 1 to 9% of its rate. So such a thread gets out of the way now and then (`let_others_in`).
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
-from time import monotonic, perf_counter, sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,15 +24,6 @@ if TYPE_CHECKING:
 
 KEEP_S = 1.0
 """Seconds without a read after which the interval is what it was: scans pause to decode."""
-
-HELD = 4
-"""The GIL is kept for so many switch intervals before others are let in: two of those have one each then."""
-
-HELD_S = 0.004
-"""And not for less than this."""
-
-NAP_S = 1e-5
-"""As short as a sleep can be: who waits for the GIL wakes and has it."""
 
 
 class Turns:
@@ -55,7 +42,6 @@ class Turns:
         """The program's interval, in microseconds, while ours is in force."""
         self._ours_us = 0
         """What is in force, or about to be: anything else is the program's."""
-        self._began_s = self._last_s = 0.0
         self._is_kept = threading.Lock()
         self._asked_s = -KEEP_S
 
@@ -78,16 +64,6 @@ class Turns:
         self._is_kept = threading.Lock()
         self._asked_s = -KEEP_S
         self.give_back()
-
-    def let_others_in(self) -> None:
-        """Let go of the GIL, if it was kept for long; to be called between two calls that keep it."""
-        now_s, interval_s = perf_counter(), sys.getswitchinterval()
-        if now_s - self._last_s > max(interval_s, HELD_S / HELD):
-            self._began_s = now_s  # somebody else had a turn
-        self._last_s = now_s
-        if now_s - self._began_s > max(HELD * interval_s, HELD_S):
-            sleep(NAP_S)
-            self._began_s = self._last_s = perf_counter()
 
     def _begin(self, interval_s: float) -> None:
         """Start the keeper, and do not wait for it: beside busy threads its first turn takes a while."""

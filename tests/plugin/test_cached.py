@@ -178,9 +178,9 @@ def test_a_miss_leaves_the_batch_to_the_scheduler(
     backend = fs.channel.backend
     probe_rows, asked = backend.probe_rows, []
 
-    def third_misses(ops: Any, lo: int, hi: int) -> bool:
+    def third_misses(ops: Any, lo: int, hi: int, **how: bool) -> bool:
         asked.append((lo, hi))
-        return probe_rows(ops, lo, hi) and len(asked) < 3
+        return probe_rows(ops, lo, hi, **how) and len(asked) < 3
 
     monkeypatch.setattr(backend, "probe_rows", third_misses)
     starts, ends = _ranges(1_000, 5_000)
@@ -417,7 +417,7 @@ def test_a_handler_that_reads_while_its_thread_reads(
     backend, answers = fs.channel.backend, []
     Fills(backend, monkeypatch)
     monkeypatch.setattr(backend, "probe", lambda *_given: None)
-    monkeypatch.setattr(backend, "probe_rows", lambda *_given: False)
+    monkeypatch.setattr(backend, "probe_rows", lambda *_given, **_how: False)
     interrupted = getattr(backend, while_it)
 
     def interrupt(*given: Any) -> Any:
@@ -450,7 +450,7 @@ def test_a_handler_that_reads_when_its_threads_read_was_just_admitted(
     backend, answers, submit = fs.channel.backend, [], Job.submit
     Fills(backend, monkeypatch)
     monkeypatch.setattr(backend, "probe", lambda *_given: None)
-    monkeypatch.setattr(backend, "probe_rows", lambda *_given: False)
+    monkeypatch.setattr(backend, "probe_rows", lambda *_given, **_how: False)
 
     def interrupt(job: Job) -> None:
         submit(job)

@@ -64,7 +64,7 @@ def cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hea
     """A filesystem in lite mode whose page cache answers nothing at once."""
     fs = HeadraceFileSystem(target_protocol="file", scheduler="lite", local_backend=request.param)
     backend = fs.channel.backend
-    monkeypatch.setattr(backend, "probe_rows", lambda *_given: False)
+    monkeypatch.setattr(backend, "probe_rows", lambda *_given, **_how: False)
     return fs
 
 

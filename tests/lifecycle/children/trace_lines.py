@@ -215,7 +215,7 @@ def miss_always(backend: Any) -> None:
     """Have the page cache hold nothing: no other test may have it dropped."""
     backend.probe = lambda _source, _start, _length: None
     backend.copy = lambda _source, _start, _out: False
-    backend.probe_rows = lambda _ops, _lo, _hi: False
+    backend.probe_rows = lambda _ops, _lo, _hi, **_how: False
     backend.start = lambda _ops, lo, hi: np.arange(lo, hi)
 
 

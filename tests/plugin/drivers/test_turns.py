@@ -10,7 +10,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 import headrace
@@ -158,60 +157,6 @@ def test_a_forked_child_has_what_the_program_had() -> None:
     turns._is_kept = kept
     ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
-
-
-class Clock:
-    """Time that only a sleep lets go by, or the test."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-        self.sleeps = 0
-
-    def perf_counter(self) -> float:
-        return self.now_s
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.sleeps += 1
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(turns_, "perf_counter", clock.perf_counter)
-    monkeypatch.setattr(turns_, "sleep", clock.sleep)
-    return clock
-
-
-def test_who_keeps_the_gil_lets_others_in(clock: Clock) -> None:
-    turns = Turns(Reading())
-    for _ in range(1000):
-        turns.let_others_in()
-        clock.now_s += 0.0002  # a slice
-    # 0.2 s: once in four intervals of 4 ms.
-    assert 10 <= clock.sleeps <= 13
-
-
-def test_who_was_kept_waiting_goes_on(clock: Clock) -> None:
-    turns = Turns(Reading())
-    for k in range(1000):
-        turns.let_others_in()
-        clock.now_s += 0.006 if k % 30 == 0 else 0.0002  # somebody else had a turn
-    assert clock.sleeps == 0
-
-
-def test_batches_of_the_page_cache_let_others_in(
-    clock: Clock, tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "data"
-    path.write_bytes(bytes(1 << 20))
-    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
-    monkeypatch.setattr(fs.channel, "turns", Turns(Reading()))
-    starts = np.arange(0, 1 << 20, 4096)
-    for _ in range(200):
-        clock.now_s += 0.0002
-        assert fs.read_ranges(str(path), starts, starts + 4096).buffer.size == 1 << 20
-    assert clock.sleeps == 2  # in 40 ms, once in four intervals of 4 ms
 
 
 class Noted:
