@@ -44,7 +44,7 @@ MOST_RINGS = 64
 """Each holds three descriptors and some tens of kilobytes of kernel memory."""
 
 GIL_ROWS = 256
-"""So many reads are submitted with the GIL kept, a tenth of a millisecond or two, before others may run.
+"""So many reads are submitted in a call, a tenth of a millisecond or two, before others may run.
 
 NumPy's own calls keep it up to 500 elements."""
 
@@ -138,6 +138,8 @@ class ThreadRing:
         try:
             return function(*args, **options)
         except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's
             self.is_broken = True
             _log.warning("a ring is of no use any more, its reads are done with preadv: %s", error)
             return None

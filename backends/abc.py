@@ -243,8 +243,8 @@ class InlineBackend(Backend):
     def probe_rows(self, ops: Ops, lo: int, hi: int, *, keeps_gil: bool = True) -> bool:  # noqa: ARG002
         """Perform the rows ``[lo, hi)``, all of them short, if that takes no waiting; else say so.
 
-        As `probe` it must not block. Nor may it release the GIL, unless `keeps_gil` is false: then other
-        threads copy, too, and where one call copies many rows it should.
+        Called by several threads. It must not block, nor release the GIL, unless `keeps_gil` is false: then
+        others copy, too, and where one call copies many rows it should.
         """
         return False
 

@@ -1,9 +1,10 @@
 """Batches of short ranges which the page cache holds, answered without a plan.
 
 Copying a short range costs less than planning it. So ranges are copied in the caller's order, a slice at a
-time, while there is room for it and nobody waits: what the probes of one slice may set going was asked of
-the window before (`Scheduler.has_room`; numbers are only looked at, so nobody's section is kept waiting). The
-first miss ends that: the batch is planned and scheduled like any other.
+time, while there is room for it and nobody waits (`Scheduler.has_room`; numbers are only looked at, so
+nobody's section is kept waiting). The first miss ends that: the batch is planned and scheduled like any
+other. What the probes of that slice have set going was asked of the window, but not charged to it: of each
+thread that meets a miss it is a slice.
 
 The consumer copies in every mode: no device has a turn to give, and the way to the loop thread and back costs
 two turns of the GIL.
@@ -26,11 +27,16 @@ from headrace.ranges import checked_out
 from headrace.types import Ops
 
 if TYPE_CHECKING:
+    from headrace.core.scheduler import Scheduler
     from headrace.ranges import Ranges
     from headrace.runtime import Channel
 
 SLICE_BYTES = 1 << 20
-"""Copied at once, if the window has room for so much: some tenths of a millisecond."""
+SLICE_ROWS = 256
+"""Copied at once, if the window has room for it: some tenths of a millisecond, and one call of a ring."""
+
+MOST_COPIES = 64
+"""Made at once, at the most: there are no more rings, and without one the GIL is kept."""
 
 
 def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None:
@@ -48,7 +54,9 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
         sources = [channel.backend.open(path) for path in ranges.paths]
         for source in sources:
             advise_scattered(source)  # a probe that misses reads ahead
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
         return None  # the scheduled way says whose error it is
     offsets = offsets_of(length)
     total = int(offsets[-1])
@@ -64,22 +72,38 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
 
 def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest: int) -> bool:
     """Copy all, a slice at a time; False at the first miss."""
-    engine, scheduler, copies = channel.engine, channel.scheduler(path), channel.copies
-    rows = max(1, min(SLICE_BYTES, scheduler.limit_bytes) // max(longest, 1))
-    is_limited, done = engine.hub.process_io_limit > 0, 0
-    for lo in range(0, len(ops), rows):
-        hi = min(lo + rows, len(ops))
-        nbytes = int(ops.dest[hi - 1] + ops.length[hi - 1] - ops.dest[lo])
-        # Where the ops of the process are counted one thread copies at a time (I1).
-        with engine.lock if is_limited else contextlib.nullcontext():
-            if engine.hub.trace is not None or not scheduler.has_room(nbytes):
+    engine, scheduler = channel.engine, channel.scheduler(path)
+    rows = max(1, min(SLICE_ROWS, min(SLICE_BYTES, scheduler.limit_bytes) // max(longest, 1)))
+    # Where few ops may be in flight one thread copies at a time (I1).
+    may_share = channel.most_ops >= MOST_COPIES
+    done = 0
+    try:
+        while done < len(ops):
+            hi = min(done + rows, len(ops))
+            if not _copy_slice(channel, scheduler, ops, done, hi, may_share=may_share):
                 break
-            copy = copies.begin(may_share=not is_limited)
-            if not backend.probe_rows(ops, lo, hi, keeps_gil=copy.keeps_gil):
-                break
-        copies.end(copy)
-        done = hi
-    if done:
-        with engine.lock:
-            scheduler.count_hit(int(ops.dest[done - 1] + ops.length[done - 1]), done)
+            done = hi
+    except BaseException:
+        backend.drain()  # nothing is written any more to memory that is the caller's again (I9)
+        raise
+    finally:
+        if done:
+            with engine.lock:
+                scheduler.count_hit(int(ops.dest[done - 1] + ops.length[done - 1]), done)
     return done == len(ops)
+
+
+def _copy_slice(
+    channel: Channel, scheduler: Scheduler, ops: Ops, lo: int, hi: int, *, may_share: bool
+) -> bool:
+    backend: InlineBackend = channel.backend  # type: ignore[assignment]
+    engine, copies = channel.engine, channel.copies
+    nbytes = int(ops.dest[hi - 1] + ops.length[hi - 1] - ops.dest[lo])
+    copy = copies.begin(may_share=may_share)
+    try:
+        with contextlib.nullcontext() if may_share else engine.lock:
+            if engine.hub.trace is not None or not scheduler.has_room(nbytes):
+                return False
+            return backend.probe_rows(ops, lo, hi, keeps_gil=copy.keeps_gil)
+    finally:
+        copies.end(copy)

@@ -18,8 +18,8 @@ device's queue as short as a few ops do.
 
 A page-cache hit is refunded: its completion frees the window and tells the controller nothing.
 
-Threading: all methods under the hub's lock. Time is an argument. It performs nothing: drivers find
-grants in ``request.inbox`` and report back with `complete`.
+Threading: all methods under the hub's lock, except `has_room` without a priority. Time is an argument. It
+performs nothing: drivers find grants in ``request.inbox`` and report back with `complete`.
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ class Scheduler:
     def has_room(self, nbytes: int, ops: int = 1, base: int | None = None, now: float = 0.0) -> bool:
         """Whether ops that are performed at once may start: nobody waits, and they fit.
 
-        With a base priority they may also pass those who wait and are less urgent.
+        With a base priority they may also pass those who wait and are less urgent. Without one it only looks
+        at numbers, and may be asked without the lock: what is copied then is not charged to the window.
         """
         if self.in_rounds and (base is None or self._is_outranked(base + 1)):
             return False
@@ -210,7 +211,7 @@ class Scheduler:
         return not self.hub.process_io_limit and self.hub.budget.fits(nbytes)
 
     def count_hit(self, nbytes: int, ops: int = 1) -> None:
-        """Count ops that were performed and delivered at once: within this section, or as `may_copy` said."""
+        """Count ops that were performed and delivered at once, as `has_room` or `may_copy` said."""
         self.hub.counters.quick_ops += ops
         self.hub.counters.quick_bytes += nbytes
 

@@ -9,7 +9,8 @@ A thread keeps the GIL for each: beside one that computes its next turn would co
   computes, too, each would get it back only after a turn of that, and so all keep it for a while; then one
   tries again.
 
-What is noted here is of all threads and without a lock: an update that is lost costs a turn.
+What is noted here is of all threads and without a lock: an update that is lost costs a turn. A backend that
+keeps the GIL anyway is none the worse for having been told that it need not.
 """
 
 from __future__ import annotations
@@ -63,14 +64,16 @@ class Copies:
         self._copier = 0
         """The thread that copied last."""
         self._began_s = self._last_s = 0.0
-        """Since when the GIL is kept, and when the last copy ended."""
+        """Since when others have had no turn, and when the last copy ended."""
         self._together_s = -TOGETHER_S
         """When a copy last followed another thread's."""
         self._count = 0
         self._usual_s = 0.0
-        """What one takes that keeps the GIL: about the median, as some lose it all the same."""
+        """What one takes: about the median, as some lose the GIL although it is kept."""
         self._waits = 0
         """Copies in a row, without the GIL, that had to wait for somebody's turn."""
+        self._noted_s = 0.0
+        """When the last of them ended: those that were under way then waited for the same turn."""
         self._kept_until_s = 0.0
         self._kept_s = LEAST_KEPT_S
 
@@ -88,27 +91,30 @@ class Copies:
         return Copy(keeps_gil, now_s, self._count)
 
     def end(self, copy: Copy) -> None:
-        """Note that it is done, and let others in, if the GIL was kept for long."""
+        """Note that it is over, and let others in, if they have had no turn for long."""
         now_s, interval_s = perf_counter(), sys.getswitchinterval()
         before_s, self._last_s = self._last_s, now_s
         took_s = now_s - copy.since_s
         self._count += 1
-        if not copy.keeps_gil:
-            self._began_s = now_s
-            self._note_wait(took_s - (self._count - copy.before) * self._usual_s, now_s, interval_s)
-            return
-        self._usual_s = (self._usual_s or took_s) * (1.05 if took_s > self._usual_s else 0.95)
+        if took_s <= self._usual_s:
+            self._usual_s *= 0.95
+        elif copy.keeps_gil:  # else it may have waited
+            self._usual_s = 1.05 * self._usual_s or took_s
+        if not copy.keeps_gil and copy.since_s >= self._noted_s:
+            explained_s = (self._count - copy.before) * self._usual_s
+            self._note(now_s, is_wait=took_s - explained_s >= interval_s / 2)
         if now_s - before_s > max(interval_s, HELD_S / HELD):
             self._began_s = now_s  # somebody else had a turn
         if now_s - self._began_s > max(HELD * interval_s, HELD_S):
             sleep(NAP_S)
             self._began_s = self._last_s = perf_counter()
 
-    def _note_wait(self, waited_s: float, now_s: float, interval_s: float) -> None:
-        """Note for how long the GIL was waited for, beyond what copies explain: somebody computes, maybe."""
-        if waited_s < interval_s / 2:
+    def _note(self, now_s: float, *, is_wait: bool) -> None:
+        """Note whether a copy waited for longer than others' copies explain: for a thread that computes."""
+        if not is_wait:
             self._waits, self._kept_until_s, self._kept_s = 0, 0.0, LEAST_KEPT_S
             return
+        self._noted_s = now_s
         self._waits += 1
         if self._waits >= MOST_WAITS:
             self._kept_until_s = now_s + self._kept_s

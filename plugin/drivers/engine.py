@@ -1,4 +1,4 @@
-"""A hub behind its lock: the only way in which threads touch the scheduler core.
+"""A hub behind its lock: the only way in which threads change the scheduler core.
 
 ``with engine.lock, engine as hub:`` is one *section*. Leaving it, the thread settles what the hub owes
 (finalisers' drops, admissions, wake-ups). An exception that arrived inside, at whatever line, makes it

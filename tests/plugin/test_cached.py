@@ -14,6 +14,7 @@ from targets import at_rest
 
 import headrace
 from headrace.backends import _linux as linux
+from headrace.backends._ring import Ring
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
 from headrace.core.window import Window
@@ -195,6 +196,31 @@ def test_a_batch_past_the_end(path: Path, fs: headrace.HeadraceFileSystem) -> No
     starts = [0, SIZE - 10, SIZE, SIZE + 100]
     batch = fs.read_ranges(str(path), starts, [start + 20 for start in starts])
     assert batch.to_pylist() == [CONTENT[:20], CONTENT[-10:], b"", b""]
+
+
+@needs_nowait
+def test_a_batch_that_is_interrupted_writes_nothing_afterwards(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The buffer is the caller's again (I9): the next batch must not submit what this one has filled."""
+    if fs.channel.backend.name != "uring":
+        pytest.skip("there is no ring")
+    path.read_bytes()
+    enter = Ring.enter
+
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.setattr(Ring, "enter", enter)
+        raise KeyboardInterrupt
+
+    starts, ends = _ranges(1_000, 1_000)
+    out = np.zeros(sum(ends) - sum(starts), np.uint8)
+    monkeypatch.setattr(Ring, "enter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fs.read_ranges(str(path), starts, ends, out=out)
+    out[:] = 0
+    batch = fs.read_ranges(str(path), starts, ends)
+    assert batch.to_pylist() == [CONTENT[a:b] for a, b in zip(starts, ends, strict=True)]
+    assert not out.any()
 
 
 def test_a_batch_into_a_buffer(path: Path, fs: headrace.HeadraceFileSystem) -> None:

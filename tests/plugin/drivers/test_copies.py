@@ -47,14 +47,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(copies_, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(copies_, "sleep", clock.sleep)
-    monkeypatch.setattr(copies_.sys, "getswitchinterval", clock.getswitchinterval)
+    monkeypatch.setattr(copies_, "sys", clock)
     return clock
 
 
 @pytest.fixture
 def threads(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have the clock say who copies."""
-    monkeypatch.setattr(copies_.threading, "get_ident", clock.get_ident)
+    monkeypatch.setattr(copies_, "threading", clock)
     return clock
 
 
@@ -87,7 +87,6 @@ def test_threads_that_copy_beside_each_other_let_go_of_it(threads: Clock) -> Non
     assert copied(copies, threads, 1)
     assert copied(copies, threads, 1)
     assert not any(copied(copies, threads, thread) for thread in (2, 1, 1, 1, 2, 2, 1, 3))
-    assert threads.sleeps == 0
 
 
 def test_who_is_alone_again_keeps_it(threads: Clock) -> None:
@@ -126,6 +125,29 @@ def test_beside_one_that_computes_all_keep_it_for_a_while(threads: Clock) -> Non
     began_s = threads.now_s
     while threads.now_s < began_s + LEAST_KEPT_S - 0.001:
         assert copied(copies, threads, 1 + int(threads.now_s * 1000) % 2)
+
+
+def test_those_that_wait_for_the_same_turn_are_one_event(threads: Clock) -> None:
+    copies = together(threads)
+    under_way = []
+    for thread in range(1, 9):
+        threads.thread = thread
+        under_way.append(copies.begin())
+    threads.now_s += INTERVAL_S + COPY_S
+    for copy in under_way:
+        copies.end(copy)
+    assert not any(copied(copies, threads, thread) for thread in range(1, 9))
+
+
+def test_one_that_was_under_way_ends_nothing(threads: Clock) -> None:
+    copies = together(threads)
+    threads.thread = 2
+    early = copies.begin()
+    for _ in range(2):
+        copied(copies, threads, 1, INTERVAL_S + COPY_S)
+    copies._usual_s = 1.0  # it explains everything
+    copies.end(early)
+    assert copied(copies, threads, 1)
 
 
 def test_a_wait_by_accident_changes_nothing(threads: Clock) -> None:
@@ -182,6 +204,22 @@ def test_what_a_copy_takes_is_learnt_though_some_lose_the_gil(threads: Clock) ->
     assert copies._usual_s == pytest.approx(COPY_S, rel=0.3)
 
 
+def test_what_the_first_one_took_is_unlearnt_without_the_gil(threads: Clock) -> None:
+    """It made its thread's ring, beside threads that compute."""
+    copies = Copies()
+    copied(copies, threads, 1, 0.02)
+    for k in range(100):
+        assert not copied(copies, threads, 2 - k % 2)
+    assert copies._usual_s == pytest.approx(COPY_S, rel=0.3)
+
+
+def test_others_are_let_in_also_where_the_backend_keeps_the_gil(threads: Clock) -> None:
+    copies = Copies()
+    for k in range(1000):
+        copied(copies, threads, 1 + k % 2)
+    assert 10 <= threads.sleeps <= 13
+
+
 def test_batches_of_the_page_cache_let_others_in(
     clock: Clock, tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,47 +234,66 @@ def test_batches_of_the_page_cache_let_others_in(
     assert clock.sleeps == 2  # in 40 ms, once in four intervals of 4 ms
 
 
-@pytest.mark.parametrize("limit", [0, 1])
-def test_two_threads_copy_at_once(
-    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
-    """Unless the ops of the process are limited (I1); and nobody's section waits for a copy."""
-    path = tmp_path / "data"
-    path.write_bytes(bytes(range(256)) * 4096)
-    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, process_io_limit=limit)
-    channel, starts = fs.channel, np.arange(0, 1 << 20, 4096)
-    probe_rows, kept, inside = channel.backend.probe_rows, [], 0
-    both = threading.Barrier(2)
-
-    def probe(*given: Any, keeps_gil: bool) -> bool:
-        nonlocal inside
-        kept.append(keeps_gil)
-        inside += 1
-        if not limit:
-            assert not channel.engine.is_inside()
-            both.wait(WAIT_S)
-        assert inside <= (1 if limit else 2)
-        inside -= 1
-        return bool(probe_rows(*given, keeps_gil=keeps_gil))
-
-    monkeypatch.setattr(channel, "copies", Copies())
-    monkeypatch.setattr(channel.backend, "probe_rows", probe)
+def beside_each_other(fs: headrace.HeadraceFileSystem, path: Path, times: int) -> None:
+    """Have two threads read batches of all of a file of a MiB."""
+    starts, content = np.arange(0, 1 << 20, 4096), path.read_bytes()
     wrong: list[BaseException] = []
 
     def read() -> None:
         try:
-            for _ in range(20):
+            for _ in range(times):
                 batch = fs.read_ranges(str(path), starts, starts + 4096)
-                assert batch.to_pylist() == [bytes(range(256)) * 16] * 256
+                assert b"".join(batch.to_pylist()) == content
         except BaseException as error:  # noqa: BLE001 - shown below
             wrong.append(error)
 
-    before = channel.engine.hub.counters.quick_ops
+    before = fs.channel.engine.hub.counters.quick_ops
     two = [threading.Thread(target=read) for _ in range(2)]
     for thread in two:
         thread.start()
     for thread in two:
         thread.join(WAIT_S)
     assert not wrong
-    assert channel.engine.hub.counters.quick_ops - before == 2 * 20 * len(starts)
-    assert all(kept) if limit else not all(kept[2:])
+    assert fs.channel.engine.hub.counters.quick_ops - before == 2 * times * len(starts)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "data"
+    made.write_bytes(np.random.default_rng(3).bytes(1 << 20))
+    return made
+
+
+def test_two_threads_copy_at_once(path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody holds the engine's lock meanwhile."""
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    backend, engine = fs.channel.backend, fs.channel.engine
+    probe_rows, both, kept = backend.probe_rows, threading.Barrier(2), []
+
+    def probe(*given: Any, keeps_gil: bool) -> bool:
+        kept.append(keeps_gil)
+        assert not engine.is_inside()
+        both.wait(WAIT_S)
+        return bool(probe_rows(*given, keeps_gil=keeps_gil))
+
+    monkeypatch.setattr(fs.channel, "copies", Copies())
+    monkeypatch.setattr(backend, "probe_rows", probe)
+    beside_each_other(fs, path, 20)
+    assert not all(kept)
+
+
+@pytest.mark.parametrize("limit", [{"process_io_limit": 1}, {"io_parallelism": 63}], ids=str)
+def test_where_few_ops_may_be_in_flight_one_copies_at_a_time(
+    path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
+) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, **limit)
+    backend, engine = fs.channel.backend, fs.channel.engine
+    probe_rows = backend.probe_rows
+
+    def probe(*given: Any, keeps_gil: bool) -> bool:
+        assert keeps_gil
+        assert engine.is_inside()
+        return bool(probe_rows(*given, keeps_gil=keeps_gil))
+
+    monkeypatch.setattr(backend, "probe_rows", probe)
+    beside_each_other(fs, path, 5)
