@@ -54,9 +54,7 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
         sources = [channel.backend.open(path) for path in ranges.paths]
         for source in sources:
             advise_scattered(source)  # a probe that misses reads ahead
-    except OSError as error:
-        if error.errno is None:
-            raise  # a signal handler's
+    except OSError:
         return None  # the scheduled way says whose error it is
     offsets = offsets_of(length)
     total = int(offsets[-1])

@@ -4,8 +4,8 @@
 
 1. `start` the slice: what the page cache holds is done, the misses are on their way;
 2. while misses are on their way, complete the hits and take the next grant if there is one;
-3. `finish` the older half of what is on its way, complete it, and start what that admits: the device
-   stays busy while the first results are read.
+3. `finish` half of what is on its way, complete it, and start what that admits: the device stays busy while
+   the first results are read.
 
 It drains or forfeits all it took before it returns or raises, so nothing is in flight without a driver.
 
@@ -41,12 +41,9 @@ T = TypeVar("T")
 _LONG_BYTES = 64 << 10
 """Ops of at least this many bytes are completed one by one: that costs little beside reading them."""
 
-_HALVED_ABOVE = 8
-"""Fewer misses than this are finished at once: halving them would cost more than the device's idling."""
-
 _WAITED_FOR = 16
-"""So many reads on a ring are waited for together: with more of them the device idles between two turns, and
-a small window looks as good as a larger one."""
+"""So many short reads are waited for together: with more of them the device idles between two turns, and a
+small window looks as good as a larger one."""
 
 
 def start(job: Job, grant: Grant) -> Int64Array:
@@ -154,8 +151,7 @@ class LiteDriver:
             if job.under_way:
                 if job.meanwhile is not None:
                     job.meanwhile(min(int(rows[0]) for _, rows in job.under_way))
-                is_half = _is_bound(job) and job.ops.series_ops == 1
-                (_finish_half if is_half else _finish_first)(job)
+                (_finish_half if _are_short(job) else _finish_first)(job)
                 self.start_for_others()
             elif not request.is_over:
                 wait_until_over(job, timeout_s, until=partial(_has_work, job))
@@ -202,32 +198,34 @@ def _start_granted(job: Job) -> None:
             job.request.inbox.pop(0)
 
 
-def _finish_first(job: Job) -> None:
-    """Finish the first long op, or half of what is under way of short ones, or a round of series.
+def _are_short(job: Job) -> bool:
+    """Whether what is under way is short, or on the ring of the thread that starts it, and no series."""
+    is_long = not _is_bound(job) and job.ops.length[job.under_way[0][1][0]] >= _LONG_BYTES
+    return job.ops.series_ops == 1 and not is_long
 
-    Completing some lets as many others start while the rest is waited for.
+
+def _finish_first(job: Job) -> None:
+    """Finish the first long op, whose completion lets another one start, or a round of series.
+
+    The next round is admitted when that one is over.
     """
     grant, rows = job.under_way.pop(0)
-    count = len(rows)
-    if job.ops.series_ops > 1:
-        pass  # the next round is admitted when this one is over
-    elif job.ops.length[rows[0]] >= _LONG_BYTES:
-        count = 1
-    elif count > _HALVED_ABOVE:
-        count = (count + 1) // 2
+    count = 1 if job.ops.series_ops == 1 else len(rows)
     job.under_way[:0] = _finish_some(job, [(grant, rows)], count)
 
 
 def _finish_half(job: Job) -> None:
     """Finish half of all that is under way, whichever, or all where that is little or nothing comes after it.
 
-    A system call costs as much as several reads, so what it submits next should be many.
+    Completing some lets as many others start while the rest is waited for. A section, and a system call of a
+    ring, cost as much as several reads, so what starts next should be many.
     """
-    count, request = sum(len(rows) for _, rows in job.under_way), job.request
+    under_way, request = list(job.under_way), job.request
+    count = sum(len(rows) for _, rows in under_way)
     is_last = request.next_op == request.n_ops and not job.scheduler.waiting
     least = count if is_last or count <= _WAITED_FOR else (count + 1) // 2
-    left_over = _finish_some(job, list(job.under_way), least)
-    job.under_way[:] = left_over
+    # In place: a passer-by may start more meanwhile, behind these.
+    job.under_way[: len(under_way)] = _finish_some(job, under_way, least)
 
 
 def abandon(job: Job) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from headrace.backends.memory import MemoryBackend
 from headrace.core.request import Request, State
+from headrace.drivers import inline
 from headrace.drivers.engine import Engine
-from headrace.drivers.inline import LiteDriver, _shares, _start_granted
+from headrace.drivers.inline import LiteDriver, _finish_half, _shares, _start_granted
 from headrace.drivers.job import Job
 from headrace.drivers.waiter import Waiter
 from headrace.types import Ops
@@ -51,6 +52,29 @@ def test_workers_share_long_ops(length: int, shares: list[list[int]]) -> None:
     job.ops = SimpleNamespace(length=np.full(3, length))
     assert [rows.tolist() for rows in _shares(job, np.arange(3))] == shares
     assert _shares(job, np.arange(0)) == []
+
+
+class Grown:
+    """A job of short reads of which a passer-by starts another one while half of them are finished."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.under_way: list[Any] = [("first", np.arange(20)), ("second", np.arange(20, 60))]
+        self.request = SimpleNamespace(next_op=60, n_ops=100)
+        self.finished = 0
+        monkeypatch.setattr(inline, "_finish_some", self.finish_some)
+
+    def finish_some(self, _job: Any, under_way: list[Any], least: int) -> list[Any]:
+        self.finished = least
+        self.under_way.append(("third", np.arange(60, 70)))
+        assert [grant for grant, _ in under_way] == ["first", "second"]
+        return [("second", np.arange(30, 60))]
+
+
+def test_what_a_passer_by_starts_while_half_is_finished_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    job: Any = Grown(monkeypatch)
+    _finish_half(job)
+    assert job.finished == 30, "half of all, not of the first grant: slices would become ever smaller"
+    assert [grant for grant, _ in job.under_way] == ["second", "third"]
 
 
 def interrupted_start(backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
