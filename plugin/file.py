@@ -60,6 +60,10 @@ class HeadraceFile(io.BufferedIOBase):
         What reads ahead of large ones, where the storage is far away.
     """
 
+    # Of one whose making was interrupted: Python closes it all the same, and from 3.13 on reports errors.
+    _pid = -1
+    _source: Any = None
+
     def __init__(
         self,
         fs: Any,

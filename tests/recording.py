@@ -153,7 +153,7 @@ class RecordingFile(io.RawIOBase):
         return True
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and hasattr(self, "_file"):  # else it could not be opened
             self._file.close()
         super().close()
 
