@@ -451,7 +451,7 @@ def test_a_slow_first_look_does_not_undo_a_reload(monkeypatch):
 def test_a_forked_child_looks_for_itself_even_if_the_lock_was_held():
     program = """
 import os, threading
-from headrace import dask_config, settings
+from headrace import settings
 os.environ["HEADRACE_RETRIES"] = "1"
 assert settings.current_settings().retries == 1
 held, done = threading.Event(), threading.Event()
