@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -162,11 +163,12 @@ def test_an_interrupt_in_the_end_of_an_op_leaves_no_grant(monkeypatch: pytest.Mo
     assert not driver.has_work()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that thread dies of it
 @pytest.mark.parametrize("mode", ["lite", "standard"])
-def test_an_async_callers_read_survives_who_ran_the_loop(mode: str) -> None:
+def test_an_async_callers_read_survives_who_ran_the_loop(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It awaits its answer on its own loop, and cannot look after the other."""
     fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
+    died_of: queue.SimpleQueue[type[BaseException]] = queue.SimpleQueue()
+    monkeypatch.setattr(threading, "excepthook", lambda end: died_of.put(end.exc_type))
     Store.interrupts = 1
 
     async def read() -> bytes:
@@ -176,6 +178,7 @@ def test_an_async_callers_read_survives_who_ran_the_loop(mode: str) -> None:
     assert asyncio.run(read()) == DATA[:4]
     assert (Store.interrupts, Store.asked) == (0, 2)
     assert fs.channel.engine.hub.in_flight_ops == 0
+    assert died_of.get(timeout=WAIT_S) is Interrupt  # perhaps after the read, which another finished
 
 
 def test_who_waits_beside_another_that_runs_the_loop_waits_as_long_as_he_said() -> None:
