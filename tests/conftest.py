@@ -90,6 +90,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """Keep thousands of tests out of the garbage collector's way: a second for each pass."""
+    _out_of_the_collectors_way()
+
+
+def _out_of_the_collectors_way() -> None:
     gc.collect()
     gc.freeze()
 
@@ -156,6 +160,7 @@ def s3_server(_isolated_environment: None) -> Iterator[dict[str, object]]:
         "endpoint_url": f"http://127.0.0.1:{server.port}",
     }
     fsspec.filesystem("s3", **storage).mkdir(BUCKET)
+    _out_of_the_collectors_way()  # what botocore and moto know of S3
     yield storage
     server.shutdown()
     thread.join()

@@ -67,9 +67,10 @@ def _sources(folder: str) -> list[Path]:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of programs of an environment with the wheel and what it asks for."""
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
-    run(programs / "python", "-m", "pip", "install", "-q", wheel, cwd=folder)
+    uv = (sys.executable, "-m", "uv", "pip", "install", "-q")
+    run(*uv, "--python", programs / "python", wheel, cwd=folder)
     return programs
 
 
