@@ -358,7 +358,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
+        "python": sys.version,
         "load_average": list(os.getloadavg()),
         **versions,
     }

@@ -134,18 +134,22 @@ def test_what_a_signal_handler_raises_comes_out_of_a_start() -> None:
 @pytest.mark.usefixtures("a_handler")
 def test_a_handler_cannot_end_the_thread_that_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raised on the way out of the call that starts it: `Thread.start` takes that for failed."""
-    start_one = _thread.start_new_thread
 
-    def cut(*args: Any) -> int:
-        ident: int = start_one(*args)
-        if threading.current_thread() is threading.main_thread():
-            raise RaisedError
-        return ident
+    def cutting(start_one: Callable[..., Any]) -> Callable[..., Any]:
+        def cut(*args: Any, **options: Any) -> Any:
+            started = start_one(*args, **options)
+            if threading.current_thread() is threading.main_thread():
+                raise RaisedError
+            return started
 
+        return cut
+
+    is_joinable = hasattr(threading, "_start_joinable_thread")  # from Python 3.13 on
+    name = "_start_joinable_thread" if is_joinable else "_start_new_thread"
     is_run = threading.Event()
     with monkeypatch.context() as patch:
-        patch.setattr(_thread, "start_new_thread", cut)
-        patch.setattr(threading, "_start_new_thread", cut)
+        patch.setattr(_thread, "start_new_thread", cutting(_thread.start_new_thread))
+        patch.setattr(threading, name, cutting(getattr(threading, name)))
         with pytest.raises(RaisedError):
             start_thread(threading.Thread(target=is_run.set))
         assert is_run.wait(10)
