@@ -51,6 +51,8 @@ IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 
 _DEVICES_REMEMBERED = 4096
 
+_UNSIZED = "a device, pipe or the like has no length"
+
 
 class _End(weakref.ref["LocalSource"]):
     """Owns the descriptors of a source, and closes them where the source cannot.
@@ -129,14 +131,11 @@ class LocalSource:
             It has no length.
         """
         found = os.fstat(self.fd)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
-        is_sized = stat.S_ISREG(found.st_mode)
-        if is_sized and not found.st_size and not self._is_empty():
+        _check_is_sized(found, self.path)
+        if not found.st_size and not self._is_empty():
             found = os.fstat(self.fd)  # somebody may have begun to write to it
-            is_sized = found.st_size > 0
-        if not is_sized:
-            raise UnsizedFileError(errno.EINVAL, "a device, pipe or the like has no length", self.path)
+            if not found.st_size:
+                raise UnsizedFileError(errno.EINVAL, _UNSIZED, self.path)
         return found.st_size
 
     def _is_empty(self) -> bool:
@@ -221,8 +220,13 @@ class FileBackend(InlineBackend):
     @override
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> LocalSource:
         """Open for reading; a directory is an IsADirectoryError, now or when it is read."""
+        if not as_file:
+            return self.make_source(path, linux.open_cached(path))
+        # Before it is opened: a pipe whose writer waits for a reader would be written to already.
+        found = os.stat(path)  # noqa: PTH116 - as quick as can be
+        _check_is_sized(found, path)
         source = self.make_source(path, linux.open_cached(path))
-        if as_file:
+        if not found.st_size:
             source.size()
         return source
 
@@ -293,6 +297,13 @@ class FileBackend(InlineBackend):
             except OSError as error:
                 source = ops.sources[ops.file[row]]
                 ops.fail(row, _of_path(error, source.path))
+
+
+def _check_is_sized(found: os.stat_result, path: str) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise UnsizedFileError(errno.EINVAL, _UNSIZED, path)
 
 
 def _of_path(error: OSError, path: str) -> OSError:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends._faults import PRECONDITION_FAILED
 from headrace.errors import ObjectChangedError
+from headrace.redact import redact_url
 
 if TYPE_CHECKING:
     from headrace.backends.abc import PathSource
@@ -71,8 +72,9 @@ def _check_answer(source: PathSource, answer: Any, first: int | None) -> None:
 
 
 def _check_range(source: PathSource, answer: Any, first: int) -> None:
+    url = redact_url(source.path)
     if answer.status != _PARTIAL_CONTENT:
-        raise OSError(errno.EIO, "the server ignored the range and sent the whole body", source.path)
+        raise OSError(errno.EIO, "the server ignored the range and sent the whole body", url)
     found = _FIRST.match(answer.headers.get("Content-Range", ""))
     if found is not None and first >= 0 and int(found[1]) != first:
-        raise OSError(errno.EIO, "the server sent another range than the one asked for", source.path)
+        raise OSError(errno.EIO, "the server sent another range than the one asked for", url)

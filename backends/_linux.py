@@ -34,7 +34,10 @@ _RESOLVE_CACHED = 0x20
 _SYS_OPENAT2 = 437
 _SYS_CACHESTAT = 451
 """The same numbers on every architecture (Linux 5.6 and 6.5)."""
-_OPEN_HOW = struct.pack("QQQ", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0), 0, _RESOLVE_CACHED)
+_OPEN_HOW = struct.pack(
+    "QQQ", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0), 0, _RESOLVE_CACHED
+)
+"""Not blocking: a pipe that nobody writes to would be waited for with the GIL kept."""
 
 
 def _library() -> Any:
@@ -92,8 +95,9 @@ class Scratch:
 
 def open_cached(path: str) -> int:
     """Open `path` for reading, without giving up the GIL where the kernel has the path at hand."""
-    if _has_own_numbers:
-        fd: int = _LIBC.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), _OPEN_HOW, len(_OPEN_HOW))
+    name = os.fsencode(path)
+    if _has_own_numbers and b"\0" not in name:  # C would take what is before that for the name
+        fd: int = _LIBC.syscall(_SYS_OPENAT2, _AT_FDCWD, name, _OPEN_HOW, len(_OPEN_HOW))
         if fd >= 0:
             return fd
     # Not cached, or an error: the plain call waits, and raises the error that Python users know.

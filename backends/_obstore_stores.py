@@ -120,7 +120,7 @@ class Stores:
                 found = self._versions.get(name)
                 if found is None and self._count(name, ops) >= WORTH_OPS:
                     found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
-                    while len(self._versions) > VERSIONS:
+                    if len(self._versions) > VERSIONS:
                         self._versions.popitem(last=False)
         else:
             with contextlib.suppress(KeyError):  # forgotten meanwhile
@@ -139,9 +139,12 @@ class Stores:
         """Make the stores of a bucket again when they are next wanted, with the credentials of then."""
         with self._lock:
             self._buckets.pop(bucket, None)
-            for name in list(self._versions):  # a copy: another thread may have one moved meanwhile
-                if name[0] == bucket:
-                    del self._versions[name]
+            for name in self._versions_of(bucket):
+                del self._versions[name]
+
+    def _versions_of(self, bucket: str) -> list[tuple[str, str, str]]:
+        # A copy first: another thread may have one moved meanwhile.
+        return [name for name in list(self._versions) if name[0] == bucket]
 
     def give_up(self, bucket: str, why: str) -> None:
         """Leave a bucket to the wrapped filesystem from now on."""

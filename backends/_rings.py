@@ -360,15 +360,21 @@ def _read_a_page(ring: Ring) -> str | None:
         file.flush()
         zero, length = np.zeros(1, np.int64), np.array([len(content)])
         ring.fill(file.fileno(), zero, np.array([out.ctypes.data]), length, 7)
-        tokens, results = ring.completions()
-        while ring.in_flight:
-            ring.enter(1)
-            tokens, results = ring.completions()
-            ring.forget(len(tokens))
+        tokens, results = _the_last_of(ring)
     if tokens.tolist() != [7] or results.tolist() != [len(content)]:
         code = -int(results[0]) if len(results) and results[0] < 0 else errno.EIO
         return f"io_uring: a read failed: {os.strerror(code)}"
     return None if out.tobytes() == content else "io_uring: a read returned other bytes"
+
+
+def _the_last_of(ring: Ring) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+    """Complete what is in flight; returns what came last."""
+    tokens, results = ring.completions()
+    while ring.in_flight:
+        ring.enter(1)
+        tokens, results = ring.completions()
+        ring.forget(len(tokens))
+    return tokens, results
 
 
 def _forget_all() -> None:

@@ -62,7 +62,7 @@ class NoEndError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a backend works best with; each can be set by the environment.
+    """What a backend works best with. Mode, gap, ops and parallelism can be set by the environment.
 
     Attributes
     ----------

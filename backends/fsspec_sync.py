@@ -15,6 +15,7 @@ import contextlib
 import os
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
@@ -22,7 +23,7 @@ from typing_extensions import override
 from headrace.backends.abc import Defaults, PathSource, ThreadedBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from headrace.types import Ops
 
@@ -64,6 +65,19 @@ def instance_lock(target: Any) -> Any:
         return lock
 
 
+def _call_if_free(lock: Any, function: Callable[[], object]) -> None:
+    """Call it with an RLock held, unless another thread holds that."""
+    try:
+        if lock.acquire(blocking=False):
+            function()
+    finally:
+        # At once, and whatever we remember: a signal is handled after any call but this one.
+        try:  # noqa: SIM105 - that would be a call before it
+            lock.release()
+        except RuntimeError:
+            pass
+
+
 class HandleSource:
     """A file that the filesystem holds open; one thread at a time reads it."""
 
@@ -72,18 +86,22 @@ class HandleSource:
     def __init__(self, path: str, handle: Any, size: int | None) -> None:
         self.path = path
         self.handle = handle
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._size = size
 
     def read(self, start: int, length: int) -> bytes:
         """Return up to `length` bytes: fewer only at the end of the file."""
         with self.lock:
             self.handle.seek(start)
-            pieces = []
-            while length > 0 and (piece := self.handle.read(length)):
-                pieces.append(piece)
-                length -= len(piece)
+            pieces = self._pieces(length)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _pieces(self, length: int) -> list[bytes]:
+        pieces = []
+        while length > 0 and (piece := self.handle.read(length)):
+            pieces.append(piece)
+            length -= len(piece)
+        return pieces
 
     def size(self) -> int:
         """Bytes of the file, as its handle sees it."""
@@ -141,20 +159,20 @@ class SyncBackend(ThreadedBackend):
 
         Closing must not wait for that read: its caller left because it would not.
         """
-        if not isinstance(source, HandleSource) or not source.lock.acquire(blocking=False):
+        if not isinstance(source, HandleSource):
             return
-        if self._lock is None:
-            source.handle.close()
-        elif self._lock.acquire(blocking=False):
-            try:
-                source.handle.close()
-            finally:
-                self._lock.release()
+        close = source.handle.close
+        if self._lock is not None:
+            close = partial(_call_if_free, self._lock, close)
+        _call_if_free(source.lock, close)
 
     @override
     def size(self, source: Any) -> int | None:
         """Bytes of an open file."""
-        return source.size() if isinstance(source, HandleSource) else None
+        if not isinstance(source, HandleSource):
+            return None
+        with self.guard():
+            return source.size()
 
     @override
     def read(self, ops: Ops, row: int) -> None:

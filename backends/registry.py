@@ -1,8 +1,8 @@
 """Finds backends by entry point, and loads one only when it is asked for.
 
-The group is ``headrace.backends``; the name is what ``HEADRACE_LOCAL_BACKEND`` and reports call it, the
-value a class derived from one of the three kinds in `headrace.backends.abc`. Of those that serve a
-filesystem the one of highest `rank` does.
+The group is ``headrace.backends``; the name is what reports call it (for `local`,
+``HEADRACE_LOCAL_BACKEND`` says `pread`), the value a class derived from one of the four kinds in
+`headrace.backends.abc`. Of those that serve a filesystem the one of highest `rank` does.
 
 A backend that cannot be loaded is passed over with one log line (a broken third-party package must not
 break reads of local files); `headrace doctor` tells the reason.

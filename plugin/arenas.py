@@ -5,7 +5,7 @@ large result is not unmapped when the result is gone but kept for the next one. 
 view, `pyarrow.Buffer` or array on it is gone (I9), however it was handed out: all of them hold the one
 object whose end is watched.
 
-What lies idle and what is out together stay within the limit which the caller names, its byte budget.
+What lies idle stays within what the limit that the caller names, its byte budget, leaves beside what is out.
 Finalisers take no lock they would have to wait for (I3): what comes back waits in a queue for the next
 holder of the lock.
 """
@@ -63,7 +63,7 @@ class Arenas:
         nbytes
             Bytes; what is too small for a mapping, or larger than the limit, is not kept.
         limit_bytes
-            Of what is out and what is idle, together; 0 for no limit.
+            What is idle takes no more of it than what is out leaves; 0 stands for 512 MiB.
         """
         limit_bytes = limit_bytes or UNLIMITED_BYTES
         size = _rounded(nbytes)

@@ -54,7 +54,7 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
         sources = [channel.backend.open(path) for path in ranges.paths]
         for source in sources:
             advise_scattered(source)  # a probe that misses reads ahead
-    except OSError:
+    except (OSError, ValueError):
         return None  # the scheduled way says whose error it is
     offsets = offsets_of(length)
     total = int(offsets[-1])
@@ -76,9 +76,9 @@ def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest
     may_share = channel.most_ops >= MOST_COPIES
     done = 0
     try:
-        while done < len(ops):
-            hi = min(done + rows, len(ops))
-            if not _copy_slice(channel, scheduler, ops, done, hi, may_share=may_share):
+        for lo in range(0, len(ops), rows):
+            hi = min(lo + rows, len(ops))
+            if not _copy_slice(channel, scheduler, ops, lo, hi, may_share=may_share):
                 break
             done = hi
     except BaseException:

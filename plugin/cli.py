@@ -44,7 +44,7 @@ Read a dataset through headrace's I/O scheduler, and print rows, bytes, ops and 
 kept of the data: this measures reading and decoding.
 
 examples:
-  headrace scan data/                          every Parquet file under a folder
+  headrace scan data/                          every file under a folder, all of one format
   headrace scan 'logs/2024-*.csv.gz'           a glob
   headrace scan s3://bucket/table --columns id,price -o anon=true
   headrace scan lineitem.parquet --filter "l_quantity > 30 and l_shipmode == 'AIR'"

@@ -50,11 +50,14 @@ def folders() -> list[Path]:
     ]
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES]
+
+
 def _may_name_headrace(folder: Path) -> bool:
     try:
         if not folder.exists():
             return False
-        files = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES]
-        return any(b"headrace" in path.read_bytes() for path in files)
+        return any(b"headrace" in path.read_bytes() for path in _files(folder))
     except OSError:
         return True  # Dask knows what to make of it

@@ -80,6 +80,9 @@ class Delegation:
         # only permit may be waiting for the lock which is held here.
         return interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
 
+    def note_change(self) -> None:
+        """Take note that something was written, or may have been."""
+
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
         with uploads.counted(self, name, args, kwargs):
             return self._exclusively(getattr(self.target, name), *args, **kwargs)
@@ -236,7 +239,7 @@ def _check_listed(found: dict[str, Any], *, is_deep: bool) -> None:
     """Raise where a folder was found and what lies in it left out."""
     folders = [name for name, info in found.items() if info.get("type") == "directory"]
     for name in folders if is_deep else folders[:1]:
-        if not os.access(name, os.R_OK | os.X_OK):
+        if not os.access(name, os.R_OK | os.X_OK) and os.path.lexists(name):  # else it has gone meanwhile
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
 
 

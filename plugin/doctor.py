@@ -288,7 +288,7 @@ def _nowait() -> Check:
     """Read a page that is in the page cache, without permission to wait for a disk."""
     name, flag = "RWF_NOWAIT", getattr(os, "RWF_NOWAIT", None)
     if flag is None or not hasattr(os, "preadv"):
-        return Check(name, "ok", "Linux only, not needed here: all reads go to the thread pool")
+        return Check(name, "ok", "Linux only, not needed here: reads are plain, and wait for the disk")
     try:
         with tempfile.TemporaryFile() as file:
             file.write(bytes(4096))

@@ -1,6 +1,7 @@
 """The exceptions of headrace, each a kind that Python and fsspec users already catch.
 
-A read that fails in storage fails with the exception of the wrapped filesystem, unchanged (I8, I10).
+A read that fails in storage fails with the exception of the wrapped filesystem, unchanged (I8, I10), or of
+the native engine, whose own are OSErrors.
 The classes below are only for what headrace itself has to say.
 """
 
@@ -10,6 +11,8 @@ import errno
 from typing import Any
 
 from typing_extensions import override
+
+from headrace.redact import redact_url
 
 
 class HeadraceError(Exception):
@@ -25,7 +28,10 @@ class ReadCancelledError(HeadraceError, RuntimeError):
 
 
 class ReadTimeoutError(HeadraceError, TimeoutError):
-    """A read was not finished within `HEADRACE_TIMEOUT_S`, or within the caller's own timeout."""
+    """A read was not finished in time.
+
+    Within `HEADRACE_TIMEOUT_S`, the caller's own timeout, or, an attempt of it, `HEADRACE_TRY_TIMEOUT_S`.
+    """
 
 
 class BackendError(HeadraceError, ValueError):
@@ -37,7 +43,7 @@ class IllegalTransitionError(HeadraceError, RuntimeError):
 
 
 class ShortReadError(HeadraceError, OSError):
-    """A backend delivered more or fewer bytes than its protocol allows."""
+    """A backend left an op without any answer."""
 
 
 class UnsizedFileError(HeadraceError, OSError):
@@ -59,7 +65,7 @@ class ObjectChangedError(HeadraceError, OSError):
 
     def __init__(self, path: str, expected: str, found: str) -> None:
         why = f"the object was replaced since it was opened: it was {expected}, now {found}"
-        super().__init__(errno.ESTALE, why, path)
+        super().__init__(errno.ESTALE, why, redact_url(path))
         self.path, self.expected, self.found = path, expected, found
 
     @override

@@ -103,8 +103,12 @@ class HeadraceFile(io.BufferedIOBase):
     def size(self) -> int:
         """Bytes of the file: now, where the source can tell, else when it was opened."""
         self._check_open()
-        found: int = self._reader.size(self._source, self.path) if self._size is None else self._size
-        return found
+        if self._size is not None:
+            return self._size
+        source = self._source
+        if source is None:
+            self._check_open()  # another thread has just closed it
+        return self._reader.size(source, self.path)
 
     @property
     def details(self) -> dict[str, Any]:
@@ -131,9 +135,13 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _open_again(self) -> None:
         """Go on in a forked child, where the parent's scheduler, sessions and lock holders are not."""
-        self._pid, self._lock = os.getpid(), threading.RLock()
-        self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader, self._source)
-        self._prefetcher = None  # its reads stayed in the parent
+        with _reopening.setdefault(os.getpid(), threading.RLock()):
+            if self._pid == os.getpid():
+                return
+            self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader, self._source)
+            self._prefetcher = None  # its reads stayed in the parent
+            self._lock = threading.RLock()
+            self._pid = os.getpid()  # last: what was cut, or failed, is done again
 
     @override
     def tell(self) -> int:
@@ -217,7 +225,7 @@ class HeadraceFile(io.BufferedIOBase):
                 out[:wanted] = there
                 got = wanted
             else:
-                got = self._read_into(out[:wanted])
+                got = self._read_into(out[:wanted], is_lent=True)
             self._advance(got)
             return got
 
@@ -239,19 +247,9 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def readline(self, limit: int | None = -1) -> bytes:
         """Return the next line with its newline; at most `limit` bytes of it."""
-        pieces: list[bytes] = []
-        total = 0
-        bound = float("inf") if limit is None or limit < 0 else limit
         self._check_open()
         with self._lock:
-            while total < bound:
-                piece = self._piece_of_line(bound - total)
-                if not piece:
-                    break
-                pieces.append(piece)
-                total += len(piece)
-                if piece.endswith(b"\n"):
-                    break
+            pieces = self._pieces_of_line(float("inf") if limit is None or limit < 0 else limit)
         return b"".join(pieces)
 
     def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
@@ -269,6 +267,18 @@ class HeadraceFile(io.BufferedIOBase):
                 break
             pieces.append(part)
         return b"".join(pieces)
+
+    def _pieces_of_line(self, most: float) -> list[bytes]:
+        pieces: list[bytes] = []
+        while most > 0:
+            piece = self._piece_of_line(most)
+            if not piece:
+                break
+            pieces.append(piece)
+            most -= len(piece)
+            if piece.endswith(b"\n"):
+                break
+        return pieces
 
     def _piece_of_line(self, most: float) -> bytes:
         if not len(self._left_ahead()):
@@ -300,8 +310,9 @@ class HeadraceFile(io.BufferedIOBase):
             return None
         return self._prefetcher.take(self._position, wanted)
 
-    def _read_into(self, out: UInt8Array) -> int:
-        got: int = self._reader.read_into(self._source, self.path, self._position, out, self._here())
+    def _read_into(self, out: UInt8Array, *, is_lent: bool = False) -> int:
+        place = (self._source, self.path, self._position)
+        got: int = self._reader.read_into(*place, out, self._here(), is_lent=is_lent)
         if self._prefetcher is not None:
             self._prefetcher.see(self._position, out[:got])
         return got
@@ -406,7 +417,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.fs, self.path, self._position)
+        return _reopen, (self.fs, self.path, self._position, getattr(self._source, "options", {}))
 
     @override
     def __repr__(self) -> str:
@@ -414,8 +425,12 @@ class HeadraceFile(io.BufferedIOBase):
         return f"<headrace.HeadraceFile {redact_url(self.path)!r}, {state}>"
 
 
-def _reopen(fs: Any, path: str, position: int) -> HeadraceFile:
+_reopening: dict[int, Any] = {}
+"""A lock for each process: in a forked child nobody may be left to free its parent's."""
+
+
+def _reopen(fs: Any, path: str, position: int, options: dict[str, Any]) -> HeadraceFile:
     """Open a pickled file again, where it was."""
-    file: HeadraceFile = fs.open(path, "rb")
+    file: HeadraceFile = fs.open(path, "rb", **options)
     file.seek(position)
     return file

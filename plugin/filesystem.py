@@ -18,6 +18,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
@@ -26,6 +27,7 @@ from fsspec.implementations.chained import ChainedFileSystem
 from typing_extensions import override
 
 from headrace import ambient, lifecycle
+from headrace.backends.abc import InlineBackend
 from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
 from headrace.errors import UnsizedFileError
@@ -320,6 +322,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             Ranges of one file closer than this many bytes are read as one.
         on_error : {"return", "raise"}
             Whether a range that fails yields its exception or raises it.
+        **kwargs
+            What else the wrapped filesystem's ``cat_file`` takes (a version, headers): then ranges are read
+            one after the other.
 
         Returns
         -------
@@ -333,6 +338,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
             found: list[Any] = self.target.cat_ranges(names, firsts, lasts, on_error=on_error, **kwargs)
             return found
+        if kwargs:
+            asked = ask(paths, starts, ends, self._target_path, max_gap)
+            interrupts.arm()
+            return asked.answers_of_each(partial(self._cat_bounds, **kwargs), on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
             few = reader.cat_few(paths, starts, ends, self._target_path, self._base_here)
             if few is not None:
@@ -359,7 +368,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     ) -> list[Any]:
         """Async twin of `cat_ranges`."""
         reader = self._reader
-        if reader is not None:
+        if reader is not None and not kwargs:
             asked = ask(paths, starts, ends, self._target_path, max_gap)
             if not asked.has_odd_bounds:
                 batch = await reader.read_async(asked.plain, self._urgency(None))
@@ -384,10 +393,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         interrupts.arm()
         return reader.cat(path, (start, end), self._urgency(None), kwargs)
 
-    def _cat_bounds(self, path: str, start: int | None, end: int | None) -> bytes:
+    def _cat_bounds(self, path: str, start: int | None, end: int | None, **options: Any) -> bytes:
         reader = self._reader
         assert reader is not None  # noqa: S101
-        return reader.cat(path, (start, end), self._urgency(None), {})
+        return reader.cat(path, (start, end), self._urgency(None), options)
 
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
@@ -403,12 +412,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         return found
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
-        """Return the contents of one file, or a dict of those of several."""
-        paths = self.expand_path(path, recursive=recursive, **kwargs)
+        """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
+        paths = self.expand_path(path, recursive=recursive)
         reader = self._reader
         interrupts.arm()
-        if reader is None or len(paths) == 1:
-            found = [answer_or_error(self.cat_file, one) for one in paths]
+        if reader is None or kwargs or len(paths) == 1:
+            found = [answer_or_error(partial(self.cat_file, **kwargs), one) for one in paths]
         else:
             found = reader.cat_many(paths, self._urgency(None))
         is_alone = isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
@@ -441,14 +450,19 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         priority : int, optional
             Base priority of its reads. Default: that of this instance, or that in force here.
         cache_type : str, optional
-            "none" reads exactly what is asked for; anything else is the default.
+            "none" has small reads take no block; anything else is the default. What a scan wants next is read
+            ahead all the same, on object stores (`prefetch`).
         size : int, optional
             Length of the file, where the caller knows it: saves a look-up.
+        version_id, headers, ... : optional
+            Which version, or what else the wrapped filesystem's ``cat_file`` takes.
 
         Returns
         -------
         HeadraceFile
-            Or, in text mode, for writing and under ``off``, what fsspec makes of it.
+            Or, in text mode, for writing and under ``off``, what fsspec makes of it. Where only files of the
+            wrapped filesystem know the version that is asked for (`generation` of gcsfs, `version_id` of
+            adlfs), one of those, which is not scheduled.
         """
         is_arrows = lifecycle.is_arrows(sys._getframe(1))  # noqa: SLF001
         options = {"cache_options": cache_options, "compression": compression, **kwargs}
@@ -482,6 +496,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         assert reader is not None  # noqa: S101
         lifecycle.check_not_exiting()
+        if reader.only_target_opens(kwargs):
+            return self._of_target("open", path, "rb", **kwargs)
         try:
             source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
         except UnsizedFileError:
@@ -489,7 +505,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         urgency = self._urgency(priority, number=next(self._file_numbers))
         if source is None:
             # The store does not know the length (a stream): read it once, through the scheduler.
-            return io.BytesIO(reader.cat(path, (None, None), urgency, {}))
+            return io.BytesIO(reader.cat(path, (None, None), urgency, reader.read_options(kwargs)))
         return HeadraceFile(
             self,
             path,
@@ -519,8 +535,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     def open_again(self, path: str, size: int | None, reader: Reader, source: Any) -> tuple[Reader, Any]:
         """Return the reader and the source with which a file goes on in a forked child."""
         reader = Reader(runtime().channel(self.target, reader.channel.settings))
-        etag = getattr(source, "etag", None)
-        return reader, self._exclusively(reader.open_source, path, size, {}, etag)[0]
+        if isinstance(reader.channel.backend, InlineBackend):
+            return reader, source  # a descriptor is inherited, and its file is the one that was opened
+        options, etag = getattr(source, "options", {}), getattr(source, "etag", None)
+        return reader, self._exclusively(reader.open_source, path, size, options, etag)[0]
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""

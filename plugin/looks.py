@@ -52,7 +52,15 @@ END_BYTES = 64 << 10
 MOST_MISSED = 3
 """Ends that did not come, one after the other: the store, or what is asked for, is not of that kind."""
 
-_ASKING = frozenset({"exists", "find", "info", "isdir", "isfile"})
+_ASKING = frozenset(
+    {
+        "checksum", "created", "disk_usage", "du", "exists", "expand_path", "find", "glob", "info", "isdir",
+        "isfile", "lexists", "listdir", "ls", "modified", "sign", "size", "sizes", "stat", "tree", "ukey",
+        "unstrip_protocol", "url", "walk",
+    }
+)  # fmt: skip
+"""Methods after which all is as it was."""
+
 _AS_ARROW_LISTS = {"maxdepth": None, "withdirs": True, "detail": True}
 
 
@@ -70,13 +78,33 @@ class Looks(Delegation):
         super().__init__(*args, **kwargs)
         self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}  # by thread
         self._listings: dict[int, Listing] = {}  # by thread
+        self._changes = 0
         self._ends_missed = 0
 
     @override
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if name not in _ASKING:
-            self._take_listing()  # it may not be so any more
-        return super()._of_target(name, *args, **kwargs)
+        try:
+            return super()._of_target(name, *args, **kwargs)
+        finally:
+            if name not in _ASKING:
+                self.note_change()
+
+    @override
+    async def _of_target_async(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super()._of_target_async(name, *args, **kwargs)
+        finally:
+            if name.lstrip("_") not in _ASKING:
+                self.note_change()
+
+    @override
+    def note_change(self) -> None:
+        """Forget what was heard, on every thread: it may not be so any more."""
+        self._changes += 1
+        self._looked_up.clear()
+        while self._listings:
+            with contextlib.suppress(KeyError):  # another thread was first
+                self._listings.popitem()[1].end_soon(0)
 
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the wrapped filesystem's ``info``."""
@@ -105,9 +133,12 @@ class Looks(Delegation):
         listing = self._take_listing(self._own_path(path) if is_arrows_way else None)
         if listing is not None:
             try:
-                return listing.wait()
-            except Exception:  # noqa: BLE001, S110 - asked once more, it says so itself
-                pass
+                found = listing.wait()
+            except Exception:  # noqa: BLE001 - asked once more, it says so itself
+                return super().find(path, *args, **kwargs)
+            if listing.changes == self._changes:
+                listing.keep()
+            return found
         return super().find(path, *args, **kwargs)
 
     def _take_listing(self, path: str | None = None) -> Listing | None:
@@ -128,7 +159,7 @@ class Looks(Delegation):
             return None
         try:
             sync(self.target.loop, self.target.set_session)  # two calls that find none would each make one
-            return Listing(self.target, path)
+            return Listing(self.target, path, self._changes)
         except Exception:  # noqa: BLE001 - `info` will say what is wrong
             return None
 
@@ -214,7 +245,7 @@ class Looks(Delegation):
 class Listing:
     """A folder's listing, on its way. It may be a long one: if nobody wants it, it ends.
 
-    It is made aside: what the filesystem keeps of listings is what it was, unless it is waited for.
+    It is made aside: what the filesystem keeps of listings is what it was, until it is told to `keep` this.
 
     Parameters
     ----------
@@ -222,10 +253,13 @@ class Listing:
         The filesystem, whose loop lists it.
     path
         The folder.
+    changes
+        How often something had been written before.
     """
 
-    def __init__(self, target: Any, path: str) -> None:
+    def __init__(self, target: Any, path: str, changes: int) -> None:
         self.path = path
+        self.changes = changes
         self._target = target
         self._aside = object.__new__(type(target))
         vars(self._aside).update(vars(target))
@@ -265,7 +299,7 @@ class Listing:
         return path == self.path and self._found is not None and monotonic() < self._good_until_s
 
     def wait(self) -> dict[str, Any]:
-        """Return what was found, and keep it as the filesystem does; raises what came instead."""
+        """Return what was found; raises what came instead."""
         found = self._found
         try:
             self._is_wanted = True
@@ -273,7 +307,10 @@ class Listing:
         finally:
             if self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)  # an interrupt ends it
+        return listed
+
+    def keep(self) -> None:
+        """Keep it as the filesystem keeps its listings."""
         for folder in self._aside.dircache:
             if folder not in self._target.dircache:
                 self._target.dircache[folder] = self._aside.dircache[folder]
-        return listed

@@ -182,7 +182,10 @@ class Prefetcher:
             if held > self._most_bytes:
                 return
             piece = Piece(start, end)
-            piece.submit(self._reader, self._source, self._path, self._urgency.at(start))
+            try:
+                piece.submit(self._reader, self._source, self._path, self._urgency.at(start))
+            except MemoryError:
+                return  # nobody waits for it, and who does want it says so (I7)
             self._pieces[start] = piece  # once it is submitted: nobody would perform it else
 
     def _oldest(self, before: int) -> Piece | None:

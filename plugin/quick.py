@@ -126,7 +126,7 @@ class QuickReader(JobMaker):
                 if given not in sources:
                     path = normalise(given)
                     sources[given] = (path, self.channel.backend.open(path))
-            except (OSError, TypeError):
+            except (OSError, TypeError, ValueError):
                 return None
             path, source = sources[given]
             ranges.append(Small(source, path, start, end - start))

@@ -193,6 +193,16 @@ class Asked:
             found = merged
         return found if on_error == "return" else raise_first(found)
 
+    def answers_of_each(
+        self, cat: Callable[[str, int | None, int | None], bytes], on_error: str
+    ) -> list[Any]:
+        """Answer each range by itself, the plain ones too."""
+        found = [answer_or_error(self._answer_each, cat, row) for row in range(len(self.paths))]
+        return found if on_error == "return" else raise_first(found)
+
+    def _answer_each(self, cat: Callable[[str, int | None, int | None], bytes], row: int) -> bytes:
+        return cat(self.normalise(self.paths[row]), self.bounds[0][row], self.bounds[1][row])
+
     def _answer_odd(self, cat: Callable[[str, int | None, int | None], bytes], row: int) -> bytes:
         start, end = self.bounds[0][row], self.bounds[1][row]
         if is_plain(start, end):

@@ -74,6 +74,8 @@ class Reader(SingleReader):
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
         pieces = _pieces_of(parts, buffer) if is_listed else None
         with self._performed(parts):
+            if out is not None and not self.is_drained:
+                buffer = _copied(buffer, out)
             batch = self.collect(ranges, parts, buffer)
         if pieces is not None and _is_all_there(parts[0]):
             batch.keep(pieces.all())
@@ -166,9 +168,11 @@ class Reader(SingleReader):
         size_of = self.channel.op_bytes if is_awaited else lambda _path: self.channel.short_op_bytes
         plans = [self._plan(ranges, chosen, size_of(path)) for path, chosen in groups.items()]
         total = sum(plan.buffer_bytes for plan in plans)
-        if out is not None:
-            buffer = checked_out(out, total)
+        given = None if out is None else checked_out(out, total)
+        if given is not None and self.is_drained:
+            buffer = given
         elif is_awaited:
+            # Of our own even where the caller gave some: what is left in flight by an exception writes to it.
             buffer = arenas.take(total, self.channel.settings.buffer_bytes)
         else:
             # Not of used memory: nothing of it may be resident while the request is queued (I2).
@@ -310,6 +314,13 @@ class _Outcome:
     length: Int64Array
     errors: dict[int, Exception]
     again: list[int]
+
+
+def _copied(buffer: UInt8Array, out: Any) -> UInt8Array:
+    """Copy what was read to the caller's memory, and return that."""
+    given = checked_out(out, len(buffer))
+    given[: len(buffer)] = buffer
+    return given
 
 
 def _plan_apart(ranges: Ranges, chosen: Int64Array | None, dest: Int64Array, most: int) -> Plan:

@@ -9,8 +9,8 @@ process's snapshot of its surroundings.  Resolution, for every setting on its ow
 4. ``dask.config`` at ``headrace.<name>`` (YAML files, ``DASK_HEADRACE__<NAME>``, ``set``).
 5. The default.
 
-Every value found is validated, also one that loses: a malformed variable is an error on the first
-read, not on the day the argument above it is removed.  None and the empty string mean "not set".
+Every value found is validated, also one that loses: a malformed variable is an error at the first
+use, not on the day the argument above it is removed.  None and the empty string mean "not set".
 
 Nothing is read at import.  The environment is read where the data is read, at first use, and kept
 until `reload_settings`; a forked child reads its own.  ``DASK_HEADRACE__SCHEDULER=lite`` or a YAML file

@@ -6,11 +6,13 @@ other.
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.arenas import arenas
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
@@ -55,8 +57,26 @@ class SingleReader(QuickReader):
             return None
         return self.read_now(source, path, start, length, urgency.base)
 
-    def read_into(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
-        """Fill `out` from `start` on; returns the bytes before the end of the file."""
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing of a read is in flight any more when it has been left, by an exception too."""
+        return isinstance(self.channel.driver, LiteDriver)
+
+    def read_into(
+        self,
+        source: Any,
+        path: str,
+        start: int,
+        out: UInt8Array,
+        urgency: Urgency,
+        *,
+        is_lent: bool = False,
+    ) -> int:
+        """Fill `out` from `start` on; returns the bytes before the end of the file.
+
+        With `is_lent` it is memory that is used for something else when this has failed: nothing that is
+        still in flight then may write to it (I9).
+        """
         check_not_exiting()
         if self.copy_now(source, path, start, out):
             return len(out)
@@ -65,7 +85,9 @@ class SingleReader(QuickReader):
         most = self.channel.op_bytes(path)
         if len(out) <= most and self._may_fill():
             return self._fill(source, path, start, out, urgency)
-        ops = Ops.of([source], split_range(start, len(out), most), out)
+        limit = self.channel.settings.buffer_bytes
+        into = arenas.take(len(out), limit) if is_lent and not self.is_drained else out
+        ops = Ops.of([source], split_range(start, len(out), most), into)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:
             self.run(job, self.channel.settings.timeout_s)
@@ -78,6 +100,8 @@ class SingleReader(QuickReader):
             if job.request.state is not State.RETIRED:
                 job.engine.lost.append(job)
                 job.engine.settle_lost()
+        if into is not out:
+            out[:got] = into[:got]
         return got
 
     def _may_fill(self) -> bool:
@@ -242,14 +266,31 @@ class SingleReader(QuickReader):
         backend = self.channel.backend
         if not isinstance(backend, AsyncBackend | BulkBackend):
             return backend.open(path, as_file=True, **options), size
+        options = self.read_options(options)
         if size is None:
-            info = backend.target.info(path) if info is None else info
+            info = backend.target.info(path, **options) if info is None or options else info
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
             size, etag = info.get("size"), backend.version_of(info)
         if size is None:
             return None, None
-        return backend.open(path, etag=etag), size
+        return backend.open(path, etag=etag, options=options), size
+
+    def read_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return those options of `open` that say what is read, and that ``cat_file`` of a store takes."""
+        return {name: value for name, value in options.items() if value is not None and self._is_taken(name)}
+
+    def _is_taken(self, name: str) -> bool:
+        method = getattr(self.channel.backend.target, "_cat_file", None)
+        taken = {} if method is None else inspect.signature(method).parameters
+        is_http = "url" in taken and name == "headers"
+        return is_http or (name in taken and name not in _SAY_HOW)
+
+    def only_target_opens(self, options: dict[str, Any]) -> bool:
+        """Whether a version is asked for that ``cat_file`` of the store cannot be told."""
+        is_by_path = isinstance(self.channel.backend, AsyncBackend | BulkBackend)
+        named = {name for name in _SAY_WHICH if options.get(name) is not None}
+        return is_by_path and not named <= self.read_options(options).keys()
 
     @property
     def block_bytes(self) -> int:
@@ -268,6 +309,12 @@ def _take_whole(job: Job) -> bytes:
     hand_over(job, None, len(job.ops.whole[0]))
     return job.ops.whole[0]
 
+
+_SAY_WHICH = ("version_id", "generation")
+"""Options of ``open`` by which filesystems are asked for a version."""
+
+_SAY_HOW = frozenset({"path", "start", "end", "chunksize", "max_concurrency", "mrd"})
+"""What ``cat_file`` of some filesystem takes besides, and what has nothing to do with what is read."""
 
 _ZERO = np.zeros(1, np.int64)
 _ZERO.flags.writeable = False

@@ -73,7 +73,8 @@ class Stats:
     ops_hit
         Ops that the page cache answered.
     bytes_short
-        Asked for past the end of a file.
+        Admitted and not delivered: past the end of a file, of ranges that failed, and what an op of unknown
+        length was taken to be beyond what it was (less than nothing where it was longer).
     """
 
     mode: str = ""
@@ -106,7 +107,7 @@ class Stats:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of ops that came back."""
+        """Bytes of ops that came back, as they were admitted: those of unknown length as the longest."""
         return self.bytes_completed
 
     def to_dict(self) -> dict[str, Any]:

@@ -69,7 +69,10 @@ class Tails:
         data.flags.writeable = False
         self._kept.pop((path, version), None)
         self._kept[path, version] = tail._replace(data=data)
-        held = sum(kept.nbytes for kept in list(self._kept.values()))
         with contextlib.suppress(KeyError):  # another thread was first
-            while held > self._most_bytes:
-                held -= self._kept.popitem(last=False)[1].nbytes
+            self._trim()
+
+    def _trim(self) -> None:
+        held = sum(kept.nbytes for kept in list(self._kept.values()))
+        while held > self._most_bytes:
+            held -= self._kept.popitem(last=False)[1].nbytes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NO_PLOTS = "plots need matplotlib: pip install 'headrace[plot]'"
 
 _MOST_ROWS = 400
-"""More requests than this are thinned out evenly: nobody can tell rows of a pixel apart."""
+"""More requests are thinned out evenly: nobody can tell rows of a pixel apart."""
 
 
 def draw(events: list[TraceEvent], path: str | Path) -> None:
@@ -37,6 +37,7 @@ def draw(events: list[TraceEvent], path: str | Path) -> None:
         axes.bar(0, 0, color=colour[base], label=f"priority {base}")
     axes.set_xlabel("milliseconds")
     axes.set_ylabel("request")
+    axes.invert_yaxis()
     axes.set_title("queued (line) and in flight (bar)")
     if bases:
         axes.legend(loc="upper right")
@@ -47,7 +48,7 @@ def draw(events: list[TraceEvent], path: str | Path) -> None:
 def _rows(events: list[TraceEvent]) -> dict[int, int]:
     """Give each request that is drawn its row: by priority, then by sequence."""
     requests = sorted({(event.priority, event.request) for event in events})
-    step = max(1, len(requests) // _MOST_ROWS)
+    step = max(1, -(-len(requests) // _MOST_ROWS))
     return {request: row for row, (_, request) in enumerate(requests[::step])}
 
 

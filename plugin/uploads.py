@@ -75,6 +75,7 @@ def _under_way(fs: Delegation, path: str, nbytes: int) -> Iterator[None]:
         with engine.lock, engine as hub:
             uploads.end(write)
             hub.changed()  # reads may take its place
+        fs.note_change()
 
 
 @functools.cache

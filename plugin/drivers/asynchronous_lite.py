@@ -102,15 +102,18 @@ class LiteAsyncDriver(AsyncDriver):
         deadline = None if timeout_s is None else perf_counter() + timeout_s
         self._parked[id(job)] = job
         try:
-            while not job.request.is_over:
-                if not self._drive(job, deadline):
-                    left_s = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
-                    job.waiter.wait(max(left_s, 0.0))
-                _check_deadline(job, deadline)
+            self._drive_or_wait(job, deadline)
         finally:
             self._parked.pop(id(job), None)
             job.waiter.wake()  # threads may share one read: each that leaves wakes the next
             self._offer()
+
+    def _drive_or_wait(self, job: Job, deadline: float | None) -> None:
+        while not job.request.is_over:
+            if not self._drive(job, deadline):
+                left_s = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
+                job.waiter.wait(max(left_s, 0.0))
+            _check_deadline(job, deadline)
 
     def _drive(self, job: Job, deadline: float | None) -> bool:
         """Hold the baton until `job` is over, if it is free; returns whether it was."""

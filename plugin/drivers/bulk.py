@@ -125,14 +125,17 @@ class BulkDriver(ThreadedDriver):
         try:
             if begin is not None:
                 begin()
-            while (grant := self._next(job)) is not None:
-                self._perform_grant(job, grant)
+            self._perform_each(job)
         finally:
             # In this order: a finaliser may run in between, admit more, and find this thread still at it.
             mine.job = None
             kept, mine.grant = mine.grant, None
             if kept is not None:
                 self._workers_of(job).put(partial(self._perform_grant, job, kept))
+
+    def _perform_each(self, job: Job) -> None:
+        while (grant := self._next(job)) is not None:
+            self._perform_grant(job, grant)
 
     def _next(self, job: Job) -> Grant | None:
         kept: Grant | None = self._mine.grant

@@ -11,7 +11,7 @@ was cut is mended by the next one; whoever waits looks up now and then and makes
 
 Re-entrancy. The lock is an `RLock` only so that a thread can ask whether it is inside already: a signal
 handler or a finaliser that reads through headrace may interrupt the section itself. Such a read must not
-wait for its own thread and runs unscheduled (see `drivers.reads`). Finalisers of abandoned reads take no
+wait for its own thread and runs unscheduled (`jobs.run_unscheduled`). Finalisers of abandoned reads take no
 lock: they append to a queue which the lock's holder drains, then *try* the lock (I3).
 
 Many threads. A thread that waits for a lock gets it before it gets the GIL, and beside threads that compute

@@ -83,7 +83,7 @@ def _finish_some(
         if not ops.errors:
             is_done = backend.finish_some(ops, rows, least)
         else:
-            left = np.array([row for row in rows.tolist() if row not in ops.errors], np.int64)
+            left = rows[~np.isin(rows, list(ops.errors))]
             if len(left):
                 backend.finish(ops, left)
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
@@ -189,13 +189,17 @@ def _start_granted(job: Job) -> None:
     A grant leaves the inbox last: where a passer-by is interrupted, its consumer finds it there.
     """
     with job.hands:
-        while not job.is_left and (grant := job.first()) is not None:
-            is_started = any(grant is started for started, _ in job.under_way)
-            if grant.ops_left and not is_started:
-                rows = start(job, grant)
-                if len(rows):
-                    job.under_way.append((grant, rows))
-            job.request.inbox.pop(0)
+        _start_each(job)
+
+
+def _start_each(job: Job) -> None:
+    while not job.is_left and (grant := job.first()) is not None:
+        is_started = any(grant is started for started, _ in job.under_way)
+        if grant.ops_left and not is_started:
+            rows = start(job, grant)
+            if len(rows):
+                job.under_way.append((grant, rows))
+        job.request.inbox.pop(0)
 
 
 def _are_short(job: Job) -> bool:

@@ -103,11 +103,13 @@ class _Watcher:
 
     def _take(self) -> bool:
         """Read what was told, and say whether SIGINT was among it."""
-        told = b""
+        told: list[bytes] = []
         with contextlib.suppress(BlockingIOError):
-            while self.pair is not None and (more := self.pair[0].recv(4096)):
-                told += more
-        return _SIGINT in told
+            told.extend(iter(self._receive, b""))
+        return any(_SIGINT in more for more in told)
+
+    def _receive(self) -> bytes:
+        return b"" if self.pair is None else self.pair[0].recv(4096)
 
     def _watch(self) -> None:
         assert self.pair is not None  # noqa: S101
@@ -371,8 +373,12 @@ def _acquire(acquire: Callable[..., bool]) -> None:
     key = threading.get_ident()
     _watcher.add(key, None)
     try:
-        while not acquire(timeout=LOCK_LOOK_S):
-            if _watcher.is_aftermath():
-                raise _watcher.error()
+        _acquire_watched(acquire)
     finally:
         _watcher.remove(key)
+
+
+def _acquire_watched(acquire: Callable[..., bool]) -> None:
+    while not acquire(timeout=LOCK_LOOK_S):
+        if _watcher.is_aftermath():
+            raise _watcher.error()

@@ -85,12 +85,15 @@ class Turns:
             self._programs_us = _now_us()
             self._ours_us = min(round(interval_s * 1e6), self._programs_us)
             _set_us(self._ours_us)
-            while self._is_wanted or self._is_reading():
-                self._is_wanted = False
-                sleep(KEEP_S)
+            self._wait_until_unwanted()
         finally:
             self.give_back()
             self._is_kept.release()
+
+    def _wait_until_unwanted(self) -> None:
+        while self._is_wanted or self._is_reading():
+            self._is_wanted = False
+            sleep(KEEP_S)
 
 
 def _now_us() -> int:

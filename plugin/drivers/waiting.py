@@ -2,7 +2,7 @@
 
 A wait sleeps on the job's own waiter and looks up now and then (`LOOK_S`), for three things that wake
 nobody: a driver thread that died is revived; the total time-out; an interrupt that must reach reads on
-Arrow's threads (`lifecycle.interrupts`).
+Arrow's threads (`drivers.interrupts`).
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import contextlib
 import logging
 import threading
 from collections import deque
+from functools import partial
+from operator import is_not, methodcaller
 from typing import TYPE_CHECKING
 
 from headrace.drivers.interrupts import start_thread
@@ -85,7 +87,8 @@ class Workers:
         if self._work:
             self._forget_dead()
         for _ in range(len(self._work) - self._awake()):
-            self._start_one()
+            if not self._wake_one():  # whoever put it there may have been interrupted before he did that
+                self._start_one()
 
     def _awake(self) -> int:
         """Count the threads that are about to take work."""
@@ -107,7 +110,7 @@ class Workers:
     def _forget_dead(self) -> None:
         """Go by what is alive, not by a count: an exception may cut a thread's start, or end it."""
         with self._lock:
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self._threads = list(filter(methodcaller("is_alive"), self._threads))
 
     def _serve(self) -> None:
         mine = Waiter()
@@ -146,6 +149,5 @@ class Workers:
             if self._work:
                 return False
             # It may have been taken for dead while an interrupt held up its start.
-            leaving = threading.current_thread()
-            self._threads = [thread for thread in self._threads if thread is not leaving]
+            self._threads = list(filter(partial(is_not, threading.current_thread()), self._threads))
             return True

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from headrace.testing._serving import new_secret, storage_options
@@ -186,8 +187,7 @@ def serve() -> None:
     said, answers = sys.stdin.buffer, sys.stdout.buffer
     with ObjectServer(**pickle.load(said)) as server, contextlib.suppress(EOFError):  # noqa: S301
         _answer(answers, server.url)
-        while (call := pickle.load(said)) is not None:  # noqa: S301 - from our own parent
-            name, args = call
+        for name, args in iter(partial(pickle.load, said), None):
             try:
                 answered = getattr(server, name)(*args)
             except Exception as error:  # noqa: BLE001 - the parent raises it

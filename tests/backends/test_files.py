@@ -6,11 +6,13 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import headrace
 from headrace.backends._direct import direct_source
 from headrace.backends._files import LocalSource, _End, _note_lost
 from headrace.backends._linux import open_cached
@@ -170,3 +172,40 @@ def test_what_cannot_be_opened_directly_leaves_nothing_open(
             direct_source(str(path), fd)
     gc.collect()
     assert count_open(path) == 0
+
+
+def test_a_name_is_no_shorter_than_it_says(path: Path) -> None:
+    """C ends it at a NUL, and would open another file."""
+    with pytest.raises(ValueError, match="null"):
+        open_cached(f"{path}\0.parquet")
+    fs = headrace.HeadraceFileSystem(target_protocol="file")
+    asked = [f"{path}\0.parquet"] * 30, [0] * 30, [1] * 30
+    for call in (fs.open, fs.cat_file):
+        with pytest.raises(ValueError, match="null"):
+            call(asked[0][0])
+    for count in (1, 30):
+        answers = fs.cat_ranges(*(column[:count] for column in asked))
+        assert [type(answer) for answer in answers] == [ValueError] * count
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+@pytest.mark.timeout(60, method="thread")
+def test_a_pipe_is_waited_for_with_the_gil_let_go(tmp_path: Path) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    opening = threading.Event()
+
+    def write() -> None:
+        assert opening.wait(30)
+        with contextlib.suppress(BrokenPipeError), Path(pipe).open("wb") as file:
+            file.write(b"x")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    fs = headrace.HeadraceFileSystem(target_protocol="file")
+    assert isinstance(fs.cat_ranges([pipe], [0], [1])[0], OSError)  # nobody writes yet
+    opening.set()
+    with pytest.raises(OSError, match="seek"):  # as the plain filesystem says
+        fs.open(pipe)
+    writer.join(30)
+    assert not writer.is_alive()

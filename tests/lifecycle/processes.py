@@ -16,6 +16,8 @@ from typing import IO
 
 CHILDREN = Path(__file__).parent / "children"
 LIMIT_S = 120.0
+FORKS_ARE_MEANT = "ignore:This process:DeprecationWarning"
+"""Python 3.12 warns about a fork beside threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Ended:
 def start(script: str | Path, *arguments: object, **variables: str) -> subprocess.Popen[str]:
     """Start ``children/script`` with pipes to read from."""
     # Read here, by name: what the gate sets for itself must not reach a child.
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
+    ours = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": FORKS_ARE_MEANT}
+    environment = {**os.environ, **ours, **variables}
     return subprocess.Popen(
         [sys.executable, "-X", "faulthandler", str(CHILDREN / script), *map(str, arguments)],
         env=environment,

@@ -43,6 +43,15 @@ def test_a_file_that_is_read_at_a_fork_is_closed_in_the_child(
     _passes("fork_close", protocol, content, scheduled_mode)
 
 
+@pytest.mark.parametrize("work", ["fork_replaced", "fork_removed"])
+def test_a_local_file_is_the_one_that_was_opened(
+    work: str, tmp_path: Path, content: Path, scheduled_mode: str
+) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(content.read_bytes())
+    _passes(work, "file", path, scheduled_mode)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickled_filesystem_in_other_processes(protocol: str, content: Path, scheduled_mode: str) -> None:
     _passes("processes", protocol, content, scheduled_mode)

@@ -117,6 +117,23 @@ def test_what_is_found_from_the_root(options: dict[str, object], monkeypatch: py
     assert sorted(name.removeprefix(".") for name in found) == names
 
 
+def test_a_folder_that_goes_while_it_is_listed_is_none(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "part").write_bytes(b"x")
+    access = os.access
+
+    def remove_and_ask(name: str, mode: int) -> bool:
+        if name.endswith("temporary"):
+            Path(name).rmdir()
+        return access(name, mode)
+
+    monkeypatch.setattr(os, "access", remove_and_ask)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
+    assert fs.find(str(tmp_path)) == [str(tmp_path / "part")]
+
+
 def test_a_folder_that_may_not_be_listed_is_an_error(
     tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

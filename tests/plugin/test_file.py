@@ -543,3 +543,21 @@ def test_readlines_stops_beyond_its_hint(tmp_path: Path, options: dict[str, obje
     for hint in (None, -1, 0, 1, 3, 4, 5, 8, 100):
         with fs.open(str(path), "rb") as file, path.open("rb") as plain:
             assert file.readlines(hint) == plain.readlines(-1 if hint is None else hint)
+
+
+def test_a_file_that_is_closed_while_its_size_is_asked_says_so(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, just after it was seen to be open."""
+    (tmp_path / "data").write_bytes(b"data")
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    file = fs.open(tmp_path / "data")
+    check = type(file)._check_open
+
+    def check_and_close(file: Any) -> None:
+        check(file)
+        file.close()
+
+    monkeypatch.setattr(type(file), "_check_open", check_and_close)
+    with pytest.raises(ValueError, match="closed file"):
+        _ = file.size

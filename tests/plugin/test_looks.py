@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
 import headrace
-from headrace.looks import END_BYTES
+from headrace.looks import END_BYTES, Listing
 from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
@@ -262,6 +262,61 @@ def test_what_is_written_between_look_and_listing_is_in_the_next(fs: headrace.He
     arrow.get_file_info("bucket/table")
     fs.pipe_file("bucket/table/4.parquet", b"x")
     assert len(arrow.get_file_info(selector)) == 5
+
+
+def written_elsewhere(fs: Any) -> None:
+    writer = threading.Thread(target=fs.pipe_file, args=("bucket/table/3.parquet", b"x"))
+    writer.start()
+    writer.join(WAIT_S)
+
+
+def written_async(fs: Any) -> None:
+    asyncio.run(fs._pipe_file("bucket/table/3.parquet", b"x"))
+
+
+def written_as_a_file(fs: Any) -> None:
+    with fs.open("bucket/table/3.parquet", "wb") as file:
+        file.write(b"x")
+        arrows(fs).get_file_info("bucket/table")  # listed before it is there
+
+
+@pytest.mark.parametrize("write", [written_elsewhere, written_async, written_as_a_file])
+def test_a_write_of_whatever_kind_ends_what_was_listed_before(
+    fs: headrace.HeadraceFileSystem, write: Callable[[Any], None]
+) -> None:
+    arrow, selector = arrows(fs), pa.fs.FileSelector("bucket/table", recursive=True)
+    arrow.get_file_info("bucket/table")
+    write(fs)
+    assert len(arrow.get_file_info(selector)) == 4
+    assert len(fs.ls("bucket/table")) == 4
+
+
+def test_a_listing_that_a_write_overtook_is_not_kept(
+    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = Listing.wait
+
+    def wait_and_write(listing: Listing) -> Any:
+        found = wait(listing)
+        written_elsewhere(fs)
+        return found
+
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/table")
+    monkeypatch.setattr(Listing, "wait", wait_and_write)
+    assert len(arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))) == 3
+    assert len(fs.ls("bucket/table")) == 4
+
+
+def test_a_folder_whose_last_file_was_deleted_is_none(
+    fs: headrace.HeadraceFileSystem, server: ObjectServer
+) -> None:
+    server.put("bucket", "one/file", b"x")
+    arrow = arrows(fs)
+    arrow.get_file_info("bucket/one")
+    fs.rm_file("bucket/one/file")
+    with pytest.raises(FileNotFoundError):
+        arrow.get_file_info(pa.fs.FileSelector("bucket/one"))
 
 
 def test_a_listing_that_nobody_wants_ends(

@@ -342,9 +342,15 @@ def test_an_interrupt_while_a_range_is_submitted_leaves_nothing_that_never_ends(
     wait_until(lambda: is_at_rest(fs))
 
 
+@pytest.mark.parametrize("max_op_bytes", [None, BLOCK // 2])
 def test_without_memory_for_what_is_read_ahead_it_is_read_when_it_is_wanted(
-    fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+    server: ObjectServer,
+    scheduled_mode: str,
+    max_op_bytes: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: Wait,
 ) -> None:
+    fs = filesystem(server, scheduled_mode, max_op_bytes=max_op_bytes)
     real, refused = prefetch.pooled_buffer, []
 
     def pooled_buffer(nbytes: int) -> Any:

@@ -165,6 +165,33 @@ def fork_close(fs: Any) -> None:
         file.close()
 
 
+def fork_replaced(fs: Any) -> None:
+    """Fork with an open file whose path is another file by then."""
+    other = Path(f"{PATH}.new")
+    other.write_bytes(CONTENT[::-1])
+    file = fs.open(PATH, "rb", cache_type="none")
+    assert file.read(10) == CONTENT[:10]
+    other.replace(PATH)
+    goes_on_in_a_child(file)
+    Path(PATH).write_bytes(CONTENT)
+
+
+def fork_removed(fs: Any) -> None:
+    file = fs.open(PATH, "rb", cache_type="none")
+    assert file.read(10) == CONTENT[:10]
+    Path(PATH).unlink()
+    goes_on_in_a_child(file)
+
+
+def goes_on_in_a_child(file: Any) -> None:
+    pid = os.fork()
+    if pid == 0:
+        found = [file.read(10), file.read(70_000)]
+        os._exit(found != [CONTENT[10:20], CONTENT[20:70_020]])
+    assert_ended_well(pid)
+    assert file.read(10) == CONTENT[10:20]
+
+
 def is_held(file: Any) -> bool:
     """Whether another thread reads the file now."""
     is_free = file._lock.acquire(blocking=False)

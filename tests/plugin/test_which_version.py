@@ -1,0 +1,81 @@
+"""Options that say which version of a file is meant reach what reads it."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.memory import MemoryFile
+
+import headrace
+
+OLD, NEW = b"old bytes", b"the new bytes"
+VERSIONS = {None: NEW, "1": OLD, "2": NEW}
+
+
+class Versioned(AsyncFileSystem):
+    """Keeps two versions; files of its own know them by another name, too."""
+
+    protocol = "versioned"
+    cachable = False
+
+    async def _info(self, path: str, version_id: str | None = None, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(VERSIONS[version_id]), "type": "file"}
+
+    async def _ls(self, path: str, **_: Any) -> list[dict[str, Any]]:
+        return [await self._info(path)]
+
+    async def _cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, version_id: str | None = None
+    ) -> bytes:
+        return VERSIONS[version_id][start:end]
+
+    def _open(self, path: str, *_: Any, generation: str | None = None, **__: Any) -> Any:
+        return MemoryFile(None, path, VERSIONS[generation])
+
+
+@pytest.fixture
+def fs(mode: str) -> headrace.HeadraceFileSystem:
+    return headrace.HeadraceFileSystem(fs=Versioned(), scheduler=mode)
+
+
+def test_of_a_file_by_path(fs: headrace.HeadraceFileSystem) -> None:
+    assert fs.cat_file("a", version_id="1") == OLD
+    assert fs.cat_file("a", 1, 4, version_id="1") == OLD[1:4]
+    assert fs.cat("a", version_id="1") == OLD
+    assert fs.cat(["a", "b"], version_id="1") == {"a": OLD, "b": OLD}
+    assert fs.cat_ranges(["a", "b"], [0, -3], [3, None], version_id="1") == [OLD[:3], OLD[-3:]]
+    assert fs.cat_ranges(["a"], [0], [3]) == [NEW[:3]]
+
+
+def test_what_no_read_takes_is_an_error(scheduled_mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Versioned(), scheduler=scheduled_mode)
+    (answer,) = fs.cat_ranges(["a"], [0], [3], colour="red")
+    assert isinstance(answer, TypeError)
+    with pytest.raises(TypeError, match="colour"):
+        fs.cat_ranges(["a"], [0], [3], on_error="raise", colour="red")
+
+
+def test_of_a_file_that_is_opened(scheduled_mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Versioned(), scheduler=scheduled_mode)
+    with fs.open("a", version_id="1") as file:
+        assert isinstance(file, headrace.HeadraceFile)
+        assert (file.size, file.read()) == (len(OLD), OLD)
+    with fs.open("a") as file:
+        assert file.read() == NEW
+    with fs.open("a", fill_cache=False) as file:
+        assert file.read() == NEW
+
+
+def test_of_a_file_that_is_pickled(scheduled_mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Versioned(), scheduler=scheduled_mode)
+    with fs.open("a", version_id="1") as file:
+        file.seek(4)
+        assert pickle.loads(pickle.dumps(file)).read() == OLD[4:]
+
+
+def test_what_only_the_filesystems_own_files_know(fs: headrace.HeadraceFileSystem) -> None:
+    with fs.open("a", generation="1") as file:
+        assert file.read() == OLD
