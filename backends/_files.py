@@ -209,26 +209,33 @@ class FileBackend(InlineBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the device, by the number of the folder: files of one folder are on one device."""
+        return ("local", self._device_of(path))
+
+    def _device_of(self, path: str) -> int:
         folder = path.rpartition("/")[0] or "/"
         found = self._devices.get(folder)
         if found is None:
             if len(self._devices) >= _DEVICES_REMEMBERED:
                 self._devices.clear()
             found = self._devices[folder] = _device_number(folder)
-        return ("local", found)
+        return found
 
     @override
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> LocalSource:
         """Open for reading; a directory is an IsADirectoryError, now or when it is read."""
         if not as_file:
-            return self.make_source(path, linux.open_cached(path))
+            return self.make_source(path, self._opened(path))
         # Before it is opened: a pipe whose writer waits for a reader would be written to already.
         found = os.stat(path)  # noqa: PTH116 - as quick as can be
         _check_is_sized(found, path)
-        source = self.make_source(path, linux.open_cached(path))
+        source = self.make_source(path, self._opened(path))
         if not found.st_size:
             source.size()
         return source
+
+    def _opened(self, path: str) -> int:
+        is_served = linux.is_served(self._device_of(path))
+        return linux.open_plainly(path) if is_served else linux.open_cached(path)
 
     def make_source(self, path: str, fd: int) -> LocalSource:
         """Return the source of a file that was opened."""

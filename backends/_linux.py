@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import platform
 import struct
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 IS_LINUX = sys.platform == "linux"
@@ -93,6 +95,29 @@ class Scratch:
         return ctypes.string_at(self._address, length)
 
 
+_SERVED = ("9p", "afs", "ceph", "cifs", "fuse", "gfs", "lustre", "nfs", "ocfs", "smb", "virtiofs")
+"""What the names of filesystems begin with that ask a server, or a program, when a file is opened."""
+
+
+@functools.cache
+def is_served(device: int) -> bool:
+    """Whether files of a device may take long to open, though the kernel knows their names; -1 is none."""
+    if device < 0:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    kinds = (line.rpartition(" - ")[2] for line in mounts if line.split()[2] == number)
+    return any(kind.startswith(_SERVED) for kind in kinds)
+
+
+def open_plainly(path: str) -> int:
+    """Open `path` for reading, and wait for that."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
 def open_cached(path: str) -> int:
     """Open `path` for reading, without giving up the GIL where the kernel has the path at hand."""
     name = os.fsencode(path)
@@ -101,7 +126,7 @@ def open_cached(path: str) -> int:
         if fd >= 0:
             return fd
     # Not cached, or an error: the plain call waits, and raises the error that Python users know.
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    return open_plainly(path)
 
 
 def advise(fd: int, advice: int) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace import uploads
+from headrace.backends.fsspec_sync import instance_lock, is_thread_safe
 from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.ranges import batch_of
@@ -102,7 +103,14 @@ class Delegation:
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a sync method without blocking the caller's loop."""
-        return await asyncio.to_thread(self._exclusively, function, *args, **kwargs)
+        return await asyncio.to_thread(self._one_at_a_time, function, *args, **kwargs)
+
+    def _one_at_a_time(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call it, under ``off`` too with the target to itself: its caller knows of one thread alone."""
+        target = self.target
+        if self.channel is not None or getattr(target, "async_impl", False) or is_thread_safe(target):
+            return self._exclusively(function, *args, **kwargs)
+        return interrupts.call_holding(instance_lock(target), function, *args, **kwargs)
 
     # -- reads, under `off`
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 import headrace
+from headrace.backends import _linux
 from headrace.backends._direct import direct_source
-from headrace.backends._files import LocalSource, _End, _note_lost
+from headrace.backends._files import FileBackend, LocalSource, _End, _note_lost
 from headrace.backends._linux import open_cached
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is open")
@@ -209,3 +211,23 @@ def test_a_pipe_is_waited_for_with_the_gil_let_go(tmp_path: Path) -> None:
         fs.open(pipe)
     writer.join(30)
     assert not writer.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "ext4"])
+def test_a_file_that_a_server_opens_is_waited_for_with_the_gil_let_go(
+    path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a program of this very process that answers."""
+    device = path.stat().st_dev
+    mounts = "22 27 0:21 / /proc rw - proc proc rw\n"
+    mounts += f"31 27 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {kind} server:/data rw\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: mounts)
+    plain: list[str] = []
+    monkeypatch.setattr(_linux, "open_plainly", lambda name: plain.append(name) or os.open(name, os.O_RDONLY))
+    _linux.is_served.cache_clear()
+    try:
+        source = FileBackend(LocalFileSystem()).open(str(path))
+        assert plain == ([] if kind == "ext4" and _linux._has_own_numbers else [str(path)])
+        del source
+    finally:
+        _linux.is_served.cache_clear()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from targets import CONTENT, OTHER, SIZE, Target, outcome
 
@@ -163,3 +166,36 @@ def test_a_folder_that_may_not_be_listed_is_an_error(
             {"maxdepth": 1, "detail": True},
         ):
             assert fs.find(path, **asked) == plain.find(path, **asked)
+
+
+class Alone(AbstractFileSystem):
+    """Counts the threads that are in it at once."""
+
+    protocol = "alone"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.most = 0, 0
+        self.is_crowded = threading.Event()
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        if self.inside > 1:
+            self.is_crowded.set()
+        self.is_crowded.wait(0.05)
+        self.inside -= 1
+        return path.encode()
+
+
+def test_async_calls_enter_a_sync_filesystem_one_at_a_time(mode: str) -> None:
+    """Under ``off`` too: a program that awaits them has no threads, and no reason to think of them."""
+    target = Alone()
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=mode)
+
+    async def read() -> list[bytes]:
+        return await asyncio.gather(*(fs._cat_file(path) for path in "abc"))
+
+    assert asyncio.run(read()) == [b"a", b"b", b"c"]
+    assert target.most == 1
