@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace import uploads
-from headrace.backends.fsspec_sync import instance_lock, is_thread_safe
 from headrace.drivers import interrupts
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.ranges import batch_of
@@ -107,6 +106,8 @@ class Delegation:
 
     def _one_at_a_time(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call it, under ``off`` too with the target to itself: its caller knows of one thread alone."""
+        from headrace.backends.fsspec_sync import instance_lock, is_thread_safe  # noqa: PLC0415 - a backend
+
         target = self.target
         if self.channel is not None or getattr(target, "async_impl", False) or is_thread_safe(target):
             return self._exclusively(function, *args, **kwargs)
