@@ -114,5 +114,5 @@ def _retry_after_s(headers: Mapping[str, Any]) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

@@ -60,6 +60,10 @@ class StoreOptions:
     """Seconds that the filesystem itself gives one request, where it says so."""
 
 
+UNLIMITED_S = 7 * 86400.0
+"""Stands for no time-out: where none is given obstore has its own, of 30 s."""
+
+
 class Client(abc.ABC):
     """The client that a filesystem would read with; it does not keep that filesystem alive.
 
@@ -119,9 +123,9 @@ class Client(abc.ABC):
         """Return the ETag that ``info`` of a file tells, as answers to its reads say it."""
         return info.get("ETag")
 
-    def decodes(self, answer: Any) -> bool:  # noqa: ARG002
+    def decodes(self, answer: Any) -> bool:
         """Whether the filesystem would return something else than the body of an answer, a whole object's."""
-        return False
+        return str(answer.attributes.get("Content-Encoding", "identity")) != "identity"
 
     def asker(self, target: Any, **changed: Any) -> Any:
         """Make an instance of the filesystem, with connections of its own, that any thread may call."""

@@ -30,6 +30,11 @@ _UNFIT = re.compile(r"source: Missing(LastModified|Etag)")
 _CONNECTION = frozenset({"Connect", "Request", "Interrupted", "Body", "Decode"})
 _CODES = {"SlowDown": 503, "RequestTimeout": 504, "InternalError": 500, "ServiceUnavailable": 503}
 
+_MOVED = frozenset({301, 302, 307, 308})
+_ELSEWHERE = frozenset(
+    {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+)
+
 _CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "TokenRefreshRequired"}
 )
@@ -111,6 +116,12 @@ def is_another_version(error: BaseException) -> bool:
 def is_unfit(error: BaseException) -> bool:
     """Whether the store leaves out of its answers what obstore wants in each, as some emulators do."""
     return _UNFIT.search(str(error)) is not None
+
+
+def is_elsewhere(error: BaseException) -> bool:
+    """Whether the bucket is in another region than the one that was asked."""
+    is_redirect = status_of(error) in _MOVED or "redirect without LOCATION" in str(error)
+    return is_redirect or code_of(error) in _ELSEWHERE
 
 
 def is_of_credentials(error: BaseException) -> bool:

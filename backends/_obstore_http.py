@@ -116,10 +116,6 @@ class HttpClient(Client):
         return HTTPStore(options.bucket, **how)
 
     @override
-    def decodes(self, answer: Any) -> bool:
-        return str(answer.attributes.get("Content-Encoding", "identity")) != "identity"
-
-    @override
     async def ask(self, asker: Any, ops: Ops, row: int) -> None:
         await _http.read_op(asker, ops, row)
 

@@ -143,8 +143,10 @@ def take_chunk(ops: Ops, row: int, source: ObjectSource, chunk: Any, etag: str |
     n = min(len(chunk), length - done)
     ops.buffer[dest + done : dest + done + n] = np.frombuffer(chunk, np.uint8, n)
     progress[row] = done + n
-    if etag is not None:
+    if source.etag is None:
         source.etag = etag
+    elif etag != source.etag:  # another op's, or the rest of this one would be of another version
+        raise ObjectChangedError(source.path, source.etag, str(etag))
 
 
 def take(ops: Ops, row: int, source: ObjectSource, answer: Any) -> None:

@@ -32,6 +32,7 @@ from headrace.backends._obstore_client import (
     CONNECTIONS,
     NO_PROXY,
     PLAIN_OPTIONS,
+    UNLIMITED_S,
     Client,
     InexactError,
     StoreOptions,
@@ -132,6 +133,11 @@ class S3Client(Client):
         return (bucket, key) if is_plain(key) else None
 
     @override
+    def decodes(self, answer: Any) -> bool:
+        """Never: s3fs hands out what is stored."""
+        return False
+
+    @override
     def store_options(self, bucket: str) -> StoreOptions:
         check_environment(_NOT_OVERRIDABLE)
         with self._sampling:
@@ -208,9 +214,10 @@ class S3Client(Client):
 
     def _client_options(self, url: str) -> dict[str, Any]:
         config = self._client.meta.config
+        limits = {"connect_timeout": config.connect_timeout, "read_timeout": config.read_timeout}
         options: dict[str, Any] = {
-            "connect_timeout": milliseconds(config.connect_timeout),
-            "read_timeout": milliseconds(config.read_timeout),
+            name: milliseconds(UNLIMITED_S if limit_s is None else limit_s)
+            for name, limit_s in limits.items()
         }
         if url.startswith("http:"):
             options["allow_http"] = True

@@ -19,10 +19,12 @@ from collections import OrderedDict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends._obstore_client import InexactError
-from headrace.types import TRY_TIMEOUT_S
+from headrace.backends._obstore_client import UNLIMITED_S, InexactError
+from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.backends._obstore_client import Client, StoreOptions
 
 WORTH_OPS = 64
@@ -62,12 +64,22 @@ def is_forked() -> bool:
 class BucketStore:
     """The native store of one bucket, and how far it is trusted."""
 
-    __slots__ = ("options", "store", "wary_ops")
+    __slots__ = ("_make", "_patient", "options", "store", "wary_ops")
 
-    def __init__(self, options: StoreOptions, store: Any) -> None:
+    def __init__(self, options: StoreOptions, make: Callable[..., Any]) -> None:
         self.options = options
-        self.store = store
+        self.store = make(options)
         self.wary_ops = 0
+        self._make = make
+        self._patient: Any = None
+
+    def store_for(self, length: int) -> Any:
+        """Return the store for an op of so many bytes: one of unknown length may take as long as it takes."""
+        if length != UNKNOWN_LENGTH:
+            return self.store
+        if self._patient is None:
+            self._patient = self._make(self.options, is_patient=True)
+        return self._patient
 
     def note(self, succeeded: int, *, has_failed: bool) -> None:
         """Count what came back. One failure costs a bulk call all its answers: after it ops go one by one."""
@@ -105,7 +117,7 @@ class Stores:
             options = self._client.store_options(name)
         except InexactError as error:
             return error
-        return BucketStore(options, self._make(options))
+        return BucketStore(options, self._make)
 
     def version(self, bucket: BucketStore, key: str, etag: str, ops: int) -> Any:
         """Return a store that reads this version and no other; None while too little of it was read.
@@ -151,10 +163,19 @@ class Stores:
         with self._lock:
             self._buckets[bucket] = InexactError(why)
 
-    def _make(self, options: StoreOptions, more_headers: dict[str, str] | None = None) -> Any:
-        timeout = timedelta(seconds=min(self.try_timeout_s, options.timeout_s or self.try_timeout_s))
+    def _make(
+        self,
+        options: StoreOptions,
+        more_headers: dict[str, str] | None = None,
+        *,
+        is_patient: bool = False,
+    ) -> Any:
+        """Make one; a patient one lets an answer take as long as it takes, while something comes of it."""
+        most_s = UNLIMITED_S if is_patient else self.try_timeout_s
+        timeout = timedelta(seconds=min(most_s, options.timeout_s or most_s))
         client = {
             "timeout": timeout,
+            "read_timeout": timedelta(seconds=self.try_timeout_s),
             "default_headers": {**options.headers, **(more_headers or {})},
             **options.client,
         }

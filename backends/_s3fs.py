@@ -56,7 +56,7 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
             **_user_agent(target, given),
             **given,
             "max_pool_connections": max(
-                connections + _SPARE_CONNECTIONS, given.get("max_pool_connections", 0)
+                connections + _SPARE_CONNECTIONS, given.get("max_pool_connections") or 0
             ),
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         },

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOVED = frozenset({301, 302, 307, 308})
 
 _CLIENTS: tuple[type[Client], ...] = (S3Client, GcsClient, AzureClient, HttpClient)
 
@@ -292,7 +291,8 @@ class ObstoreBackend(BulkBackend):
             await self._ask_one(ops, row)
             return
         try:
-            is_answered = await receive(bucket.store, source, ops, row, self._client.decodes)
+            store = bucket.store_for(int(ops.length[row]))
+            is_answered = await receive(store, source, ops, row, self._client.decodes)
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = await self._judged(ops, row, bucket, source, error)
             if fault is not None:
@@ -319,7 +319,8 @@ class ObstoreBackend(BulkBackend):
                 start = int(ops.start[row])
                 ops.deliver(row, memoryview(obstore.get_range(store, source.key, start=start, length=length)))
             else:
-                answer = obstore.get(bucket.store, source.key, options=options_of(ops, row, source))
+                whole = bucket.store_for(length)
+                answer = obstore.get(whole, source.key, options=options_of(ops, row, source))
                 if length == UNKNOWN_LENGTH and self._client.decodes(answer):
                     self._ask(ops, np.array([row]))
                 else:
@@ -357,7 +358,7 @@ class ObstoreBackend(BulkBackend):
         """Forget what an error says is no longer so."""
         if faults.is_of_credentials(error):
             self._stores.forget(bucket.options.bucket)
-        elif faults.status_of(error) in _MOVED:
+        elif faults.is_elsewhere(error):
             why = "the bucket is in another region than the one configured"
             self._stores.give_up(bucket.options.bucket, why)
         elif faults.is_unfit(error):
@@ -411,6 +412,8 @@ class ObstoreBackend(BulkBackend):
                 await self._client.ask(self._asker(), ops, row)
                 await self._check_asked(ops, row)
         except Exception as error:
+            if isinstance(error, ObjectChangedError):
+                self.target.invalidate_cache(error.path)  # or a listing would name the old version again
             _raise_again(progress_of(ops).refused.get(row), _faults.verdict(error))
             raise
 
@@ -527,6 +530,8 @@ def _remember(target: Any) -> Client | InexactError:
         found = kind(target)
     except InexactError as error:
         found = error
+    except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may
+        found = InexactError(f"its options do not translate ({type(error).__name__})")
     number = id(target)
     _clients[number] = (weakref.ref(target, lambda _: _clients.pop(number, None)), found)
     return found

@@ -57,6 +57,7 @@ class Delegation:
     asynchronous: bool
     _own_path: Callable[[Any], Any]
     _target_path: Callable[[Any], Any]
+    _file_path: Callable[[Any], Any]
 
     @property
     def target(self) -> Any:
@@ -132,7 +133,7 @@ class Delegation:
         return batch_of(self.target.cat_ranges(paths, starts, ends, on_error="return"), ranges, out)
 
     def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
-        data: bytes = self.target.cat_file(self._target_path(path), start=start, end=end, **kwargs)
+        data: bytes = self.target.cat_file(self._file_path(path), start=start, end=end, **kwargs)
         return data
 
     # -- listings

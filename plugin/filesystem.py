@@ -145,6 +145,18 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         """Return the path as the target names the file."""
         return self.target._strip_protocol(self._own_path(path))  # noqa: SLF001
 
+    @override
+    def _file_path(self, path: Any) -> Any:
+        """Return the same for a read by path: to s3fs a slash at the end is then part of a name."""
+        own = self._own_path(path)
+        found = self.target._strip_protocol(own)  # noqa: SLF001
+        if isinstance(own, str) and own.endswith("/") and "/" in found:
+            from headrace.backends import _s3fs  # noqa: PLC0415 - seldom wanted
+
+            if _s3fs.is_s3fs(self.target):
+                return found + own[len(own.rstrip("/")) :]
+        return found
+
     def with_priority(self, base: int) -> HeadraceFileSystem:
         """Return a view of this filesystem whose reads have base priority `base`.
 
@@ -266,7 +278,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         ValueError, TypeError
             What was asked makes no sense; nothing was read.
         """
-        ranges = as_ranges(paths, starts, ends, self._target_path)
+        ranges = as_ranges(paths, starts, ends, self._file_path)
         reader = self._reader
         if reader is None:
             return self._ranges_of_target(ranges, out)
@@ -280,7 +292,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
 
         Under ``off`` there is no scheduler to submit to: the read is done when this returns.
         """
-        ranges = as_ranges(paths, starts, ends, self._target_path)
+        ranges = as_ranges(paths, starts, ends, self._file_path)
         reader = self._reader
         if reader is None:
             return Read.finished(ranges, self._ranges_of_target(ranges))
@@ -291,7 +303,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         self, paths: str | Sequence[str], starts: Any, ends: Any, priority: int | None = None
     ) -> RangeBatch:
         """Async twin of `read_ranges`."""
-        ranges = as_ranges(paths, starts, ends, self._target_path)
+        ranges = as_ranges(paths, starts, ends, self._file_path)
         reader = self._reader
         if reader is None:
             batch: RangeBatch = await self._in_thread(self._ranges_of_target, ranges)
@@ -334,19 +346,19 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
-            names = [self._target_path(one) for one in paths] if isinstance(paths, list) else paths
+            names = [self._file_path(one) for one in paths] if isinstance(paths, list) else paths
             firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
             found: list[Any] = self.target.cat_ranges(names, firsts, lasts, on_error=on_error, **kwargs)
             return found
         if kwargs:
-            asked = ask(paths, starts, ends, self._target_path, max_gap)
+            asked = ask(paths, starts, ends, self._file_path, max_gap)
             interrupts.arm()
             return asked.answers_of_each(partial(self._cat_bounds, **kwargs), on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
-            few = reader.cat_few(paths, starts, ends, self._target_path, self._base_here)
+            few = reader.cat_few(paths, starts, ends, self._file_path, self._base_here)
             if few is not None:
                 return few
-        asked = ask(paths, starts, ends, self._target_path, max_gap)
+        asked = ask(paths, starts, ends, self._file_path, max_gap)
         interrupts.arm()
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:
@@ -369,7 +381,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         """Async twin of `cat_ranges`."""
         reader = self._reader
         if reader is not None and not kwargs:
-            asked = ask(paths, starts, ends, self._target_path, max_gap)
+            asked = ask(paths, starts, ends, self._file_path, max_gap)
             if not asked.has_odd_bounds:
                 batch = await reader.read_async(asked.plain, self._urgency(None))
                 return asked.answers(batch, self._cat_bounds, on_error)
@@ -385,7 +397,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         if reader is None:
             return self._cat_of_target(path, start, end, **kwargs)
-        path = self._target_path(path)
+        path = self._file_path(path)
         if start is not None and end is not None and 0 <= start < end and not kwargs:
             few = reader.cat_few([path], [start], [end], str, self._base_here)
             if few is not None:

@@ -34,9 +34,9 @@ MASK: Final = "***"
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # fmt: off
 _SECRET_WORDS: Final = frozenset({
-    "auth", "authorization", "cookie", "credential", "credentials", "passphrase", "passwd",
-    "password", "passwords", "pwd", "sas", "secret", "secrets", "sig", "signature", "token",
-    "tokens",
+    "auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "jwt", "pass",
+    "passphrase", "passwd", "password", "passwords", "pwd", "sas", "secret", "secrets", "sessionid", "sig",
+    "signature", "token", "tokens",
 })
 # Endings of the name with its word breaks taken out, as many libraries write names without any.
 _SECRET_ENDINGS: Final = (

@@ -78,7 +78,9 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
     told = verdict(of_http(429, **{"Retry-After": date})).retry_after_s
     assert told is not None
     assert 90 < told <= 100
-    assert verdict(of_s3(503, "SlowDown", **{"retry-after": "soon"})) == LESS
+    beyond = "Wed, 21 Oct 2015 07:28:00 +99999999999999999999"
+    for nonsense in ("soon", beyond):
+        assert verdict(of_s3(503, "SlowDown", **{"retry-after": nonsense})) == LESS
 
 
 def test_a_ring_of_causes_ends() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from s3fs import S3FileSystem
 from targets import at_rest, outcome
 
 import headrace
+import headrace.backends._obstore_faults as faults
 import headrace.backends._obstore_requests as requests_
 import headrace.backends._obstore_stores as stores
 from headrace.backends._obstore_requests import progress_of
@@ -237,6 +239,58 @@ def test_a_long_read_goes_on_where_it_broke(server: ObjectServer) -> None:
     begin = int(second.removeprefix("bytes=").partition("-")[0])
     assert begin > 100 + (1 << 20), "it did not start again"
     assert gets(server)[1].headers.get("if-match"), "what follows is of the same version"
+
+
+def test_what_is_read_whole_may_take_longer_than_an_attempt(server: ObjectServer) -> None:
+    """While something comes of it: nobody knows how much there is."""
+    server.put("bucket", "slow", DATA[:50_000])
+    server.script = lambda r: Fault("dribble", bytes_per_s=60_000) if r.method == "GET" else None
+    fs = native(server, retries=0, try_timeout_s=0.4)
+    assert fs.cat_file("bucket/slow") == DATA[:50_000]
+    assert len(gets(server)) == 1
+    with pytest.raises(TimeoutError):
+        fs.cat_file("bucket/slow", 0, 50_000)
+
+
+def test_one_range_is_of_one_version(server: ObjectServer) -> None:
+    """Another op's answer may have told another one, in between: what is left is not read of that."""
+    backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
+    source = backend.open(PATH)
+    ops = make_ops([source], [(0, 0, 2_000_000), (0, 3_000_000, 5_000_000)]).ops
+    requests_.take_chunk(ops, 0, source, DATA[: 1 << 20], "old")
+    with pytest.raises(ObjectChangedError):
+        requests_.take_chunk(ops, 1, source, DATA[: 1 << 20], "new")
+    assert source.etag == "old"
+
+
+@pytest.mark.parametrize("key", ["dir/file.bin", "dir//file.bin"])
+def test_a_listing_that_tells_of_an_old_version_is_met_once(server: ObjectServer, key: str) -> None:
+    """The second of these is none of obstore's: s3fs reads it."""
+    server.put("bucket", key, DATA[:100])
+    fs = native(server)
+    fs.ls(f"bucket/{key.rpartition('/')[0]}/" if "//" in key else "bucket/dir")
+    fs.find("bucket/dir")
+    fs.info(f"bucket/{key}")
+    server.put("bucket", key, OTHER[:100])
+    with contextlib.suppress(ObjectChangedError):
+        fs.open(f"bucket/{key}").read()
+    assert fs.open(f"bucket/{key}").read() == OTHER[:100]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "Received redirect without LOCATION, this normally indicates an incorrectly configured region",
+            True,
+        ),
+        ("status: 400, body: <Error><Code>AuthorizationHeaderMalformed</Code></Error>", True),
+        ("status code: 301", True),
+        ("status: 404 <Code>NoSuchKey</Code>", False),
+    ],
+)
+def test_a_bucket_that_is_elsewhere(said: str, expected: bool) -> None:
+    assert faults.is_elsewhere(RuntimeError(said)) is expected
 
 
 def test_faults_that_begin_cost_the_calls_under_way(server: ObjectServer) -> None:

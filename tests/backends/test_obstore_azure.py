@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ class Blobs:
         self.etag = '"0x1"'
         self.status = 200
         self.head_status = 200
+        self.headers: dict[str, str] = {}
 
     def __call__(self, asked: Asked) -> Said:
         if self.status != 200:
@@ -48,6 +50,7 @@ class Blobs:
             return Said(412, {"x-ms-error-code": "ConditionNotMet"})
         headers = {"ETag": self.etag, "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
         headers |= {"x-ms-blob-type": "BlockBlob", "x-ms-creation-time": headers["Last-Modified"]}
+        headers |= self.headers
         if "x-ms-range" in asked.headers:  # as Azure's own library says it
             asked.headers["range"] = asked.headers["x-ms-range"]
         return ranged(asked, data, **headers)
@@ -95,6 +98,14 @@ def test_ranges_signed_with_the_accounts_key(server: PlainServer) -> None:
     assert found.to_pylist() == [DATA[start : start + 10] for start in starts.tolist()]
     assert all(asked.headers["authorization"].startswith("SharedKey acc:") for asked in server.gets)
     assert all("range" in asked.headers for asked in server.gets), "natively"
+
+
+def test_what_adlfs_decodes_is_decoded(server: PlainServer, blobs: Blobs) -> None:
+    text = DATA[:5000]
+    blobs.blobs["box/data.bin"] = gzip.compress(text)
+    blobs.headers = {"Content-Encoding": "gzip"}
+    fs = native(**by_key(server))
+    assert fs.cat_file("box/data.bin") == fs.target.cat_file("box/data.bin") == text
 
 
 def test_a_shared_access_signature(server: PlainServer) -> None:

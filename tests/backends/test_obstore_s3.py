@@ -193,6 +193,9 @@ def test_headers_of_each_request() -> None:
         ({**KEYS, "config_kwargs": {"proxies": {"https": "http://proxy:3"}}}, "proxy_excludes", None),
         ({**KEYS, "config_kwargs": {"proxies": {}}}, "proxy_excludes", "*,0.0.0.0/0,::/0"),
         (LOCAL, "proxy_excludes", "*,0.0.0.0/0,::/0"),
+        ({**KEYS, "config_kwargs": {"read_timeout": 7}}, "read_timeout", "7000ms"),
+        ({**KEYS, "config_kwargs": {"read_timeout": None}}, "read_timeout", "604800000ms"),
+        ({**KEYS, "config_kwargs": {"connect_timeout": None}}, "connect_timeout", "604800000ms"),
     ],
 )
 def test_how_connections_are_made(options: dict[str, Any], name: str, expected: object) -> None:

@@ -150,3 +150,19 @@ def test_whole_files_are_resumed_too(server: ObjectServer, scheduled_mode: str) 
     assert fs.cat_file("bucket/folder/key") == OLD
     assert [request.range for request in server.requests] == [None, "bytes=100000-"]
     assert fs.cat_file("bucket/folder/key", start=-5) == OLD[-5:]
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard", "off"])
+def test_a_slash_at_the_end_is_part_of_a_name(server: ObjectServer, cloud_engine: str, mode: str) -> None:
+    """As s3fs has it for reads by path: one object is never taken for another."""
+    server.put("bucket", "twins", OLD[:10])
+    server.put("bucket", "twins/", NEW[:10])
+    server.put("bucket", "marker/", b"")
+    fs = filesystem(server, cloud_engine, mode)
+    for path in ("bucket/twins/", "s3://bucket/twins/", "headrace://bucket/twins/"):
+        assert fs.cat_file(path) == NEW[:10]
+        assert fs.cat_file(path, 2, 4) == NEW[2:4]
+        assert fs.cat_ranges([path, "bucket/twins"], [0, 0], [4, 4]) == [NEW[:4], OLD[:4]]
+        assert fs.read_ranges(path, [0], [4]).to_pylist() == [NEW[:4]]
+    assert fs.cat_file("bucket/twins") == OLD[:10]
+    assert fs.cat_file("bucket/marker/") == b""

@@ -24,7 +24,18 @@ SECRET_NAMES = [
     *("session_token", "aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
     *("secretAccessKey", "AWSAccessKeyId", "SSECustomerKey", "X-Amz-Signature", "api-key"),
     *("X-Amz-Credential", "X-Amz-Security-Token", "sas_token", "client_secret", "private_key"),
-    *("accountkey", "apikey", "sessiontoken", "Cookie", "sig", "PASSWORD", "key_id"),
+    *(
+        "accountkey",
+        "apikey",
+        "sessiontoken",
+        "Cookie",
+        "cookies",
+        "jwt",
+        "user_pass",
+        "sig",
+        "PASSWORD",
+        "key_id",
+    ),
 ]
 PLAIN_NAMES = [
     *("anon", "endpoint_url", "region", "aws_region", "aws_profile", "username", "user", "host"),
