@@ -215,9 +215,12 @@ class FileBackend(InlineBackend):
         folder = path.rpartition("/")[0] or "/"
         found = self._devices.get(folder)
         if found is None:
+            found = _device_number(folder)
+            if found < 0:
+                return found  # it may be made later
             if len(self._devices) >= _DEVICES_REMEMBERED:
                 self._devices.clear()
-            found = self._devices[folder] = _device_number(folder)
+            self._devices[folder] = found
         return found
 
     @override
@@ -321,7 +324,7 @@ def _of_path(error: OSError, path: str) -> OSError:
 def _device_number(folder: str) -> int:
     try:
         return Path(folder).stat().st_dev
-    except OSError:
+    except (OSError, ValueError):  # what is no name is a ValueError, to whoever opens it as well
         return -1
 
 

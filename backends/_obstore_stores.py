@@ -64,12 +64,14 @@ def is_forked() -> bool:
 class BucketStore:
     """The native store of one bucket, and how far it is trusted."""
 
-    __slots__ = ("_make", "_patient", "options", "store", "wary_ops")
+    __slots__ = ("_make", "_patient", "heeds_conditions", "options", "store", "wary_ops")
 
     def __init__(self, options: StoreOptions, make: Callable[..., Any]) -> None:
         self.options = options
         self.store = make(options)
         self.wary_ops = 0
+        self.heeds_conditions: bool | None = None
+        """Whether its answers are of the version asked for; None: nobody has asked yet."""
         self._make = make
         self._patient: Any = None
 
@@ -119,25 +121,31 @@ class Stores:
             return error
         return BucketStore(options, self._make)
 
-    def version(self, bucket: BucketStore, key: str, etag: str, ops: int) -> Any:
+    def version(self, bucket: BucketStore, key: str, etag: str, ops: int, heeds: Callable[[], bool]) -> Any:
         """Return a store that reads this version and no other; None while too little of it was read.
+
+        None, too, where the server does not heed conditions, as `heeds` says: its answers must be looked at.
 
         One that is there is found without the lock: threads that read side by side would wait for it, and
         each that got it for the GIL, one turn of a busy thread after the other.
         """
         name = (bucket.options.bucket, key, etag)
         found = self._versions.get(name)
-        if found is None:
-            with self._lock:
-                found = self._versions.get(name)
-                if found is None and self._count(name, ops) >= WORTH_OPS:
-                    found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
-                    if len(self._versions) > VERSIONS:
-                        self._versions.popitem(last=False)
-        else:
+        if found is not None:
             with contextlib.suppress(KeyError):  # forgotten meanwhile
                 self._versions.move_to_end(name)
-        return found
+            return found
+        with self._lock:
+            is_worth_it = self._count(name, ops) >= WORTH_OPS
+        if not is_worth_it or not heeds():
+            return None
+        with self._lock:
+            found = self._versions.get(name)
+            if found is None:
+                found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
+                if len(self._versions) > VERSIONS:
+                    self._versions.popitem(last=False)
+            return found
 
     def _count(self, name: tuple[str, str, str], ops: int) -> int:
         """Count reads of a version; returns how many there were."""

@@ -285,9 +285,11 @@ class Rings:
         return made
 
     def sweep(self) -> None:
-        """Close the rings of threads that are gone."""
+        """Close the rings of threads that are gone, where the kernel's list of threads is there to see."""
+        if not _is_listed(threading.get_native_id()):
+            return
         for tid, ring in list(self._rings.items()):
-            if not Path(f"/proc/self/task/{tid}").exists():
+            if not _is_listed(tid):
                 # The kernel ended what the thread had submitted before the thread was gone.
                 self._rings.pop(tid, None)
                 ring.ring.close()
@@ -365,6 +367,10 @@ def _read_a_page(ring: Ring) -> str | None:
         code = -int(results[0]) if len(results) and results[0] < 0 else errno.EIO
         return f"io_uring: a read failed: {os.strerror(code)}"
     return None if out.tobytes() == content else "io_uring: a read returned other bytes"
+
+
+def _is_listed(tid: int) -> bool:
+    return Path(f"/proc/self/task/{tid}").exists()
 
 
 def _the_last_of(ring: Ring) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:

@@ -24,6 +24,7 @@ import importlib.util
 import os
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -245,7 +246,9 @@ class ObstoreBackend(BulkBackend):
         if source.etag is None:
             return None if source.is_file else bucket.store
         key, etag = source.key, source.condition
-        return None if etag is None else self._stores.version(bucket, key, etag, n_ops)
+        if etag is None:
+            return None
+        return self._stores.version(bucket, key, etag, n_ops, partial(_heeds_conditions, bucket, key))
 
     def _bulk_apart(
         self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource, store: Any
@@ -491,6 +494,21 @@ def is_touching(ops: Ops, rows: Int64Array) -> bool:
             return True
         reach = start + length
     return False
+
+
+def _heeds_conditions(bucket: BucketStore, key: str) -> bool:
+    """Whether the store reads no other version than is asked for: it is asked for one that is none."""
+    import obstore  # noqa: PLC0415
+
+    if bucket.heeds_conditions is None:
+        try:
+            obstore.get(bucket.store, key, options={"range": (0, 1), "if_match": '"headrace"'})
+        except Exception as error:  # noqa: BLE001 - judged by what it says; of others a read will tell
+            if faults.is_another_version(error):
+                bucket.heeds_conditions = True
+        else:
+            bucket.heeds_conditions = False
+    return bool(bucket.heeds_conditions)
 
 
 async def _version_now(store: Any, key: str) -> str:

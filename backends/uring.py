@@ -20,6 +20,7 @@ The ring is the thread's own, so rows are finished by the thread that started th
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -189,6 +190,16 @@ def plain_columns(ops: Ops) -> Columns:
 
 _making = threading.RLock()
 """Held while columns are made: there is one set for each request, whichever threads perform it."""
+
+
+def _renew_lock() -> None:
+    """In a forked child: the lock's holder may not exist there."""
+    global _making  # noqa: PLW0603
+    _making = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 _NONE: Any = object()
 """Found out already that there are no columns."""

@@ -167,11 +167,17 @@ def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str |
         found, root = filesystem.find(path, detail=True), path
     else:
         return _Files(path, [path], [info["size"] or 0])
-    sizes = {name: info["size"] or 0 for name, info in found.items() if info["type"] == "file"}
+    told = {name: _told(filesystem, name, info) for name, info in found.items()}
+    sizes = {name: info["size"] or 0 for name, info in told.items() if info["type"] == "file"}
     names = _of_format([name for name in sizes if not _is_hidden(name, root)], file_format)
     if not names:
         raise FileNotFoundError(f"no data files at {path}")
     return _Files(root, names, [sizes[name] for name in names])
+
+
+def _told(filesystem: fsspec.AbstractFileSystem, name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a file; of a link, which a listing knows as such, where it leads."""
+    return filesystem.info(name) if info["type"] == "other" else info
 
 
 def _is_hidden(path: str, root: str) -> bool:

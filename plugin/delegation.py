@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -151,22 +152,44 @@ class Delegation:
         With ``detail=True`` what lies under a relative path of the local disk is named by that path, as
         Arrow demands of whoever lists a dataset's folder (fsspec's own class it replaces by one of its own).
         A folder of the local disk that may not be listed is an error, as it is to Arrow: fsspec would leave
-        out what lies in it, and a scan its rows.
+        out what lies in it, and a scan its rows. Links are what they lead to, as to Arrow.
         """
         asked = self._own_path(path)
         is_local = isinstance(self.target, LocalFileSystem)
+        found: Any
         if is_local and "on_error" not in kwargs:
-            found = self._of_target("find", asked, maxdepth, withdirs=True, detail=True, **kwargs)
-            _check_listed(found, is_deep=maxdepth is None)
+            listed = self._find_here(asked, maxdepth, kwargs, frozenset())
+            _check_listed(listed, is_deep=maxdepth is None)
             if not withdirs:
-                found = {name: info for name, info in found.items() if info.get("type") != "directory"}
-            found = found if detail else list(found)
+                listed = {name: info for name, info in listed.items() if info.get("type") != "directory"}
+            found = listed if detail else list(listed)
         else:
             found = self._of_target("find", asked, maxdepth, withdirs=withdirs, detail=detail, **kwargs)
         if not (detail and is_local and _is_relative(asked)):
             return found
         whole = self._target_path(path).rstrip("/")
         return {asked.rstrip("/") + name.removeprefix(whole): info for name, info in found.items()}
+
+    def _find_here(
+        self, path: str, maxdepth: int | None, options: dict[str, Any], within: frozenset[str]
+    ) -> dict[str, Any]:
+        """Find on the local disk, and follow links: to fsspec they are neither files nor folders."""
+        found: dict[str, Any] = self._of_target("find", path, maxdepth, withdirs=True, detail=True, **options)
+        links = [name for name, info in found.items() if info.get("islink")]
+        within = within | {os.path.realpath(path)} if links else within
+        for name in links:
+            try:
+                told = os.stat(name)  # noqa: PTH116 - of a name
+            except OSError:
+                continue  # it leads nowhere
+            if stat.S_ISREG(told.st_mode):
+                found[name] = {**found[name], "type": "file", "size": told.st_size}
+            elif stat.S_ISDIR(told.st_mode) and os.path.realpath(name) not in within:
+                found[name] = {**found[name], "type": "directory"}
+                left = None if maxdepth is None else maxdepth - _depth(name, self._target_path(path))
+                if left is None or left > 0:
+                    found |= self._find_here(name, left, options, within)
+        return dict(sorted(found.items())) if links else found
 
     async def _find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Async twin of `find`."""
@@ -251,6 +274,10 @@ def _check_listed(found: dict[str, Any], *, is_deep: bool) -> None:
     for name in folders if is_deep else folders[:1]:
         if not os.access(name, os.R_OK | os.X_OK) and os.path.lexists(name):  # else it has gone meanwhile
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+
+def _depth(name: str, root: str) -> int:
+    return name.removeprefix(root).strip("/").count("/") + 1
 
 
 def _is_relative(path: Any) -> bool:

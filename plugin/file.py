@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import operator
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,7 @@ class HeadraceFile(io.BufferedIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position; past the end is allowed, before the start is not."""
         self._check_open()
+        offset = operator.index(offset)  # a narrow integer of NumPy's would overflow further on
         with self._lock:
             position = self._base(whence) + offset
             if not 0 <= position <= MOST_OFFSET:

@@ -37,7 +37,7 @@ from headrace.jobs import Urgency
 from headrace.looks import Looks
 from headrace.prefetch import Prefetcher
 from headrace.quick import FEW
-from headrace.ranges import answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
+from headrace.ranges import MOST_OPEN, answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
 from headrace.read import Read
 from headrace.reader import Reader
 from headrace.redact import redact
@@ -360,6 +360,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
                 return few
         asked = ask(paths, starts, ends, self._file_path, max_gap)
         interrupts.arm()
+        if reader.keeps_open and len(asked.plain.paths) > MOST_OPEN:
+            read = partial(self.cat_ranges, max_gap=max_gap, on_error=on_error)
+            return asked.answers_in_blocks(MOST_OPEN, read)
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:
             long = reader.read_long(asked.plain, urgency)

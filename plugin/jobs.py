@@ -173,6 +173,8 @@ def hand_over(job: Job, plan: Plan | None, delivered: int) -> None:
     if job.engine.is_inside():
         return
     with job.engine.lock, job.engine as hub:
+        if request.state is State.RETIRED:
+            return  # another thread has taken it, too, and was first
         counters = hub.counters
         counters.bytes_delivered += delivered
         asked = request.bytes_between(0, request.n_ops)

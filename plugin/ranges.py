@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MOST_OFFSET = 2**63 - 1
 """The largest offset in a file, as the system has it."""
 
+MOST_OPEN = 256
+"""Files of a call that are open at once: a quarter of the descriptors that a process commonly has."""
+
 
 @dataclass(slots=True, eq=False)
 class Ranges:
@@ -192,6 +195,19 @@ class Asked:
                 merged[row] = answer_or_error(self._answer_odd, cat, row)
             found = merged
         return found if on_error == "return" else raise_first(found)
+
+    def answers_in_blocks(self, most: int, read: Callable[..., list[Any]]) -> list[Any]:
+        """Merge the answers to several calls, each of so many files at the most."""
+        numbers: dict[str, int] = {}
+        blocks: dict[int, list[int]] = {}
+        for row, path in enumerate(self.paths):
+            blocks.setdefault(numbers.setdefault(path, len(numbers)) // most, []).append(row)
+        merged: list[Any] = [None] * len(self.paths)
+        for rows in blocks.values():
+            columns = ([column[row] for row in rows] for column in (self.paths, *self.bounds))
+            for row, answer in zip(rows, read(*columns), strict=True):
+                merged[row] = answer
+        return merged
 
     def answers_of_each(
         self, cat: Callable[[str, int | None, int | None], bytes], on_error: str

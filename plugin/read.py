@@ -132,9 +132,14 @@ class Read:
                 msg = "this read was submitted before the process was forked: the child has to submit its own"
                 raise SchedulerClosedError(msg)
             assert self._reader is not None  # noqa: S101
-            for part in self._parts:
+            parts = self._parts  # of threads that come at once each has the batch, and one lets go of these
+            for part in parts:
                 self._reader.channel.driver.wait(part.job, timeout)
-            self._batch = self._reader.collect(self._ranges, self._parts, self._buffer)
+            if self._batch is None:
+                self._batch = self._reader.collect(self._ranges, parts, self._buffer)
+                for part in parts:
+                    part.job.lost = None  # it was taken
+                self._parts = ()  # and with them of the files
         return self._batch
 
     def __del__(self) -> None:

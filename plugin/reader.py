@@ -35,9 +35,9 @@ from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
-from headrace.ranges import checked_out
+from headrace.ranges import MOST_OFFSET, checked_out
 from headrace.read import Part, Read
-from headrace.single import SingleReader
+from headrace.single import CLIP_ABOVE_BYTES, SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ class Reader(SingleReader):
         if not len(lengths) or lengths.min() < LONG_BYTES:
             return None
         check_not_exiting()
-        pieces, memory, begins = scattered_bytes(lengths.tolist())
         sources, groups = self._open(ranges), self._by_device(ranges)
+        lengths = ranges.ends - ranges.starts
+        pieces, memory, begins = scattered_bytes(lengths.tolist())
         dest, size_of = np.array(begins), self.channel.op_bytes
         plans = [_plan_apart(ranges, chosen, dest, size_of(path)) for path, chosen in groups.items()]
         parts = self._parts(urgency, sources, groups, plans, memory)
@@ -207,12 +208,23 @@ class Reader(SingleReader):
                 source = self.channel.backend.open(path)
                 advise_scattered(source)
             except Exception as error:  # noqa: BLE001 - the answer of that file's ranges
-                failed[number], source = error, None
+                # Without its traceback, which holds the other files open as long as it lives.
+                failed[number], source = error.with_traceback(None), None
             sources.append(source)
+        if self.keeps_open and len(ranges) and int((ranges.ends - ranges.starts).max()) > CLIP_ABOVE_BYTES:
+            self._clip(ranges, sources)
         if failed:
             for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
                 ranges.errors[row] = failed[int(ranges.file[row])]
         return sources
+
+    def _clip(self, ranges: Ranges, sources: list[Any]) -> None:
+        """Have no range end behind its file: who wants all of that may ask for more than there is memory."""
+        sizes = np.full(len(sources), MOST_OFFSET)
+        for number, source in enumerate(sources):
+            with contextlib.suppress(OSError):  # of a device, or gone: the read says so
+                sizes[number] = 0 if source is None else self.size(source, ranges.paths[number])
+        ranges.ends = np.maximum(ranges.starts, np.minimum(ranges.ends, sizes[ranges.file]))
 
     def _by_device(self, ranges: Ranges) -> dict[str, Int64Array | None]:
         """Group the ranges which can be read by device; the key is a path on it."""

@@ -154,7 +154,8 @@ class Channel:
             # takes no more than half of the first one. A store that throttles may take all but one request.
             return Window(initial=initial, least=(initial + 1) // 2, most=most)
         if defaults.window_bytes:
-            return Window(initial=defaults.window_bytes, least=self.urgent_op_bytes, most=1 << 30)
+            initial = defaults.window_bytes
+            return Window(initial=initial, least=min(self.urgent_op_bytes, initial), most=1 << 30)
         return None
 
 

@@ -58,6 +58,11 @@ class SingleReader(QuickReader):
         return self.read_now(source, path, start, length, urgency.base)
 
     @property
+    def keeps_open(self) -> bool:
+        """Whether what is read is opened, and not named by a path."""
+        return isinstance(self.channel.backend, InlineBackend)
+
+    @property
     def is_drained(self) -> bool:
         """Whether nothing of a read is in flight any more when it has been left, by an exception too."""
         return isinstance(self.channel.driver, LiteDriver)
@@ -219,6 +224,8 @@ class SingleReader(QuickReader):
         self, source: Any, path: str, bounds: tuple[int | None, int | None], urgency: Urgency
     ) -> bytes:
         start, end = resolve_bounds(bounds, partial(self.size, source, path))
+        if end - start > CLIP_ABOVE_BYTES:
+            end = max(start, min(end, self.size(source, path)))
         return self.read_bytes(source, path, start, end - start, urgency)
 
     def cat_many(self, paths: list[str], urgency: Urgency) -> list[bytes | Exception]:
@@ -315,6 +322,9 @@ _SAY_WHICH = ("version_id", "generation")
 
 _SAY_HOW = frozenset({"path", "start", "end", "chunksize", "max_concurrency", "mrd"})
 """What ``cat_file`` of some filesystem takes besides, and what has nothing to do with what is read."""
+
+CLIP_ABOVE_BYTES = 64 << 20
+"""No memory is taken for more of a file than it has, of ranges longer than this."""
 
 _ZERO = np.zeros(1, np.int64)
 _ZERO.flags.writeable = False

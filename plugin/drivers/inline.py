@@ -281,14 +281,18 @@ class LoopDriver:
         job.request.is_awaited = True
         try:
             self.launch(job)
-            wait_until_over(job, timeout_s, revive=self.thread.ensure)
+            wait_until_over(job, timeout_s, revive=self._revive)
         finally:
             if job.request.state is not State.COMPLETE:
                 job.cancel()
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
-        wait_until_over(job, timeout_s, revive=self.thread.ensure)
+        wait_until_over(job, timeout_s, revive=self._revive)
+
+    def _revive(self) -> None:
+        self.thread.ensure()
+        self.workers.start_needed()  # a start may have failed, where there were too many threads for a moment
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that does not block on the loop thread, and return what it returns."""

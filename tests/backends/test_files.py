@@ -231,3 +231,17 @@ def test_a_file_that_a_server_opens_is_waited_for_with_the_gil_let_go(
         del source
     finally:
         _linux.is_served.cache_clear()
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_as_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened around the page cache by its path, it would be another one there."""
+    other = path.with_suffix(".new")
+    other.write_bytes(b"other")
+    fd = open_cached(str(path))
+    other.replace(path)
+    source = direct_source(str(path), fd)
+    assert source.direct_fd == -1
+    assert count_open(path) == 0
+    del source

@@ -30,6 +30,8 @@ DATA = np.random.default_rng(11).bytes(SIZE)
 OTHER = np.random.default_rng(12).bytes(SIZE)
 PATH = "bucket/data.bin"
 WAIT_S = 60.0
+NO_VERSION = '"headrace"'
+"""Of which a server is asked for once, to see whether it heeds conditions."""
 
 
 @pytest.fixture
@@ -427,7 +429,8 @@ def test_bulk_reads_of_a_version(
     placed = make_ops([source], rows)
     backend.perform(placed.ops, np.arange(10))
     assert placed.answers() == [DATA[a:b] for _, a, b in rows]
-    assert all(request.headers.get("if-match") == source.etag for request in gets(server))
+    conditions = {request.headers.get("if-match") for request in gets(server)} - {NO_VERSION}
+    assert conditions == {source.etag}
     server.replace("bucket", "data.bin", OTHER)
     again = make_ops([source], rows)
     backend.perform(again.ops, np.arange(10))
@@ -444,7 +447,7 @@ def test_single_reads_of_a_version(
     assert [file.read(10) for file in files] == [DATA[:10]] * 4
     versions = fs.channel.backend._stores._versions
     assert len(versions) == 1
-    assert len({request.headers.get("if-match") for request in gets(server)} - {None}) == 1
+    assert len({request.headers.get("if-match") for request in gets(server)} - {None, NO_VERSION}) == 1
     server.replace("bucket", "data.bin", OTHER)
     files[0].seek(500_000)
     with pytest.raises(ObjectChangedError):
@@ -522,7 +525,7 @@ def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
     assert bucket is not None
 
     def store(k: int, ops: int = stores.WORTH_OPS) -> Any:
-        return kept.version(bucket, f"key-{k}", '"x"', ops)
+        return kept.version(bucket, f"key-{k}", '"x"', ops, lambda: True)
 
     assert store(0, stores.WORTH_OPS - 1) is None
     made = [store(k) for k in range(stores.VERSIONS + 3)]

@@ -249,6 +249,20 @@ def test_a_server_without_conditions_is_found_out(engine: str) -> None:
             file.read(10)
 
 
+def test_a_server_without_conditions_is_found_out_after_many_reads_too(engine: str) -> None:
+    """When a version that is read a lot would have a store of its own, which looks at no answer."""
+    now = ["one"]
+    with PlainServer(lambda asked: ranged(asked, DATA, ETag=f'"{now[0]}"')) as plain:
+        file = reader(engine).open(f"{plain.url}/x", cache_type="none")
+        for start in range(0, 80_000, 1000):
+            file.seek(start)
+            assert file.read(10) == DATA[start : start + 10]
+        now[0] = "two"
+        file.seek(1_000_000)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
+
+
 @pytest.fixture
 def no_ranges(tmp_path: Path) -> Iterator[str]:
     """A server of Python's own, which ignores ranges."""

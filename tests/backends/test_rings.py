@@ -650,3 +650,19 @@ def test_the_probe_says_why_not(method: str, answer: int, words: str) -> None:
     before = open_rings()
     assert words in str(probe(kernel))
     assert open_rings() - before == set()
+
+
+def test_rings_are_kept_where_no_thread_can_be_seen(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, or with that of another namespace, all seem to be gone, those at work too."""
+    backend = backend_on(LinuxKernel())
+    mine = backend._rings.mine()
+    assert mine is not None
+    monkeypatch.setattr(_rings, "_is_listed", lambda _tid: False)
+    other: list[Any] = []
+    thread = threading.Thread(target=lambda: other.append(backend._rings.mine()))
+    thread.start()
+    thread.join()
+    assert backend._rings.mine() is mine
+    ops, expected = scattered(backend, path)
+    Performer(backend).perform(ops)
+    assert [bytes(ops.buffer[d : d + BLOCK]) for d in ops.dest.tolist()] == expected

@@ -1,0 +1,212 @@
+"""Local files as programs have them: links, many of them, ends that are none, and moments of misfortune."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+import headrace
+from headrace import _scan
+from headrace.drivers import workers as workers_
+from headrace.drivers.workers import Workers
+
+DATA = bytes(range(256)) * 40
+_numbers = iter(range(1, 1000))
+
+
+def filesystem(protocol: str = "file", **options: Any) -> headrace.HeadraceFileSystem:
+    # A budget of its own gives a test an engine, and so counters and windows, of its own.
+    options.setdefault("buffer_bytes", (1 << 34) + next(_numbers))
+    return headrace.HeadraceFileSystem(target_protocol=protocol, skip_instance_cache=True, **options)
+
+
+def count_open(start: str) -> int:
+    """Count the descriptors of files whose path begins so."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of this very listing
+            count += str(link.readlink()).startswith(start)
+    return count
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "data.bin").write_bytes(DATA)
+    return str(tmp_path / "data.bin")
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A table of which one file, and a folder with one, are links; another link leads in a circle."""
+    table, elsewhere = tmp_path / "table", tmp_path / "elsewhere"
+    table.mkdir()
+    elsewhere.mkdir()
+    for file in (table / "a.parquet", elsewhere / "b.parquet"):
+        pq.write_table(pa.table({"x": [1, 2, 3]}), file)
+    (table / "b.parquet").symlink_to(elsewhere / "b.parquet")
+    (table / "folder").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(table)
+    (table / "nowhere.parquet").symlink_to(tmp_path / "nothing")
+    return table
+
+
+def test_links_are_what_they_lead_to(linked: Path, mode: str) -> None:
+    fs = filesystem(scheduler=mode)
+    names = ["a.parquet", "b.parquet", "folder/b.parquet"]
+    files = {name: info for name, info in fs.find(linked, detail=True).items() if info["type"] == "file"}
+    assert [name.removeprefix(f"{linked}/") for name in files] == names
+    assert len({info["size"] for info in files.values()}) == 1
+    one_level = fs.find(linked, maxdepth=1, withdirs=True, detail=True)
+    assert one_level[f"{linked}/folder"]["type"] == "directory"
+    assert f"{linked}/folder/b.parquet" not in one_level
+    (linked / "nowhere.parquet").unlink()
+    assert ds.dataset(str(linked), filesystem=fs).count_rows() == 9
+    assert ds.dataset([str(linked / name) for name in names], filesystem=fs).count_rows() == 9
+
+
+def test_a_scan_reads_what_links_lead_to(linked: Path) -> None:
+    (linked / "nowhere.parquet").unlink()
+    fs = filesystem()
+    assert len(_scan._locate(fs, str(linked), None).paths) == 3
+    assert len(_scan._locate(fs, f"{linked}/*.parquet", None).paths) == 2
+
+
+@pytest.mark.parametrize("max_op_bytes", ["2MiB", "8MiB", 2**62])
+def test_ops_may_be_longer_than_the_window_begins_with(
+    path: str, scheduled_mode: str, max_op_bytes: Any
+) -> None:
+    fs = filesystem(scheduler=scheduled_mode, max_op_bytes=max_op_bytes)
+    assert fs.cat_file(path, 0, 10) == DATA[:10]
+    assert fs.cat_file(path) == DATA
+    assert fs.read_ranges(path, [0, 5000], [10, 5010]).to_pylist() == [DATA[:10], DATA[5000:5010]]
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+@pytest.mark.parametrize("end", [2**40, 2**62, 2**63 - 1])
+def test_an_end_far_behind_the_file_takes_no_memory(
+    path: str, scheduled_mode: str, protocol: str, end: int
+) -> None:
+    if protocol == "memory":
+        fsspec.filesystem("memory").pipe_file("/far", DATA)
+        path = "/far"
+    fs = filesystem(protocol, scheduler=scheduled_mode)
+    assert fs.cat_file(path, 0, end) == DATA
+    assert fs.cat_file(path, 10_000, end) == DATA[10_000:]
+    assert fs.cat_file(path, 20_000, end) == b""
+    assert fs.cat_ranges([path, path], [5, 0], [end, 10]) == [DATA[5:], DATA[:10]]
+    assert fs.cat_ranges([path], [5], [end]) == [DATA[5:]]
+    missing, found = fs.cat_ranges([f"{path}.not", path], [0, 0], [end, end])
+    assert (type(missing), found) == (FileNotFoundError, DATA)
+
+
+def test_many_files_are_open_some_at_a_time(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.filesystem.MOST_OPEN", 4)
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(40)]
+    for number, name in enumerate(paths[:-1]):
+        Path(name).write_bytes(DATA[number:])
+    backend, most = fs.channel.backend, [0]
+    plain_open = type(backend).open
+
+    def opened(self: Any, name: str, **options: Any) -> Any:
+        source = plain_open(self, name, **options)
+        most[0] = max(most[0], count_open(str(tmp_path)))
+        return source
+
+    monkeypatch.setattr(type(backend), "open", opened)
+    asked = [*paths, *reversed(paths)]
+    answers = fs.cat_ranges(asked, [0] * 80, [10] * 79 + [None])
+    expected = [DATA[number : number + 10] for number in range(39)]
+    assert answers[:39] == expected
+    assert answers[41:-1] == expected[:0:-1]
+    assert answers[-1] == DATA
+    assert [type(answers[k]) for k in (39, 40)] == [FileNotFoundError] * 2
+    assert most[0] <= 4
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges(asked, 0, 10, on_error="raise")
+
+
+def test_an_error_holds_no_files_open(path: str, scheduled_mode: str) -> None:
+    fs = filesystem(scheduler=scheduled_mode)
+    answers = fs.cat_ranges([path, f"{path}.not"] * 20, [0] * 40, [10] * 40)
+    assert isinstance(answers[1], FileNotFoundError)
+    assert not count_open(path)
+
+
+def test_a_read_that_was_taken_holds_no_files_open(path: str, scheduled_mode: str) -> None:
+    read = filesystem(scheduler=scheduled_mode).submit_ranges(path, [0], [10])
+    assert read.result().to_pylist() == [DATA[:10]]
+    assert not count_open(path)
+    assert read.done()
+    assert not read.cancel()
+    assert read.result().to_pylist() == [DATA[:10]]
+
+
+def test_a_read_that_several_threads_take_counts_once(path: str, scheduled_mode: str) -> None:
+    fs = filesystem(scheduler=scheduled_mode)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(50):
+            read = fs.submit_ranges(path, [0, 100], [10, 110])
+            taken = [threads.submit(read.result) for _ in range(4)]
+            assert {tuple(batch.result().to_pylist()) for batch in taken} == {(DATA[:10], DATA[100:110])}
+    stats = fs.stats()
+    assert stats.requests_consumed == stats.requests_submitted
+
+
+@pytest.mark.parametrize("folder", ["no\0name", "\ud800", "nothing"])
+def test_a_folder_that_is_none_fails_its_own_ranges(path: str, scheduled_mode: str, folder: str) -> None:
+    fs = filesystem(scheduler=scheduled_mode)
+    wrong = f"{Path(path).parent}/{folder}/x"
+    for count in (1, 20):
+        answers = fs.cat_ranges([wrong, path] * count, [0, 0] * count, [10, 10] * count)
+        assert answers[1] == DATA[:10]
+        assert isinstance(answers[0], ValueError | FileNotFoundError)
+
+
+def test_positions_are_whole_numbers(path: str, scheduled_mode: str) -> None:
+    with filesystem(scheduler=scheduled_mode).open(path) as file:
+        for kind in (np.uint8, np.int16, np.uint32, np.uint64):
+            assert file.seek(kind(100)) == 100
+            assert type(file.tell()) is int
+            assert file.read(4) == DATA[100:104]
+        file.seek(np.uint64(len(DATA) + 5))
+        assert file.read(4) == b""
+        with pytest.raises(TypeError):
+            file.seek(1.5)
+
+
+def test_a_thread_that_could_not_be_started_is_started_later(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There were too many for a moment: who waits looks after it."""
+    fs = filesystem(scheduler="standard", timeout_s=30)
+    monkeypatch.setattr(fs.channel.driver, "workers", Workers(2, "test-disk"))
+    monkeypatch.setattr(fs.channel.backend, "start", lambda _ops, lo, hi: np.arange(lo, hi))
+    monkeypatch.setattr(fs.channel.backend, "probe_rows", lambda *_, **__: False)
+    monkeypatch.setattr(fs.channel.backend, "is_bound", lambda _ops: False)
+    starts: list[threading.Thread] = []
+    start: Callable[[threading.Thread], None] = workers_.start_thread
+
+    def refuse_once(thread: threading.Thread) -> None:
+        starts.append(thread)
+        if len(starts) == 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(workers_, "start_thread", refuse_once)
+    found = fs.read_ranges(path, list(range(0, 4000, 100)), list(range(10, 4010, 100)))
+    assert found.to_pylist() == [DATA[at : at + 10] for at in range(0, 4000, 100)]
+    assert len(starts) > 1
