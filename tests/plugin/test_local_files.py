@@ -27,7 +27,7 @@ _numbers = iter(range(1, 1000))
 
 def filesystem(protocol: str = "file", **options: Any) -> headrace.HeadraceFileSystem:
     # A budget of its own gives a test an engine, and so counters and windows, of its own.
-    options.setdefault("buffer_bytes", (1 << 34) + next(_numbers))
+    options.setdefault("buffer_bytes", (1 << 36) + next(_numbers))
     return headrace.HeadraceFileSystem(target_protocol=protocol, skip_instance_cache=True, **options)
 
 
