@@ -209,7 +209,8 @@ class FileBackend(InlineBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the device, by the number of the folder: files of one folder are on one device."""
-        return ("local", self._device_of(path))
+        found = self._devices.get(path.rpartition("/")[0])
+        return ("local", self._device_of(path) if found is None else found)
 
     def _device_of(self, path: str) -> int:
         folder = path.rpartition("/")[0] or "/"
@@ -237,7 +238,8 @@ class FileBackend(InlineBackend):
         return source
 
     def _opened(self, path: str) -> int:
-        is_served = linux.is_served(self._device_of(path))
+        found = self._devices.get(path.rpartition("/")[0])
+        is_served = linux.is_served(self._device_of(path) if found is None else found)
         return linux.open_plainly(path) if is_served else linux.open_cached(path)
 
     def make_source(self, path: str, fd: int) -> LocalSource:

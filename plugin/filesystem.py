@@ -150,7 +150,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         """Return the same for a read by path: to s3fs a slash at the end is then part of a name."""
         own = self._own_path(path)
         found = self.target._strip_protocol(own)  # noqa: SLF001
-        if isinstance(own, str) and own.endswith("/") and "/" in found:
+        if own[-1:] == "/" and "/" in found:
             from headrace.backends import _s3fs  # noqa: PLC0415 - seldom wanted
 
             if _s3fs.is_s3fs(self.target):
