@@ -39,11 +39,9 @@ def direct_source(path: str, fd: int) -> LocalSource:
     """Open a file a second time, around the page cache, where the filesystem allows that."""
     source = LocalSource(path, fd)
     with contextlib.suppress(OSError):  # a filesystem, such as some in memory, that refuses
-        direct_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-        if os.path.sameopenfile(fd, direct_fd):
-            source.add_direct(direct_fd)
-        else:  # the path has become another file's in between
-            os.close(direct_fd)
+        source.add_direct(os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT))
+        if not os.path.sameopenfile(fd, source.direct_fd):  # the path has become another file's in between
+            source.drop_direct()
     return source
 
 

@@ -116,6 +116,12 @@ class LocalSource:
         """Take a descriptor of the same file for reads around the page cache."""
         self.direct_fd = self._end.direct_fd = fd
 
+    def drop_direct(self) -> None:
+        """Close that descriptor, and read through the page cache."""
+        fd, self.direct_fd = self.direct_fd, -1
+        self._end.direct_fd = -1
+        linux.close(fd)
+
     def advise(self, advice: int) -> None:
         """Tell the kernel the access pattern, if it is another than last time."""
         if advice != self.advice:
@@ -209,7 +215,7 @@ class FileBackend(InlineBackend):
     @override
     def device(self, path: str) -> Hashable:
         """Name the device, by the number of the folder: files of one folder are on one device."""
-        found = self._devices.get(path.rpartition("/")[0])
+        found = self._devices.get(path.rpartition("/")[0])  # inline: each read by path asks twice
         return ("local", self._device_of(path) if found is None else found)
 
     def _device_of(self, path: str) -> int:
