@@ -46,7 +46,7 @@ _FINAL = (
     FileExistsError,
 )
 
-_LATE_VERDICT = Verdict(is_retryable=True, is_throttled=True)
+_LATE_VERDICT = Verdict(is_retryable=True, is_throttled=True, is_late=True)
 _BROKEN_VERDICT = Verdict(is_retryable=True)
 
 

@@ -64,7 +64,7 @@ def fault_of(error: BaseException, path: str) -> StoreError | None:
         return _of_status(status, code_of(error), path) if status in RETRYABLE else None
     if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
         late = StoreTimeoutError(errno.ETIMEDOUT, "the store did not answer in time", path)
-        late.verdict = Verdict(is_retryable=True, is_throttled=True)
+        late.verdict = Verdict(is_retryable=True, is_throttled=True, is_late=True)
         return late
     kind = _KIND.search(text)
     if kind is not None and kind[1] in _CONNECTION and not _CERTIFICATE.search(text):

@@ -69,6 +69,11 @@ class SingleReads(AsyncBackend):
         await self._bulk.read(ops, row)
 
     @override
+    def kept_bytes(self, ops: Ops, row: int) -> int:
+        """Count as bulk reads do."""
+        return self._bulk.kept_bytes(ops, row)
+
+    @override
     def verdict(self, error: BaseException) -> Verdict:
         """Judge as bulk reads are judged."""
         return self._bulk.verdict(error)

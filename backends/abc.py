@@ -48,6 +48,7 @@ __all__ = [
     "ThreadedBackend",
     "Verdict",
     "bucket_of",
+    "kept_in",
     "store_of",
     "wrapped_filesystems",
 ]
@@ -187,6 +188,10 @@ class Backend(abc.ABC):
     def verdict(self, error: BaseException) -> Verdict:  # noqa: ARG002
         """Say whether the op that met `error` may be tried again, and what it tells of the store."""
         return FINAL
+
+    def kept_bytes(self, ops: Ops, row: int) -> int:  # noqa: ARG002
+        """Return how much of an op whose attempts failed is there, and will not be asked for again."""
+        return 0
 
     def guard(self) -> contextlib.AbstractContextManager[Any]:
         """Return what a call to `target` that is no read must hold: nothing, for most."""
@@ -380,6 +385,12 @@ def store_of(target: Any) -> tuple[str, str]:
     kind = type(target)
     options = {k: v for k, v in target.storage_options.items() if k not in _NOT_IDENTITY}
     return (f"{kind.__module__}.{kind.__qualname__}", tokenize(target.storage_args, options))
+
+
+def kept_in(state: Mapping[int, int | bytearray] | None, row: int) -> int:
+    """Return what a state says is there of an op: the bytes themselves, or their number, by row."""
+    kept = 0 if state is None else state.get(row, 0)
+    return kept if isinstance(kept, int) else len(kept)
 
 
 def bucket_of(path: str) -> str:

@@ -30,6 +30,7 @@ from headrace.backends.abc import (
     PathSource,
     Verdict,
     bucket_of,
+    kept_in,
     wrapped_filesystems,
 )
 from headrace.errors import ObjectChangedError
@@ -154,6 +155,11 @@ class AsyncFsspecBackend(AsyncBackend):
     def verdict(self, error: BaseException) -> Verdict:
         """Judge by what HTTP clients raise."""
         return _faults.verdict(error)
+
+    @override
+    def kept_bytes(self, ops: Ops, row: int) -> int:
+        """Count what came through s3fs's client."""
+        return kept_in(ops.state, row)
 
     @override
     async def aclose(self) -> None:

@@ -49,7 +49,15 @@ from headrace.backends._obstore_requests import (
 )
 from headrace.backends._obstore_s3 import S3Client
 from headrace.backends._obstore_stores import BucketStore, Stores, is_forked
-from headrace.backends.abc import BulkBackend, Defaults, NoEndError, PathSource, Verdict, bucket_of
+from headrace.backends.abc import (
+    BulkBackend,
+    Defaults,
+    NoEndError,
+    PathSource,
+    Verdict,
+    bucket_of,
+    kept_in,
+)
 from headrace.errors import ObjectChangedError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
@@ -185,6 +193,11 @@ class ObstoreBackend(BulkBackend):
     def verdict(self, error: BaseException) -> Verdict:
         """Judge by what the store answered."""
         return error.verdict if isinstance(error, faults.StoreError) else _faults.verdict(error)
+
+    @override
+    def kept_bytes(self, ops: Ops, row: int) -> int:
+        """Count what came of a long op."""
+        return kept_in(ops.state, row)
 
     # -- reads
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.backends import registry
 from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBackend, ThreadedBackend
 from headrace.core.hedge import Hedge
+from headrace.core.link import Link
 from headrace.core.retry import Retries
 from headrace.core.window import Window
 from headrace.drivers import bulk
@@ -37,6 +38,7 @@ from headrace.drivers.turns import Turns
 from headrace.drivers.workers import Workers
 from headrace.errors import BackendError, SchedulerClosedError
 from headrace.tails import Tails
+from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from headrace.core.hub import TraceSink
@@ -136,10 +138,16 @@ class Channel:
                 retries=self._retries(),
                 counts_ops=self.backend.defaults.window_ops > 0,
                 has_whole_grants=isinstance(self.backend, BulkBackend),
+                link=self._link(),
             )
             if self.settings.hedge and scheduler.hedge is None:
                 scheduler.hedge = Hedge(self.settings.hedge)
             return scheduler
+
+    def _link(self) -> Link | None:
+        # No other backend's attempts run out of time.
+        has_attempts = isinstance(self.backend, (AsyncBackend, BulkBackend))
+        return Link(self.settings.try_timeout_s or TRY_TIMEOUT_S) if has_attempts else None
 
     def _retries(self) -> Retries:
         chosen = self.settings.retries

@@ -51,11 +51,14 @@ class Verdict:
         The store asks for less (429, 503 SlowDown), or does not keep up (time-outs).
     retry_after_s
         Seconds the store wants to be left alone, where its answer says so.
+    is_late
+        The attempt ran out of time: the store, or the link to it, may be too slow for what is in flight.
     """
 
     is_retryable: bool
     is_throttled: bool = False
     retry_after_s: float | None = None
+    is_late: bool = False
 
 
 @dataclass(slots=True, eq=False)

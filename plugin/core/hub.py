@@ -32,6 +32,7 @@ from headrace.core.retry import Retries
 from headrace.core.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from headrace.core.link import Link
     from headrace.core.request import Request
     from headrace.core.window import Window
 
@@ -94,6 +95,7 @@ class Hub:
         retries: Retries | None = None,
         counts_ops: bool = False,
         has_whole_grants: bool = False,
+        link: Link | None = None,
     ) -> Scheduler:
         """Return the scheduler of `device`, made with these limits the first time."""
         found = self.schedulers.get(device)
@@ -107,6 +109,7 @@ class Hub:
                 retries=retries or Retries(),
                 counts_ops=counts_ops,
                 has_whole_grants=has_whole_grants,
+                link=link,
             )
         return found
 

@@ -62,10 +62,13 @@ def stay_asleep(_request: Request) -> None:
 class Grant:
     """A slice ``[lo, hi)`` of a request's ops, admitted and not yet complete."""
 
-    __slots__ = ("admitted_s", "bytes_left", "hi", "lo", "ops_left", "request")
+    __slots__ = ("admitted_s", "arrived_before", "bytes_left", "hi", "lo", "ops_left", "request")
 
-    def __init__(self, request: Request, lo: int, hi: int, nbytes: int, now: float) -> None:
+    def __init__(
+        self, request: Request, lo: int, hi: int, nbytes: int, now: float, arrived_before: int = 0
+    ) -> None:
         self.request = request
+        self.arrived_before = arrived_before  # bytes over the store's link, of all requests'
         self.lo = lo
         self.hi = hi
         self.ops_left = hi - lo

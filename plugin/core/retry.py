@@ -3,10 +3,12 @@
 1. The wait doubles with each attempt, up to a cap, and is drawn from all of it (*full jitter*), so that ops
    which failed together do not come back together.
 2. ``Retry-After`` is the least wait; the jitter comes on top, for many were told the same.
-3. Each retry takes a token from a *budget*; successes put fractions of one back. With a few faults it never
+3. An attempt that brought something of an op to keep does not count: a long one over a slow link takes as
+   many as it takes.
+4. Each retry takes a token from a *budget*; successes put fractions of one back. With a few faults it never
    runs dry. In an outage it does, and then only as many requests go out as successes have paid for: what
    fails is not multiplied.
-4. A store is *silent* when an op has used up its attempts, and twice as many failed in a row: until
+5. A store is *silent* when an op has used up its attempts, and twice as many failed in a row: until
    something succeeds, each op is tried once. A batch on a store that is gone fails as fast as one op.
 
 Every attempt of reads alone is safe to repeat; what may be repeated at all is the backend's `Verdict`.
@@ -45,6 +47,27 @@ RESERVE = 500.0
 
 _SILENCE = 2
 """Failures in a row for each attempt of an op that gives up, before the store counts as silent."""
+
+
+class Attempts:
+    """The attempts at one op, or at the ops of one call."""
+
+    __slots__ = ("_kept", "in_vain")
+
+    def __init__(self) -> None:
+        self.in_vain = 0
+        """Those in a row that brought nothing, with the one that is under way."""
+        self._kept: dict[int, int] = {}
+
+    def begin(self) -> None:
+        """Count one that begins."""
+        self.in_vain += 1
+
+    def note_kept(self, op: int, nbytes: int) -> None:
+        """Take note of what is there of an op after an attempt that failed: the next one is the second."""
+        if nbytes > self._kept.get(op, 0):
+            self._kept[op] = nbytes
+            self.in_vain = 1
 
 
 class Retries:
@@ -86,10 +109,12 @@ class Retries:
         self._failures = 0  # in a row
 
     def next_delay(self, attempt: int, verdict: Verdict, chance: float) -> float | None:
-        """Decide on an op whose attempt number `attempt` (the first is 1) failed.
+        """Decide on an op whose attempt failed.
 
         Parameters
         ----------
+        attempt
+            Its number, as `Attempts` counts them: the first is 1.
         chance
             A number in ``[0, 1)``, drawn anew for each call.
 

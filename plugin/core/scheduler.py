@@ -39,11 +39,15 @@ if TYPE_CHECKING:
 
     from headrace.core.hedge import Hedge
     from headrace.core.hub import Hub
+    from headrace.core.link import Link
     from headrace.core.retry import Retries
     from headrace.core.window import Window
 
 WHOLE_SHARE = 8
 """Whole grants wait for room only while so many of them fit the window."""
+
+SHORT_SHARE = 64
+"""What is one part in so many of a link's limit does not wait for it, while fewer ops are in flight."""
 
 
 class Scheduler:
@@ -68,6 +72,8 @@ class Scheduler:
         The largest slice: 1 where every op is performed by a thread or task of its own.
     retries
         Decides on ops that failed.
+    link
+        Bytes allowed in flight beside a window of requests, or None for no such limit.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Scheduler:
         retries: Retries,
         counts_ops: bool = False,
         has_whole_grants: bool = False,
+        link: Link | None = None,
     ) -> None:
         self.hub = hub
         self.device = device
@@ -90,6 +97,7 @@ class Scheduler:
         self.retries = retries
         self.counts_ops = counts_ops
         self.has_whole_grants = has_whole_grants
+        self.link = link
         self.hedge: Hedge | None = None
         self.uploads = Uploads()
         self.requests: dict[int, Request] = {}
@@ -240,6 +248,8 @@ class Scheduler:
         self.is_held_back = False
         if self.window is None or not self.counts_ops:
             room_ops = min(room_ops, free_ops)
+        if self.link is not None:
+            room_ops = self._carried(self.link, request, room_ops)
         if room_ops <= 0 or self.window is None:
             return room_ops
         if self.counts_ops:
@@ -256,6 +266,19 @@ class Scheduler:
             least = min(room_ops, max(self._share(request) // WHOLE_SHARE, 1))
             return 0 if fitting < least else min(room_ops, fitting)
         return min(room_ops, fitting)
+
+    def _carried(self, link: Link, request: Request, ops: int) -> int:
+        """Return how many of so many ops the link brings in time; it tells the window nothing."""
+        left = self._share(request, link.limit_bytes) - self.in_flight_bytes
+        if self.in_flight_ops < SHORT_SHARE:
+            left = max(
+                left, link.limit_bytes // SHORT_SHARE
+            )  # it would wait for what is hardly slower for it
+        if request.bytes_between(request.next_op, request.next_op + max(ops, 0)) <= left:
+            return ops
+        fitting = min(ops, request.ops_within(left))
+        is_idle = self.in_flight_ops == 0 and not request.is_speculative
+        return min(ops, 1) if fitting <= 0 and is_idle else fitting  # progress, I1
 
     def _grantable_series(self, request: Request) -> int:
         """Return the ops of so many series as there is room for one op of each."""
@@ -278,14 +301,15 @@ class Scheduler:
         """Whether a more urgent request is in a round: what comes free meanwhile is for its next one (I4)."""
         return any(other.priority.base < base for other, _ in self.in_rounds.values())
 
-    def _share(self, request: Request) -> int:
-        """Return how much of the window this request may use."""
-        assert self.window is not None  # noqa: S101 - the caller asked
+    def _share(self, request: Request, limit: int | None = None) -> int:
+        """Return how much this request may use of a limit: of the window, where none is given."""
         bases = self.in_flight_bases
         is_urgent = bases != {} and not request.is_speculative and request.priority.base < min(bases)
-        limit = self.window.urgent_limit if is_urgent else self.window.limit
-        if self.uploads.ops:
-            limit = self.uploads.left_of(limit)
+        if limit is None:
+            assert self.window is not None  # noqa: S101 - the caller asked
+            limit = self.window.urgent_limit if is_urgent else self.window.limit
+            if self.uploads.ops:
+                limit = self.uploads.left_of(limit)
         if request.is_speculative:
             return limit // SPECULATIVE_SHARE
         if is_urgent or not (bases or request.step_bytes):
@@ -337,7 +361,8 @@ class Scheduler:
     def _hand_out(self, request: Request, count: int, now: float) -> Grant:
         """Put a grant of the next `count` ops into the inbox."""
         lo = request.next_op
-        grant = Grant(request, lo, lo + count, request.bytes_between(lo, lo + count), now)
+        arrived = 0 if self.link is None else self.link.arrived_bytes
+        grant = Grant(request, lo, lo + count, request.bytes_between(lo, lo + count), now, arrived)
         # The grant is the primary fact: from here on `recover` can derive the rest.
         request.grants.append(grant)
         request.inbox.append(grant)
@@ -402,6 +427,8 @@ class Scheduler:
                 is_limited=self.is_held_back,
                 ops=ops,
             )
+        if self.link is not None and not is_failed:
+            self.link.note_arrival(nbytes, grant.arrived_before, now - grant.admitted_s)
         self._give_back(grant, ops, nbytes)
         request = grant.request
         request.ops_done += ops
@@ -420,10 +447,12 @@ class Scheduler:
         self._list_awaited(request)
         self.waiting += 1
 
-    def note_throttled(self, now: float) -> None:
+    def note_throttled(self, now: float, *, is_late: bool = False) -> None:
         """Note that the store asks for less: its window shrinks, once per round trip."""
         if self.window is not None:
             self.window.note_throttled(now)
+        if is_late and self.link is not None:
+            self.link.note_late(self.in_flight_ops)
 
     def forfeit(self, grant: Grant) -> None:
         """Take back a grant that its driver will not perform; only an ended request's.

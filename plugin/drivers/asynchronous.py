@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.core.request import State
+from headrace.core.retry import Attempts
 from headrace.drivers.hedged import hedged
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import permitted
@@ -229,19 +230,19 @@ class AsyncDriver:
 
     async def _perform_row(self, job: Job, row: int) -> None:
         """Try an op until it succeeds or is given up."""
-        attempt = 1
+        attempts = Attempts()
         while True:
+            attempts.begin()
             try:
                 await self._try(job, row)
             except Exception as error:  # noqa: BLE001 - the op's own (I10)
-                delay_s = job.next_delay(attempt, self.backend.verdict(error))
+                delay_s = job.next_delay(attempts, row, self.backend.verdict(error))
                 if delay_s is None:
                     job.ops.fail(row, error)
                     return
             else:
                 return
             await asyncio.sleep(delay_s)
-            attempt += 1
 
     async def _try(self, job: Job, row: int) -> None:
         # A whole file of unknown length may take as long as it takes: its client sees to stalls.

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
+from headrace.core.retry import Attempts
 from headrace.drivers import interrupts
 from headrace.drivers.inline import forfeit, give_back
 from headrace.drivers.permit import permitted
@@ -199,12 +200,12 @@ def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
 
 def perform(job: Job, grant: Grant, rows: Int64Array) -> None:
     """Perform rows of a grant to their end, trying again where that may help, and complete them."""
-    left, attempt = rows, 1
+    left, attempts = rows, Attempts()
     while len(left) and not job.request.is_over:
+        attempts.begin()
         _call(job, left)
-        left, delay_s = _to_be_tried_again(job, left, attempt)
+        left, delay_s = _to_be_tried_again(job, left, attempts)
         _pause(job, delay_s)
-        attempt += 1
     # Rows that were to be tried again when the request ended.
     _fail(job, left, ConnectionAbortedError("the read was cancelled"))
     # An op of unknown length is alone in its grant.
@@ -232,7 +233,7 @@ def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
         job.ops.fail(row, error)
 
 
-def _to_be_tried_again(job: Job, rows: Int64Array, attempt: int) -> tuple[Int64Array, float]:
+def _to_be_tried_again(job: Job, rows: Int64Array, attempts: Attempts) -> tuple[Int64Array, float]:
     """Tell which of the rows that were called are to be called again, and in how many seconds.
 
     Rows that failed with the same exception were lost with one request of the call, and are one retry.
@@ -244,7 +245,7 @@ def _to_be_tried_again(job: Job, rows: Int64Array, attempt: int) -> tuple[Int64A
         if error is None:
             continue
         if id(error) not in delays:
-            delays[id(error)] = job.next_delay(attempt, job.backend.verdict(error))
+            delays[id(error)] = job.next_delay(attempts, row, job.backend.verdict(error))
         delay_s = delays[id(error)]
         if delay_s is not None:
             longest_s = max(longest_s, delay_s)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.abc import Backend
     from headrace.core.request import Grant, Request
+    from headrace.core.retry import Attempts
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.engine import Engine
     from headrace.types import Int64Array, Ops, Verdict
@@ -165,13 +166,14 @@ class Job:
                     continue  # forfeited meanwhile: its consumer was interrupted while it left
                 scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
 
-    def next_delay(self, attempt: int, verdict: Verdict) -> float | None:
-        """Tell the core that an op's attempt failed; returns the seconds until the next, or None."""
+    def next_delay(self, attempts: Attempts, row: int, verdict: Verdict) -> float | None:
+        """Tell the core that an attempt at op `row` failed; returns the seconds until the next, or None."""
+        attempts.note_kept(row, self.backend.kept_bytes(self.ops, row))
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
             if verdict.is_throttled:
-                scheduler.note_throttled(perf_counter())
-            return scheduler.retries.next_delay(attempt, verdict, random.random())  # noqa: S311
+                scheduler.note_throttled(perf_counter(), is_late=verdict.is_late)
+            return scheduler.retries.next_delay(attempts.in_vain, verdict, random.random())  # noqa: S311
 
     def is_hedged(self, row: int) -> bool:
         """Whether op `row` may be asked for twice, should it be late."""

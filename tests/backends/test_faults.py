@@ -19,6 +19,7 @@ from headrace.types import Verdict
 FINAL = Verdict(is_retryable=False)
 BROKEN = Verdict(is_retryable=True)
 LESS = Verdict(is_retryable=True, is_throttled=True)
+LATE = Verdict(is_retryable=True, is_throttled=True, is_late=True)
 
 
 def of_s3(status: int, code: str, **headers: str) -> BaseException:
@@ -41,7 +42,7 @@ def of_http(status: int, **headers: str) -> BaseException:
         (of_s3(503, "SlowDown"), LESS),
         (of_s3(429, "TooManyRequests"), LESS),
         (of_s3(500, "InternalError"), BROKEN),
-        (of_s3(400, "RequestTimeout"), LESS),
+        (of_s3(400, "RequestTimeout"), LATE),
         (of_s3(404, "NoSuchKey"), FINAL),
         (of_s3(403, "AccessDenied"), FINAL),
         (of_s3(400, "ExpiredToken"), FINAL),
@@ -50,8 +51,8 @@ def of_http(status: int, **headers: str) -> BaseException:
         (of_http(503), LESS),
         (of_http(502), BROKEN),
         (of_http(404), FINAL),
-        (TimeoutError(), LESS),
-        (botocore.exceptions.ConnectTimeoutError(endpoint_url="x"), LESS),
+        (TimeoutError(), LATE),
+        (botocore.exceptions.ConnectTimeoutError(endpoint_url="x"), LATE),
         (botocore.exceptions.EndpointConnectionError(endpoint_url="x"), BROKEN),
         (aiohttp.ClientPayloadError(), BROKEN),
         (ConnectionResetError(), BROKEN),

@@ -139,6 +139,26 @@ def test_a_body_that_breaks_is_resumed_where_it_broke(server: ObjectServer, kind
     assert second.headers["If-Match"] == server_etag(server)
 
 
+def test_an_attempt_that_brought_something_does_not_count(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
+) -> None:
+    long = DATA * -(-5_000_000 // len(DATA))
+    server.put("bucket", "long", long)
+    fs = filesystem(server, cloud_engine, scheduled_mode, retries=1)
+    gets: list[ServedRequest] = []
+
+    def script(request: ServedRequest) -> Fault | None:
+        if request.method != "GET":
+            return None
+        gets.append(request)
+        return Fault("truncate", body_bytes=1_300_000) if len(gets) <= 3 else None
+
+    server.script = script
+    assert fs.cat_file("bucket/long", start=0, end=len(long)) == long
+    assert len(gets) == 4
+    assert at_rest(fs)
+
+
 def server_etag(server: ObjectServer) -> str:
     etag: str = server._buckets.by_name["bucket"]["key"].etag
     return etag

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.retry import LONGEST_RETRY_AFTER_S, Retries
+from headrace.core.retry import LONGEST_RETRY_AFTER_S, Attempts, Retries
 from headrace.types import Verdict
 
 AGAIN = Verdict(is_retryable=True)
@@ -64,6 +64,25 @@ def test_successes_refill_the_budget_up_to_the_reserve() -> None:
     assert retries.next_delay(1, AGAIN, 0) == 0
     retries.note_success(1000)
     assert retries.tokens == 2
+
+
+def test_attempts_that_brought_something_to_keep_do_not_count() -> None:
+    attempts, numbers = Attempts(), []
+    for kept in (0, 0, 10, 10, 10, 25):
+        attempts.begin()
+        attempts.note_kept(0, kept)
+        numbers.append(attempts.in_vain)
+    assert numbers == [1, 2, 1, 2, 3, 1]
+
+
+def test_of_a_call_each_op_may_bring_something() -> None:
+    attempts = Attempts()
+    attempts.begin()
+    attempts.note_kept(7, 100)
+    attempts.note_kept(8, 0)
+    attempts.begin()
+    attempts.note_kept(8, 0)
+    assert attempts.in_vain == 2, "the other one is done"
 
 
 def test_a_silent_store_is_asked_once_for_each_op_until_something_succeeds() -> None:

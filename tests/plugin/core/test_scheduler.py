@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from headrace.core.hub import Hub
+from headrace.core.link import Link
 from headrace.core.plan import plan_ranges
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
@@ -80,6 +81,85 @@ def a_store_of_calls(window: int) -> Scheduler:
 
 def sizes_of(grants: list[Grant]) -> list[int]:
     return [grant.hi - grant.lo for grant in grants]
+
+
+def a_slow_store(grant: int = 1, *, has_whole_grants: bool = False) -> Scheduler:
+    """Of 100 requests, and a link of which 64 MiB are asked for at once."""
+    shape = Window(initial=100, least=1, most=100)
+    return Hub().scheduler(
+        "store",
+        window=shape,
+        max_in_flight_ops=100,
+        max_grant_ops=grant,
+        counts_ops=True,
+        has_whole_grants=has_whole_grants,
+        link=Link(32.0),
+    )
+
+
+OP = 8 << 20
+
+
+def test_a_link_has_no_more_bytes_in_flight_than_it_brings_in_time() -> None:
+    scheduler = a_slow_store()
+    request = submit(scheduler, *[OP] * 100)
+    assert len(request.inbox) == 7, "an eighth is kept for urgent reads"
+    assert not scheduler.is_held_back, "which tells the window of requests nothing"
+    urgent = submit(scheduler, OP, OP, base=-1)
+    assert len(urgent.inbox) == 1
+    grant = request.inbox.pop(0)
+    scheduler.complete(grant, 1, OP, 0.001)
+    settle(scheduler)
+    assert len(request.inbox) > 50, "the first answer shows that it is fast"
+
+
+def test_an_attempt_that_is_late_takes_room_from_the_link() -> None:
+    scheduler = a_slow_store()
+    request = submit(scheduler, *[OP] * 100)
+    for _ in range(7):
+        scheduler.note_throttled(32.0, is_late=True)
+    scheduler.complete(request.inbox.pop(0), 1, OP, 1e6)
+    settle(scheduler)
+    assert len(request.inbox) == 6, "no other takes its place"
+
+
+def test_one_op_goes_over_the_link_however_long_it_is() -> None:
+    scheduler = a_slow_store()
+    assert len(submit(scheduler, 1 << 40, 1 << 40).inbox) == 1
+
+
+def test_a_short_read_does_not_wait_for_what_fills_the_link() -> None:
+    scheduler = a_slow_store()
+    submit(scheduler, 1 << 40)
+    assert len(submit(scheduler, 1 << 20).inbox) == 1
+    assert len(submit(scheduler, *[4096] * 100).inbox) == 62, "so many at once"
+
+
+def test_a_read_that_is_not_short_waits_for_what_fills_the_link() -> None:
+    scheduler = a_slow_store()
+    submit(scheduler, 1 << 40)
+    assert submit(scheduler, 2 << 20).inbox == []
+
+
+def test_whole_grants_are_as_long_as_the_link_takes_them() -> None:
+    scheduler = a_slow_store(48, has_whole_grants=True)
+    request = submit(scheduler, *[OP] * 100)
+    assert sizes_of(request.inbox) == [8], "with nothing in flight it has the whole limit"
+    scheduler.complete(request.inbox[0], 1, OP, 1e6)
+    settle(scheduler)
+    assert sizes_of(request.inbox) == [8], "seven are left, an eighth is kept"
+    scheduler.complete(request.inbox[0], 1, OP, 1e6)
+    settle(scheduler)
+    assert sizes_of(request.inbox) == [8, 1]
+
+
+def test_what_comes_over_a_link_is_counted_from_its_admission() -> None:
+    scheduler = a_slow_store()
+    first, second = submit(scheduler, 1000), submit(scheduler, 1000)
+    scheduler.complete(first.inbox[0], 1, 1000, 1.0)
+    scheduler.complete(second.inbox[0], 1, 1000, 1.0)
+    third = submit(scheduler, 1000)
+    assert [r.inbox[0].arrived_before for r in (first, second, third)] == [0, 0, 2000]
 
 
 def test_whole_grants_wait_for_room() -> None:
