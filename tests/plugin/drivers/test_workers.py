@@ -103,7 +103,13 @@ def _cut_in_its_wait(thread: threading.Thread) -> None:
         condition._lock.release()
         raise RaisedError
 
+    def wait(_timeout: float | None = None) -> None:
+        """Wait even if the thread runs by now."""
+        with condition:
+            condition.wait()
+
     condition._release_save = release_and_raise
+    thread._started.wait = wait  # type: ignore[attr-defined]
 
 
 @pytest.fixture
