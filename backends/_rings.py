@@ -16,7 +16,6 @@ import functools
 import logging
 import os
 import sys
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,6 +349,8 @@ def probe(kernel: Kernel | None = None) -> str | None:
         return f"io_uring: {error}"
     try:
         return _read_a_page(ring)
+    except OSError as error:
+        return f"io_uring: {error}"
     finally:
         ring.close()
 
@@ -357,9 +358,9 @@ def probe(kernel: Kernel | None = None) -> str | None:
 def _read_a_page(ring: Ring) -> str | None:
     content = b"headrace" * 512
     out = np.zeros(len(content), np.uint8)
-    with tempfile.TemporaryFile() as file:
+    # No folder need be there that can be written to.
+    with os.fdopen(os.memfd_create("headrace"), "w+b", buffering=0) as file:
         file.write(content)
-        file.flush()
         zero, length = np.zeros(1, np.int64), np.array([len(content)])
         ring.fill(file.fileno(), zero, np.array([out.ctypes.data]), length, 7)
         tokens, results = _the_last_of(ring)

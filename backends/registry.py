@@ -64,12 +64,20 @@ def _usable() -> tuple[type[Backend], ...]:
         except BackendError as error:
             _log.warning("%s", error)
             continue
-        why = backend.unavailable()
+        why = _why_not(backend)
         if why is None:
             found.append(backend)
         else:
             _log.info("backend %r is not used: %s", name, why)
     return tuple(sorted(found, key=lambda backend: -backend.rank))
+
+
+def _why_not(backend: type[Backend]) -> str | None:
+    """Say why this machine cannot use a backend; one that cannot tell is not used, and the others are."""
+    try:
+        return backend.unavailable()
+    except Exception as error:  # noqa: BLE001 - anybody's
+        return f"{type(error).__name__}: {error}"
 
 
 def backend_for(target: Any, excluded: frozenset[str] = frozenset()) -> Backend:

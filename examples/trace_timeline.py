@@ -27,8 +27,7 @@ def main() -> None:
         timeline.to_png(Path(name) / "timeline.png")
         written = json.loads((Path(name) / "timeline.json").read_text())
         picture_bytes = (Path(name) / "timeline.png").stat().st_size
-        print(f"{rows:,} rows; a picture of {picture_bytes:,} bytes")
-        assert written
+        print(f"{rows:,} rows, {len(written):,} events; a picture of {picture_bytes:,} bytes")
         assert picture_bytes > 0
 
 

@@ -12,7 +12,12 @@ Loaded by itself, when ``distributed.worker`` was imported.
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from headrace.ambient import register
+
+_MOST: Final = 1 << 31
 
 
 def task_priority() -> int | None:
@@ -28,8 +33,12 @@ def task_priority() -> int | None:
         return None
     if task is None or not task.priority:
         return None
-    first: int = int(task.priority[0])
-    return first
+    return _base_of(task.priority[0])
+
+
+def _base_of(first: float) -> int:
+    """Return a base priority for what Dask orders by, which may be a fraction, or infinite."""
+    return 0 if math.isnan(first) else math.floor(min(max(first, -_MOST), _MOST))
 
 
 register(task_priority)

@@ -7,7 +7,8 @@ and nothing is ever evaluated: each node is looked up in a whitelist and turned 
 Understood: column names (``a.b`` is a field of a struct, ``col("odd name")`` any name), numbers,
 strings, ``True``, ``False``, ``None``; ``== != < <= > >=`` (chained too), ``in``, ``not in``,
 ``is None``, ``is not None``; ``and or not``; ``+ - * /`` and the sign; ``date("1994-01-01")`` and
-``timestamp("1994-01-01T12:00")``.
+``timestamp("1994-01-01T12:00")``. As in Python ``/`` drops no remainder. As in SQL a null passes no
+comparison, and neither ``in`` nor ``not in``.
 
 Pure functions, any thread. No type is checked here: Arrow does that when it binds the expression to
 a dataset's schema.
@@ -159,7 +160,9 @@ def _binary(node: ast.BinOp) -> pc.Expression:
     apply = _BINARY.get(type(node.op))
     if apply is None:
         raise FilterError(f"the operator of {ast.unparse(node)!r} is not understood")
-    return apply(_expression(node.left), _expression(node.right))
+    left = _expression(node.left)
+    # Arrow's own division of whole numbers drops the remainder.
+    return apply(left.cast("float64") if isinstance(node.op, ast.Div) else left, _expression(node.right))
 
 
 def _compare(node: ast.Compare) -> pc.Expression:
@@ -170,8 +173,15 @@ def _compare(node: ast.Compare) -> pc.Expression:
 
 def _step(left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
     if isinstance(op, ast.In | ast.NotIn):
-        found = _expression(left).isin(_literals(right))
-        return found if isinstance(op, ast.In) else ~found
+        column = _expression(left)
+        try:
+            found = column.isin(_literals(right))
+        except (ValueError, TypeError, OverflowError) as error:  # Arrow's, of what no one type holds
+            if isinstance(error, FilterError):
+                raise
+            raise FilterError(f"{ast.unparse(right)!r} is of no one type: {error}") from error
+        # As with !=, what is not there is neither in nor out.
+        return found if isinstance(op, ast.In) else column.is_valid() & ~found
     if isinstance(op, ast.Is | ast.IsNot):
         return _is_none(left, op, right)
     if _is_none_literal(left) or _is_none_literal(right):
@@ -193,7 +203,7 @@ def _is_none(left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
 def _literals(node: ast.expr) -> list[Any]:
     try:
         values = ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         values = None
     if not isinstance(values, tuple | list | set):
         raise FilterError(f"'in' needs a list of constants, not {ast.unparse(node)!r}")

@@ -166,18 +166,24 @@ def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str |
     elif (info := filesystem.info(path))["type"] == "directory":
         found, root = filesystem.find(path, detail=True), path
     else:
-        return _Files(path, [path], [info["size"] or 0])
-    told = {name: _told(filesystem, name, info) for name, info in found.items()}
+        return _Files(path.rpartition("/")[0], [path], [info["size"] or 0])
+    seen = {name: info for name, info in found.items() if not _is_hidden(name, root)}
+    told = {name: _told(filesystem, name, info) for name, info in seen.items()}
     sizes = {name: info["size"] or 0 for name, info in told.items() if info["type"] == "file"}
-    names = _of_format([name for name in sizes if not _is_hidden(name, root)], file_format)
+    names = _of_format(list(sizes), file_format)
     if not names:
         raise FileNotFoundError(f"no data files at {path}")
     return _Files(root, names, [sizes[name] for name in names])
 
 
 def _told(filesystem: fsspec.AbstractFileSystem, name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of a file; of a link, which a listing knows as such, where it leads."""
-    return filesystem.info(name) if info["type"] == "other" else info
+    """Return what is known of a file; of a link (a listing says no more) where it leads, if anywhere."""
+    if info["type"] != "other":
+        return info
+    try:
+        return filesystem.info(name)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return info
 
 
 def _is_hidden(path: str, root: str) -> bool:
@@ -213,7 +219,7 @@ def _dataset(filesystem: HeadraceFileSystem, files: _Files, file_format: str) ->
         filesystem=filesystem,
         format=file_format,
         partitioning=ds.partitioning(flavor="hive"),
-        partition_base_dir=files.root if len(files.paths) > 1 else None,
+        partition_base_dir=files.root,
     )
 
 

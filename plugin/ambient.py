@@ -68,5 +68,8 @@ def base_priority() -> int:
 
 def _load_known() -> None:
     """Import an integration once the library it speaks to is in use."""
-    for library in [name for name in _known if name in sys.modules]:
-        importlib.import_module(_known.pop(library))
+    for library in list(_known):
+        # Another thread may be doing the same; who imports what is imported waits for it.
+        if library in sys.modules and (integration := _known.get(library)) is not None:
+            importlib.import_module(integration)
+            _known.pop(library, None)

@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code. Misspelt options leave through ``SystemExit`` with code 2, as argparse does.
     """
+    if sys.stdout is None:  # closed by who started this
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     arguments = _parser().parse_args(argv)
     secrets: frozenset[str] = frozenset()
     logging.basicConfig(format="%(name)s: %(message)s")  # HEADRACE_LOG says what is logged
@@ -85,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         secrets = _secrets(arguments)
         with _plain_warnings():
             code: int = arguments.run(arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        return _FAILED
     except KeyboardInterrupt:
         return _complain("interrupted", _INTERRUPTED)
     except UsageError as error:
@@ -119,8 +125,17 @@ def _failure(arguments: argparse.Namespace, error: Exception) -> str:
     return f"{url}: {message}" if url and url not in message else message
 
 
+def _forget_output() -> None:
+    """Have what was printed go nowhere: nobody takes it, and the interpreter would try once more."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def _complain(message: str, code: int) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
     sys.stderr.write(f"headrace: {message}\n")
     return code
 
@@ -205,6 +220,8 @@ def _names(text: str) -> list[str]:
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text} needs more than 64 bits")
     return int(text)
 
 

@@ -24,6 +24,7 @@ import dataclasses
 import errno
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -34,9 +35,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from headrace.backends.abc import Backend
+from headrace.backends.uring import UringBackend
 from headrace.dask_config import read_dask_config
 from headrace.redact import redact_text, redact_url, secrets_of
-from headrace.settings import SettingRow, SettingsError, explain_settings, unknown_names
+from headrace.settings import (
+    SettingRow,
+    SettingsError,
+    explain_settings,
+    read_dask_section,
+    unknown_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -247,7 +256,10 @@ def _io_uring() -> Check:
     except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
         return Check("io_uring", "warn", f"could not be probed ({error}): {_INSTEAD}", "none needed")
     if number == 0 and deferred:
-        return Check("io_uring", "ok", "works: batches of local reads go through a ring")
+        why_not = UringBackend.unavailable()  # a ring can be made; whether it reads is another question
+        if why_not is None:
+            return Check("io_uring", "ok", "works: batches of local reads can go through a ring")
+        return Check("io_uring", "warn", f"{why_not}: {_INSTEAD}", "allow io_uring_enter and _register, too")
     if number == 0:
         detail = f"without DEFER_TASKRUN, which is of Linux 6.1: {_INSTEAD}"
         return Check("io_uring", "warn", detail, "use a newer kernel")
@@ -290,16 +302,22 @@ def _nowait() -> Check:
     if flag is None or not hasattr(os, "preadv"):
         return Check(name, "ok", "Linux only, not needed here: reads are plain, and wait for the disk")
     try:
-        with tempfile.TemporaryFile() as file:
+        folder = tempfile.gettempdir()
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is, below
+    except OSError as error:
+        cure = "set TMPDIR to a folder that can be written to"
+        return Check(name, "warn", f"not looked at, no temporary file: {error.strerror}", cure)
+    with file:
+        try:
             file.write(bytes(4096))
             file.flush()
             os.preadv(file.fileno(), [bytearray(4096)], 0, flag)
-    except BlockingIOError:
-        pass  # "not in the cache" is an answer, too
-    except OSError as error:
-        cure = "hot reads are faster on ext4, xfs or btrfs"
-        return Check(name, "warn", f"not in {tempfile.gettempdir()}: {error.strerror}", cure)
-    return Check(name, "ok", f"works in {tempfile.gettempdir()}: hot reads never block")
+        except BlockingIOError:
+            pass  # "not in the cache" is an answer, too
+        except OSError as error:
+            cure = "hot reads are faster on ext4, xfs or btrfs"
+            return Check(name, "warn", f"not in {folder}: {error.strerror}", cure)
+    return Check(name, "ok", f"works in {folder}: hot reads never block")
 
 
 _SYMBOLS: Final = ("preadv2", "statx")
@@ -354,12 +372,15 @@ def _backends() -> list[Check]:
 
 def _backend(point: importlib.metadata.EntryPoint) -> Check:
     name = f"backend {point.name}"
+    cure = "repair or uninstall the distribution that ships it"
     try:
-        point.load()
+        found = point.load()
+        if not (inspect.isclass(found) and issubclass(found, Backend)):
+            return Check(name, "fail", f"{point.value}: no subclass of headrace.backends.abc.Backend", cure)
+        why = found.unavailable()
     except Exception as error:  # noqa: BLE001 - whatever a third party's import raises
-        cure = "repair or uninstall the distribution that ships it"
         return Check(name, "fail", f"{point.value}: {type(error).__name__}: {error}", cure)
-    return Check(name, "ok", point.value)
+    return Check(name, "ok", point.value if why is None else f"{point.value}: not used here, {why}")
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -378,7 +399,7 @@ def _settings() -> tuple[tuple[SettingRow, ...], list[Check]]:
 
 
 def _strangers() -> Iterator[tuple[str, str]]:
-    yield from unknown_names().items()
+    yield from unknown_names(section=read_dask_section()).items()
     for name in sorted(os.environ):
         if name.startswith("FSSPEC_HEADRACE"):
             # fsspec reads these at import and pickles them into tasks, from client to worker.

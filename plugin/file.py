@@ -419,7 +419,13 @@ class HeadraceFile(io.BufferedIOBase):
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.fs, self.path, self._position, getattr(self._source, "options", {}))
+        options = {
+            **getattr(self._source, "options", {}),
+            "priority": self._urgency.priority.base,
+            "size": self._size,
+            **({"block_size": self.block_size} if self.block_size else {"cache_type": "none"}),
+        }
+        return _reopen, (self.fs, self.path, self._position, options)
 
     @override
     def __repr__(self) -> str:

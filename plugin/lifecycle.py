@@ -30,8 +30,10 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 import threading
 import weakref
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +139,9 @@ def _at_exit() -> None:
     _fail_reads(error)
     _guard.fail_reads()
     gc.collect()
-    if not _wait_while(_guard.is_held, PATIENCE_S):
+    if not _wait_while(partial(_is_held, error), PATIENCE_S):
         _guard.cancel_reads()
-        if not _wait_while(_guard.is_held, PATIENCE_S):
+        if not _wait_while(partial(_is_held, error), PATIENCE_S):
             _skip_exit_handlers()
     if _guard.has_followed:
         # The thread that let go of the last handle may still be on its way out of Python.
@@ -148,6 +150,37 @@ def _at_exit() -> None:
     _wait_while(_runtime.runtime().is_reading, DRAIN_S)
     interrupts.disarm()
     _runtime.runtime().close(error)
+
+
+def _is_held(error: SchedulerClosedError) -> bool:
+    """Whether Arrow holds a handle, and not only for what was raised on its threads.
+
+    An error refers to the frames that it went through, and those to handles; Arrow keeps the interrupt, and a
+    read in flight its error.
+    """
+    if not _guard.is_held():
+        return False
+    sys.last_traceback = None  # of the exception that ends the process, if one does
+    for one in [error, *_errors_of_reads(), *filter(_is_interrupt, gc.get_objects())]:
+        one.__traceback__ = None
+    return _guard.is_held()
+
+
+def _is_interrupt(thing: object) -> bool:
+    return type(thing) is KeyboardInterrupt
+
+
+def _errors_of_reads() -> list[BaseException]:
+    errors = []
+    for engine in _runtime.runtime().engines:
+        with engine.lock, engine as hub:
+            errors += [
+                request.error
+                for scheduler in hub.schedulers.values()
+                for request in scheduler.requests.values()
+                if request.error is not None
+            ]
+    return errors
 
 
 def _fail_reads(error: BaseException) -> None:

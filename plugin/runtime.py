@@ -42,6 +42,7 @@ from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from headrace.core.hub import TraceSink
+    from headrace.core.request import Request
     from headrace.core.scheduler import Scheduler
     from headrace.settings import Settings
 
@@ -190,7 +191,7 @@ class Runtime:
         self._disk_workers = Workers(DISK_WORKERS, "headrace-disk")
         self.turns = Turns(self.is_reading)
         self.copies = Copies()
-        self._trace: TraceSink | None = None
+        self._traces: tuple[TraceSink, ...] = ()
         self.closed_with: BaseException | None = None
 
     @property
@@ -202,17 +203,20 @@ class Runtime:
         """Whether an op is in flight."""
         return any(engine.hub.in_flight_ops for engine in self.engines)
 
-    @property
-    def trace(self) -> TraceSink | None:
-        """Where every engine's events go."""
-        return self._trace
-
-    @trace.setter
-    def trace(self, sink: TraceSink | None) -> None:
+    def add_trace(self, sink: TraceSink) -> None:
+        """Have every engine's events go to `sink`, too."""
         with self._lock:
-            self._trace = sink
-            for engine in self.engines:
-                engine.hub.trace = sink
+            self._trace_to((*self._traces, sink))
+
+    def remove_trace(self, sink: TraceSink) -> None:
+        """End what `add_trace` began."""
+        with self._lock:
+            self._trace_to(tuple(one for one in self._traces if one != sink))
+
+    def _trace_to(self, sinks: tuple[TraceSink, ...]) -> None:
+        self._traces = sinks
+        for engine in self.engines:
+            engine.hub.trace = _all_of(sinks)
 
     def engine(self, settings: Settings) -> Engine:
         """Return the engine with these process-wide limits."""
@@ -221,7 +225,7 @@ class Runtime:
         with self._lock:
             if key not in self._engines:
                 self._engines[key] = Engine(buffer_bytes=key[0], process_io_limit=limit)
-                self._engines[key].hub.trace = self._trace
+                self._engines[key].hub.trace = _all_of(self._traces)
             return self._engines[key]
 
     def channel(self, target: Any, settings: Settings) -> Channel:
@@ -304,6 +308,18 @@ class Runtime:
         """Raise where the runtime was closed."""
         if self.closed_with is not None:
             raise SchedulerClosedError(str(self.closed_with)) from None
+
+
+def _all_of(sinks: tuple[TraceSink, ...]) -> TraceSink | None:
+    """Make one sink of several."""
+    if len(sinks) <= 1:
+        return sinks[0] if sinks else None
+
+    def record(event: str, request: Request, lo: int, hi: int, now: float) -> None:
+        for sink in sinks:
+            sink(event, request, lo, hi, now)
+
+    return record
 
 
 def _excluded(settings: Settings) -> frozenset[str]:

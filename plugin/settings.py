@@ -224,6 +224,11 @@ def explain_settings(
     return _resolve(options or {}, *_surroundings(environ, dask_config))
 
 
+def read_dask_section() -> dict[str, object]:
+    """Return what Dask's configuration holds under ``headrace``."""
+    return _dask_section(_dask_config())
+
+
 def unknown_names(
     environ: Mapping[str, str] | None = None, section: Mapping[str, object] | None = None
 ) -> dict[str, str]:

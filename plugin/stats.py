@@ -9,6 +9,7 @@ The identity that always holds, once nothing is in flight::
 from __future__ import annotations
 
 import dataclasses
+import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ class Stats:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th><td style='text-align:right'>{_shown(value)}</td></tr>"
+            f"<tr><th>{name}</th><td style='text-align:right'>{html.escape(_shown(value))}</td></tr>"
             for name, value in self.to_dict().items()
             if name != "devices"
         )

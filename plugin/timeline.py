@@ -24,14 +24,15 @@ def draw(events: list[TraceEvent], path: str | Path) -> None:
         import matplotlib as mpl  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(NO_PLOTS) from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    # Not by pyplot, whose backend is the program's own.
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
     rows = _rows(events)
-    figure, axes = plt.subplots(figsize=(12, min(3 + 0.12 * len(rows), 14)))
+    figure = Figure(figsize=(12, min(3 + 0.12 * len(rows), 14)))
+    axes = figure.subplots()
     origin = min((event.time_s for event in events), default=0.0)
     bases = sorted({event.priority[0] for event in events})
-    colour = {base: plt.get_cmap("viridis")(k / max(len(bases), 1)) for k, base in enumerate(bases)}
+    colour = {base: mpl.colormaps["viridis"](k / max(len(bases), 1)) for k, base in enumerate(bases)}
     _bars(axes, events, rows, origin, colour)
     for base in bases:
         axes.bar(0, 0, color=colour[base], label=f"priority {base}")
@@ -42,7 +43,6 @@ def draw(events: list[TraceEvent], path: str | Path) -> None:
     if bases:
         axes.legend(loc="upper right")
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
 
 
 def _rows(events: list[TraceEvent]) -> dict[int, int]:

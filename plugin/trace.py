@@ -33,7 +33,7 @@ class TraceEvent(NamedTuple):
     event
         One of `EVENTS`.
     request
-        Its sequence number.
+        Its number, in the order in which requests are met in the trace.
     path
         A file it reads: the first, where there are several.
     priority
@@ -69,7 +69,11 @@ class Trace:
     @property
     def events(self) -> list[TraceEvent]:
         """All events, in order of time."""
-        return [_event(*raw) for raw in sorted(self._raw, key=lambda raw: raw[0])]
+        numbers: dict[int, int] = {}  # several engines count from one
+        return [
+            _event(numbers.setdefault(id(raw[2]), len(numbers) + 1), *raw)
+            for raw in sorted(self._raw, key=lambda raw: raw[0])
+        ]
 
     def to_json(self, path: str | Path) -> None:
         """Write the events as JSON: a list of objects with the fields of `TraceEvent`."""
@@ -93,12 +97,12 @@ class Trace:
         return f"<headrace.Trace of {len(self)} events>"
 
 
-def _event(now: float, event: str, request: Request, lo: int, hi: int) -> TraceEvent:
+def _event(number: int, now: float, event: str, request: Request, lo: int, hi: int) -> TraceEvent:
     start = request.bytes_between(0, lo)
     return TraceEvent(
         now,
         event,
-        request.seq,
+        number,
         str(request.label or ""),
         (request.priority.base, request.priority.position),
         lo,
@@ -110,7 +114,7 @@ def _event(now: float, event: str, request: Request, lo: int, hi: int) -> TraceE
 
 @contextlib.contextmanager
 def trace() -> Iterator[Trace]:
-    """Record every op of this process while the block runs.
+    """Record every op of this process while the block runs, beside other traces that are.
 
     >>> import headrace
     >>> with headrace.trace() as recorded:
@@ -120,8 +124,8 @@ def trace() -> Iterator[Trace]:
     """
     recorded = Trace()
     found = runtime()
-    found.trace = recorded.record
+    found.add_trace(recorded.record)
     try:
         yield recorded
     finally:
-        found.trace = None
+        found.remove_trace(recorded.record)

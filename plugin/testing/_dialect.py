@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass, field
-from email.utils import format_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
@@ -134,7 +134,8 @@ def answer(buckets: Buckets, ask: Ask) -> Answer:
     level = "object" if ask.key else "bucket" if ask.bucket else "service"
     selectors = [name for name in ask.query if name not in _HARMLESS and not name.startswith("X-Amz-")]
     perform = _OPERATIONS.get((ask.method, level, ",".join(selectors)))
-    if perform is None or "x-amz-copy-source" in ask.headers:
+    is_part_of_object = "partNumber" in ask.query and "uploadId" not in ask.query
+    if perform is None or is_part_of_object or "x-amz-copy-source" in ask.headers:
         raise S3Error(501, "NotImplemented", f"{ask.method} of {level} with {selectors} is not implemented")
     return perform(buckets, ask)
 
@@ -179,10 +180,26 @@ def _asked_range(text: str, size_bytes: int) -> tuple[int, int] | None:
 
 def _check_conditions(stored: Stored, ask: Ask) -> None:
     wanted, unwanted = ask.headers.get("If-Match"), ask.headers.get("If-None-Match")
-    if wanted is not None and not _matches(wanted, stored.etag):
-        raise _precondition_failed("If-Match")
-    if unwanted is not None and _matches(unwanted, stored.etag):
-        raise S3Error(304, "NotModified", "Not Modified", {"ETag": stored.etag})
+    # A condition on the version goes before the one on its date (RFC 9110, 13.2.2).
+    if wanted is not None:
+        if not _matches(wanted, stored.etag):
+            raise _precondition_failed("If-Match")
+    elif _is_newer(stored, ask.headers.get("If-Unmodified-Since")):
+        raise _precondition_failed("If-Unmodified-Since")
+    not_modified = S3Error(304, "NotModified", "Not Modified", {"ETag": stored.etag})
+    if unwanted is not None:
+        if _matches(unwanted, stored.etag):
+            raise not_modified
+    elif _is_newer(stored, ask.headers.get("If-Modified-Since")) is False:
+        raise not_modified
+
+
+def _is_newer(stored: Stored, date: str | None) -> bool | None:
+    """Whether an object is newer than a header's date, to the second; None where there is no such date."""
+    try:
+        return None if date is None else stored.modified.replace(microsecond=0) > parsedate_to_datetime(date)
+    except (ValueError, TypeError):  # no date, or one of no time zone
+        return None
 
 
 def _matches(condition: str, etag: str) -> bool:
@@ -237,9 +254,14 @@ def _complete_upload(buckets: Buckets, ask: Ask) -> Answer:
     parts = _upload(buckets, ask)
     try:
         numbers = [int(text) for text in _texts(ask.body, "PartNumber")]
-        stored = join_parts([parts[number] for number in numbers])
+        chosen = [parts[number] for number in numbers]
     except KeyError as error:
         raise S3Error(400, "InvalidPart", f"No part {error} was uploaded") from error
+    if not chosen:
+        raise S3Error(400, "MalformedXML", "The upload has no parts")
+    if [part.etag.strip('"') for part in chosen] != [tag.strip('"') for tag in _texts(ask.body, "ETag")]:
+        raise S3Error(400, "InvalidPart", "A part's ETag is not that of what was uploaded")
+    stored = join_parts(chosen)
     if "*" in ask.headers.get("If-None-Match", "") and ask.key in _objects(buckets, ask):
         raise _precondition_failed("If-None-Match")
     buckets.put(ask.bucket, ask.key, stored)

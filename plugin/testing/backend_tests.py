@@ -48,7 +48,7 @@ from headrace.backends.abc import (
 from headrace.errors import SchedulerClosedError
 from headrace.filesystem import HeadraceFileSystem
 from headrace.testing.perform import WAIT_S, Performer, Placed, Row, make_ops
-from headrace.types import NOT_YET
+from headrace.types import NOT_YET, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,9 @@ SIZE = 300_001
 
 DATA = random.Random(2).randbytes(SIZE)  # noqa: S311 - bytes to compare, no secret
 OTHER = random.Random(3).randbytes(70_001)  # noqa: S311
+LONG = 4 << 20
+"""Bytes of the longest op, at the most."""
+
 THREADS = 4
 
 Span = tuple[int, int]
@@ -291,6 +294,32 @@ class BackendTests(abc.ABC):
         starts = np.random.default_rng(n).integers(0, SIZE - 64, n).tolist()
         rows: list[Row] = [(0, start, start + 1 + start % 64) for start in starts]
         return make_ops(self._opened(backend, path), rows), rows
+
+    def test_a_long_op(self, performer: Performer, target: Any, tmp_path: Path) -> None:
+        """Ops are as long as `Defaults.max_op_bytes` says, and whole."""
+        length = min(performer.backend.defaults.max_op_bytes, LONG)
+        data = random.Random(4).randbytes(length + 11)  # noqa: S311
+        path = self.put(target, tmp_path, "long.bin", data)
+        placed = make_ops(self._opened(performer.backend, path), [(0, 11, length + 11)])
+        performer.perform(placed.ops)
+        assert placed.answer(0) == data[11:]
+        assert not len(placed.strays())
+
+    def test_a_file_that_was_replaced(self, performer: Performer, target: Any, tmp_path: Path) -> None:
+        """Who opens it now reads what it is now."""
+        for data in (DATA[:5000], OTHER[:5000]):
+            path = self.put(target, tmp_path, "replaced.bin", data)
+            source = performer.backend.open(path)
+            placed = make_ops([source], [(0, 0, 5000), (0, 100, 200)])
+            performer.perform(placed.ops)
+            assert placed.answers() == [data, data[100:200]]
+            performer.backend.close(source)
+
+    def test_a_verdict_of_any_error(self, backend: Backend) -> None:
+        """It is asked about whatever a read raised, and must never raise; what is not there stays so."""
+        for error in (OSError(), TimeoutError(), ConnectionResetError(), ValueError("?"), RuntimeError()):
+            assert isinstance(backend.verdict(error), Verdict)
+        assert not backend.verdict(FileNotFoundError()).is_retryable
 
     def test_a_missing_file(self, performer: Performer, missing: str) -> None:
         """`open` raises FileNotFoundError, or else each read of it does."""

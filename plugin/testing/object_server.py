@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -210,9 +211,12 @@ class ObjectServer:
     def put_folder(self, bucket: str, folder: str | Path) -> None:
         """Serve the files of a folder, from disk, under their paths in it.
 
-        Their sizes and times are taken now, and the bytes when they are asked for.
+        Their sizes and times are taken now, and the bytes when they are asked for. NotADirectoryError where
+        there is no such folder.
         """
         root = Path(folder)
+        if not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
         self._buckets.create(bucket)
         for path in sorted(root.rglob("*")):
             if path.is_file():

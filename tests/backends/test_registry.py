@@ -172,3 +172,18 @@ def test_a_backend_may_serve_what_others_serve_too(install: Install) -> None:
     for target in (MemoryFileSystem(), LocalFileSystem()):
         served[type(target).__name__] = type(registry.backend_for(target))
     assert served == {"MemoryFileSystem": Eager, "LocalFileSystem": SyncBackend}
+
+
+class Puzzled(MemoryBackend):
+    """Cannot tell whether it can be used."""
+
+    rank = 200
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        raise OSError("no folder to look in")
+
+
+def test_a_backend_that_cannot_tell_whether_it_works_is_not_used(install: Install) -> None:
+    install(puzzled=_here("Puzzled"), memory="headrace.backends.memory:MemoryBackend")
+    assert type(registry.backend_for(MemoryFileSystem())) is MemoryBackend

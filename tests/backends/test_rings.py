@@ -12,6 +12,7 @@ import gc
 import mmap
 import os
 import signal
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -666,3 +667,17 @@ def test_rings_are_kept_where_no_thread_can_be_seen(path: str, monkeypatch: pyte
     ops, expected = scattered(backend, path)
     Performer(backend).perform(ops)
     assert [bytes(ops.buffer[d : d + BLOCK]) for d in ops.dest.tolist()] == expected
+
+
+def test_a_ring_is_tried_without_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have no folder that can be written to, and a disk may be full."""
+    before = probe.__wrapped__()
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert probe.__wrapped__() == before
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert "No usable" in probe.__wrapped__(), "then there is a reason, and no error"

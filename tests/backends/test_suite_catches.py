@@ -14,7 +14,7 @@ from headrace.backends.memory import MemoryBackend
 from headrace.testing import BackendTests
 from headrace.testing.backend_tests import DATA, SIZE
 from headrace.testing.perform import Performer
-from headrace.types import Int64Array, Ops
+from headrace.types import Int64Array, Ops, Verdict
 
 
 class Suite(BackendTests):
@@ -104,6 +104,29 @@ class IsOfTwoKinds(MemoryBackend, ThreadedBackend):
         self.start(ops, row, row + 1)
 
 
+class DeliversNoMoreThanSoMuch(MemoryBackend):
+    def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:
+        rows = super().start(ops, lo, hi)
+        ops.got[lo:hi] = np.minimum(ops.got[lo:hi], 512 << 10)
+        return rows
+
+
+class KeepsWhatItOpened(MemoryBackend):
+    def __init__(self, target: Any) -> None:
+        super().__init__(target)
+        self.kept: dict[str, Any] = {}
+
+    def open(self, path: str, **_options: Any) -> Any:
+        if path not in self.kept:
+            self.kept[path] = super().open(path)
+        return self.kept[path]
+
+
+class TriesAgainWhatIsNotThere(MemoryBackend):
+    def verdict(self, error: BaseException) -> Verdict:
+        return Verdict(is_retryable=isinstance(error, OSError))
+
+
 @pytest.mark.parametrize(
     ("faulty", "test", "case"),
     [
@@ -119,6 +142,9 @@ class IsOfTwoKinds(MemoryBackend, ThreadedBackend):
         (HasANewDeviceEachTime, "test_a_device_is_hashable_and_stable", None),
         (ServesEverything, "test_it_serves_its_target_and_not_everything", None),
         (IsOfTwoKinds, "test_it_is_of_one_kind", None),
+        (DeliversNoMoreThanSoMuch, "test_a_long_op", None),
+        (KeepsWhatItOpened, "test_a_file_that_was_replaced", None),
+        (TriesAgainWhatIsNotThere, "test_a_verdict_of_any_error", None),
     ],
 )
 def test_a_fault_is_found(faulty: type[MemoryBackend], test: str, case: str | None, tmp_path: Path) -> None:
@@ -141,6 +167,7 @@ def _run(kind: type[MemoryBackend], test: str, case: str | None, tmp_path: Path)
         "performer": performer,
         "backend": performer.backend,
         "case": case,
+        "tmp_path": tmp_path,
     }
     method = getattr(suite, test)
     code = method.__func__.__code__

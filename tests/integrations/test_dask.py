@@ -6,6 +6,7 @@ processes, where the filesystem arrives pickled and the workers have settings of
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -154,3 +155,21 @@ def test_the_mode_arrives_at_the_workers(cluster: Client, lineitem: data.Lineite
     fs = _over_files({"scheduler": mode})
     seen = cluster.submit(read_and_count, fs, pure=False).result()
     assert seen == ((0, 100) if mode == "off" else (1, 100))
+
+
+@pytest.mark.parametrize(
+    ("first", "base"),
+    [
+        (-10, -10),
+        (-0.5, -1),
+        (0.5, 0),
+        (math.inf, 1 << 31),
+        (-math.inf, -(1 << 31)),
+        (math.nan, 0),
+    ],
+)
+def test_any_priority_of_dasks_is_one_of_ours(first: float, base: int) -> None:
+    """A task must not fail of its priority."""
+    from headrace.integrations.dask import _base_of
+
+    assert _base_of(first) == base

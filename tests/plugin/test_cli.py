@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -420,3 +421,42 @@ def test_demo_notices_a_wrong_answer(monkeypatch, capsys):
     monkeypatch.setitem(demo._READERS, "pyarrow.dataset", lambda *_: wrong)
     assert main(["demo", "--rows", "10"]) == 1
     assert "DemoError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scan", "doctor"])
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [("| true", 1, ""), ("> /dev/full", 1, "No space left on device"), (">&-", 0, "")],
+    ids=["nobody reads", "full", "closed"],
+)
+def test_output_that_nobody_takes(command, redirection, code, said, folder):
+    words = f"{command} --json {shlex.quote(str(folder))} {redirection}"
+    shell = f"set -o pipefail; {shlex.quote(sys.executable)} -m headrace {words}"
+    ended = subprocess.run(
+        ["/bin/bash", "-c", shell], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == code
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") <= 1, "and no more than a line"
+
+
+def test_a_link_to_nowhere_is_no_file(tmp_path):
+    """Editors leave such locks behind, hidden ones."""
+    pq.write_table(table(), tmp_path / "table.parquet")
+    (tmp_path / ".#table.parquet").symlink_to("somebody@somewhere.1234")
+    (tmp_path / "gone.parquet").symlink_to(tmp_path / "not-there.parquet")
+    assert main(["scan", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize("form", ["{}", "{}/*.parquet"])
+def test_the_columns_of_a_folder_do_not_depend_on_how_many_files_are_in_it(files, form, tmp_path, capsys):
+    folder = tmp_path / "y=1"
+    folder.mkdir()
+    for number in range(files):
+        pq.write_table(table(), folder / f"{number}.parquet")
+    assert main(["scan", form.format(folder), "--filter", "y == 1"]) == 2
+    assert "y" in capsys.readouterr().err
+    assert (
+        main(["scan", form.format(tmp_path if form == "{}" else tmp_path / "*"), "--filter", "y == 1"]) == 0
+    )

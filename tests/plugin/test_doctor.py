@@ -344,16 +344,18 @@ def test_a_missing_library_fails_and_a_missing_optional_one_does_not(monkeypatch
 
 def test_each_backend_is_loaded_and_one_that_cannot_be_is_a_failure(monkeypatch):
     points = [
-        EntryPoint("good", "headrace.settings:Settings", "headrace.backends"),
+        EntryPoint("good", "headrace.backends.memory:MemoryBackend", "headrace.backends"),
+        EntryPoint("else", "headrace.settings:Settings", "headrace.backends"),
         EntryPoint("gone", "headrace.no_such_module:Backend", "headrace.backends"),
         EntryPoint("less", "headrace.settings:NoSuchClass", "headrace.backends"),
     ]
     monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda **_: points)
     found = {check.name: check for check in doctor._backends()}
-    assert found["backend good"] == Check("backend good", "ok", "headrace.settings:Settings")
+    assert found["backend good"] == Check("backend good", "ok", "headrace.backends.memory:MemoryBackend")
+    assert "no subclass" in found["backend else"].detail
     assert "ModuleNotFoundError" in found["backend gone"].detail
     assert "AttributeError" in found["backend less"].detail
-    assert {found["backend gone"].status, found["backend less"].status} == {"fail"}
+    assert [found[f"backend {name}"].status for name in ("gone", "less", "else")] == ["fail"] * 3
 
 
 def test_without_an_installation_there_are_no_entry_points(monkeypatch):
@@ -419,3 +421,24 @@ def test_the_doctor_leaves_the_snapshot_alone(monkeypatch):
     monkeypatch.setenv("HEADRACE_RETRIES", "5")
     diagnose()
     assert settings.current_settings() is before
+
+
+def test_no_temporary_folder_is_a_warning(monkeypatch):
+    def refuse(*_args, **_options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", refuse)
+    found = doctor._nowait()
+    assert (found.status, "TMPDIR" in found.cure) == ("warn", True)
+
+
+def test_a_ring_that_can_be_made_and_does_not_read_is_a_warning(monkeypatch):
+    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (0, True))
+    monkeypatch.setattr(doctor.UringBackend, "unavailable", lambda: "io_uring: a read failed")
+    found = doctor._io_uring()
+    assert (found.status, found.detail) == ("warn", f"io_uring: a read failed: {doctor._INSTEAD}")
+
+
+def test_what_dask_has_under_headrace_and_is_no_setting_is_told(monkeypatch):
+    monkeypatch.setattr(doctor, "read_dask_section", lambda: {"sheduler": "lite"})
+    assert "headrace.scheduler" in dict(doctor._strangers())["headrace.sheduler"]

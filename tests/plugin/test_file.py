@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -561,3 +562,14 @@ def test_a_file_that_is_closed_while_its_size_is_asked_says_so(
     monkeypatch.setattr(type(file), "_check_open", check_and_close)
     with pytest.raises(ValueError, match="closed file"):
         _ = file.size
+
+
+def test_a_pickled_file_is_as_urgent_as_it_was(scheduled: headrace.HeadraceFileSystem, path: str) -> None:
+    """And takes blocks as it did."""
+    for options, block_bytes in (({"cache_type": "none"}, 0), ({"block_size": 5000}, 5000)):
+        with scheduled.open(path, "rb", priority=-5, **options) as file:
+            file.seek(7)
+            again = pickle.loads(pickle.dumps(file))
+        with again:
+            assert (again.tell(), again.block_size, again._urgency.priority.base) == (7, block_bytes, -5)
+            assert again.read(20) == CONTENT[7:27]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ def test_stats(target: Target, scheduled_mode: str) -> None:
         after.bytes_delivered = 0
     assert "3" in repr(after)
     assert after._repr_html_().lstrip().startswith("<")
+    odd = dataclasses.replace(after, engine_reason="not <this>")
+    assert "not &lt;this&gt;" in odd._repr_html_()
 
 
 def test_process_stats_cover_all(targets: dict[str, Target], scheduled_mode: str) -> None:
@@ -65,3 +69,35 @@ def test_a_bad_priority_is_refused(disk: Target, mode: str, priority: Any) -> No
     fs = disk.headrace(scheduler=mode)
     with pytest.raises((TypeError, ValueError), match="priority"):
         fs.with_priority(priority)
+
+
+def test_a_trace_in_a_trace_takes_nothing_from_it(disk: Target, scheduled_mode: str) -> None:
+    fs = disk.headrace(scheduler=scheduled_mode)
+    with headrace.trace() as outer:
+        with headrace.trace() as inner:
+            fs.read_ranges(disk.big, [0], [10])
+        fs.read_ranges(disk.big, [10], [20])
+    assert len(outer) == 2 * len(inner) > 0
+    fs.read_ranges(disk.big, [20], [30])
+    assert len(outer) == 2 * len(inner)
+
+
+def test_requests_of_two_engines_are_two(disk: Target, scheduled_mode: str) -> None:
+    """Each engine counts from one."""
+    with headrace.trace() as trace:
+        for budget in (64 << 20, 65 << 20):
+            fs = disk.headrace(scheduler=scheduled_mode, buffer_bytes=budget)
+            fs.read_ranges(disk.big, [0], [10])
+    assert {event.request for event in trace.events} == {1, 2}
+
+
+def test_a_picture_leaves_the_programs_plots_alone(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    try:
+        headrace.Trace().to_png(tmp_path / "timeline.png")
+        assert mpl.get_backend() == "svg"
+    finally:
+        mpl.use("Agg")
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")

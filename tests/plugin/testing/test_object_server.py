@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -384,3 +386,37 @@ def test_each_client_is_known_by_its_key(server: ObjectServer):
     assert found == {"test-key", "arrow-key", "obstore-key", "signed-url-key"}
     assert "Signature" not in repr(server.requests)
     assert "Signature" in server.requests[0].headers["Authorization"]
+
+
+def test_conditions_on_a_date(server: ObjectServer):
+    modified = parsedate_to_datetime(ask(server, "HEAD", "/bucket/key").headers["Last-Modified"])
+    before, same = (format_datetime(modified - timedelta(seconds=s), usegmt=True) for s in (1, 0))
+
+    def status(**headers: str) -> int:
+        return ask(server, "GET", "/bucket/key", {k.replace("_", "-"): v for k, v in headers.items()}).status
+
+    assert status(If_Modified_Since=before) == status(If_Unmodified_Since=same) == 200
+    assert status(If_Modified_Since=same) == 304
+    assert status(If_Unmodified_Since=before) == 412
+    assert status(If_Modified_Since="yesterday") == 200, "no date is no condition"
+    assert status(If_Match="*", If_Unmodified_Since=before) == 200, "a version goes before a date"
+
+
+def test_parts_are_those_that_were_uploaded(server: ObjectServer):
+    begun = ask(server, "POST", "/bucket/parts?uploads")
+    (upload,) = begun.texts("UploadId")
+    put = ask(server, "PUT", f"/bucket/parts?uploadId={upload}&partNumber=1", body=b"data")
+    form = "<CompleteMultipartUpload>{}</CompleteMultipartUpload>"
+    part = "<Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part>"
+    for body, code in ((form.format(""), "MalformedXML"), (form.format(part.format("wrong")), "InvalidPart")):
+        answer = ask(server, "POST", f"/bucket/parts?uploadId={upload}", body=body.encode())
+        assert (answer.status, answer.texts("Code")) == (400, [code])
+    right = form.format(part.format(put.headers["ETag"].replace('"', "&quot;")))
+    assert ask(server, "POST", f"/bucket/parts?uploadId={upload}", body=right.encode()).status == 200
+    assert ask(server, "GET", "/bucket/parts").body == b"data"
+    assert ask(server, "GET", "/bucket/parts?partNumber=1").status == 501
+
+
+def test_a_folder_that_is_not_there_is_an_error(server: ObjectServer, tmp_path: Path):
+    with pytest.raises(NotADirectoryError, match="missing"):
+        server.put_folder("bucket", tmp_path / "missing")
