@@ -22,9 +22,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import threading
 import weakref
 from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -70,6 +72,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LEAST_VERSION = (0, 11)
+"""Of obstore: those before do not know all the options that translate."""
+
+_NUMBERS = re.compile(r"\d+")
 
 _CLIENTS: tuple[type[Client], ...] = (S3Client, GcsClient, AzureClient, HttpClient)
 
@@ -133,9 +139,13 @@ class ObstoreBackend(BulkBackend):
     @classmethod
     @override
     def unavailable(cls) -> str | None:
-        """Say that obstore is not installed."""
+        """Say that obstore is not installed, or too old."""
         if importlib.util.find_spec("obstore") is None:
             return "obstore is not installed (pip install 'headrace[obstore]')"
+        found = metadata.version("obstore")
+        if tuple(map(int, _NUMBERS.findall(found)[:2])) < LEAST_VERSION:
+            least = ".".join(map(str, LEAST_VERSION))
+            return f"obstore {found} is older than {least} (pip install 'headrace[obstore]')"
         return None
 
     @classmethod

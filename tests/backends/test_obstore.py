@@ -388,6 +388,13 @@ def test_op_by_op_an_open_file_is_of_one_version(server: ObjectServer, scheduled
             file.read(10)
 
 
+@pytest.mark.parametrize(("version", "is_old"), [("0.10.4", True), ("0.11.0", False), ("1.0.0b1", False)])
+def test_an_old_obstore_is_not_used(monkeypatch: pytest.MonkeyPatch, version: str, is_old: bool) -> None:
+    monkeypatch.setattr("headrace.backends.obstore.metadata.version", lambda _name: version)
+    why = ObstoreBackend.unavailable() or ""
+    assert (version in why, "0.11" in why) == (is_old, is_old)
+
+
 # -- versions
 
 
