@@ -18,14 +18,19 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from headrace.drivers.interrupts import NOT_MINE
 from headrace.memory import MAPPED_BYTES, mapping, result_buffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.types import UInt8Array
+
+T = TypeVar("T")
 
 UNLIMITED_BYTES = 512 << 20
 """What stays idle at the most where the byte budget is no limit."""
@@ -39,7 +44,7 @@ class Arenas:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._idle: list[mmap.mmap] = []
         self._returned: deque[mmap.mmap] = deque()
         self._watched: dict[int, tuple[weakref.ref[Any], int]] = {}
@@ -67,22 +72,38 @@ class Arenas:
         """
         limit_bytes = limit_bytes or UNLIMITED_BYTES
         size = _rounded(nbytes)
-        # A finaliser or signal handler may be inside: who comes then goes without.
-        if nbytes < MAPPED_BYTES or size > limit_bytes or not self._lock.acquire(blocking=False):
-            return result_buffer(nbytes)
-        try:
-            self._limit = limit_bytes
-            self._settle()
-            mapped = self._fitting(size) or mapping(size)
-            memory = self._watch(mapped)
-            self._shrink()
-        finally:
-            self._lock.release()
-        return np.frombuffer(memory, np.uint8, nbytes)
+        is_kept = nbytes >= MAPPED_BYTES and size <= limit_bytes
+        memory = self._if_free(self._take, size, limit_bytes) if is_kept else None
+        return result_buffer(nbytes) if memory is None else np.frombuffer(memory, np.uint8, nbytes)
 
     def forget(self) -> None:
         """In a forked child: whoever held the lock is not there."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+
+    def _if_free(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Call `function` with the lock; None where somebody has it.
+
+        A finaliser or signal handler may have interrupted that somebody: who comes then goes without.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+            return None
+        try:
+            return function(*args) if self._lock.acquire(blocking=False) else None
+        finally:
+            # At once, and whatever we remember: a signal is handled after any call but this one.
+            try:
+                self._lock.release()
+            except RuntimeError as error:
+                if not str(error).startswith(NOT_MINE):
+                    raise  # a signal handler's
+
+    def _take(self, size: int, limit_bytes: int) -> Any:
+        self._limit = limit_bytes
+        self._settle()
+        mapped = self._fitting(size) or mapping(size)
+        memory = self._watch(mapped)
+        self._shrink()
+        return memory
 
     def _watch(self, mapped: mmap.mmap) -> Any:
         memory = (ctypes.c_char * len(mapped)).from_buffer(mapped)
@@ -94,11 +115,7 @@ class Arenas:
     def _give_back(self, mapped: mmap.mmap, key: int) -> None:
         self._watched.pop(key, None)
         self._returned.append(mapped)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._settle()
-            finally:
-                self._lock.release()
+        self._if_free(self._settle)
 
     def _settle(self) -> None:
         """Make idle what came back, and let go of what is too much."""

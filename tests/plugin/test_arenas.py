@@ -145,3 +145,38 @@ def test_arenas_come_back_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> 
             del taken
             os._exit(0 if pool.idle_bytes >= SIZE else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+class CutError(Exception):
+    """Stands for what a signal's handler raises."""
+
+
+class Interrupted:
+    """A lock after whose acquisition a signal is handled, before the caller has seen it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.is_cut = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lock, name)
+
+    def acquire(self, *, blocking: bool) -> bool:
+        is_mine = self.lock.acquire(blocking=blocking)
+        if self.is_cut:
+            raise CutError
+        return is_mine
+
+
+def test_an_interrupt_leaves_the_lock_free(arenas: Arenas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would ever have an arena again."""
+    lock = Interrupted()
+    monkeypatch.setattr(arenas, "_lock", lock)
+    with pytest.raises(CutError):
+        arenas.take(SIZE, 64 * MIB)
+    lock.is_cut = False
+    assert not lock._is_owned()
+    held = arenas.take(SIZE, 64 * MIB)
+    assert arenas.out_bytes == SIZE
+    del held
+    assert arenas.idle_bytes == SIZE
