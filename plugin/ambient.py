@@ -40,12 +40,20 @@ def priority(base: int) -> Iterator[None]:
         _base.reset(token)
 
 
+MOST_BASE = 1 << 31
+"""Of a priority, either way: ages are counted beside it, in floats."""
+
+
 def checked_base(base: object) -> int:
     """Return `base` if it is a priority."""
     if isinstance(base, bool) or not hasattr(base, "__index__"):
         msg = f"a priority is an integer, lower is more urgent; not {base!r}"
         raise TypeError(msg)
-    return int(base.__index__())
+    found = int(base.__index__())
+    if abs(found) > MOST_BASE:
+        msg = f"a priority is from {-MOST_BASE} to {MOST_BASE}"
+        raise ValueError(msg)
+    return found
 
 
 def register(provider: Callable[[], int | None]) -> None:

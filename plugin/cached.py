@@ -47,8 +47,11 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
         return None  # a signal handler that interrupted a section
     length = difference(ranges.ends, ranges.starts)
     longest = largest(length)
+    offsets = offsets_of(length)
+    total = int(offsets[-1])
     devices = {channel.backend.device(path) for path in ranges.paths}
-    if longest > channel.quick_bytes or len(devices) > 1:
+    is_short = out is not None and memoryview(out).nbytes < total  # planned, equal ranges are one
+    if longest > channel.quick_bytes or len(devices) > 1 or is_short:
         return None
     try:
         sources = [channel.backend.open(path) for path in ranges.paths]
@@ -56,8 +59,6 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
             advise_scattered(source)  # a probe that misses reads ahead
     except (OSError, ValueError):
         return None  # the scheduled way says whose error it is
-    offsets = offsets_of(length)
-    total = int(offsets[-1])
     limit = channel.settings.buffer_bytes
     buffer = arenas.take(total, limit) if out is None else checked_out(out, total)
     ops = Ops.of(sources, (ranges.file, ranges.starts, length, offsets[:-1]), buffer)

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from headrace import uploads
 from headrace.drivers import interrupts
+from headrace.drivers.apart import call_apart
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.ranges import batch_of
 
@@ -104,7 +105,7 @@ class Delegation:
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a sync method without blocking the caller's loop."""
-        return await asyncio.to_thread(self._one_at_a_time, function, *args, **kwargs)
+        return await call_apart(self._one_at_a_time, function, *args, **kwargs)
 
     def _one_at_a_time(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call it, under ``off`` too with the target to itself: its caller knows of one thread alone."""
@@ -194,7 +195,7 @@ class Delegation:
     async def _find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Async twin of `find`."""
         if not getattr(self.target, "async_impl", False):
-            return await asyncio.to_thread(self.find, path, *args, **kwargs)
+            return await call_apart(self.find, path, *args, **kwargs)
         return await self._of_target_async("_find", self._own_path(path), *args, **kwargs)
 
     # -- writes and the rest

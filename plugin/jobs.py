@@ -17,7 +17,7 @@ from headrace.backends.abc import InlineBackend
 from headrace.core.request import Request, State
 from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
-from headrace.errors import SchedulerClosedError
+from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.redact import redact_url
 from headrace.types import Ops, Priority
 
@@ -153,6 +153,27 @@ def run_unscheduled(job: Job) -> None:
         return
     msg = "a signal handler or finaliser that interrupted headrace cannot read from this filesystem"
     raise RuntimeError(msg)
+
+
+def until(timeout_s: float | None) -> float | None:
+    """Return when so many seconds will be over, on the clock of `perf_counter`."""
+    return None if timeout_s is None else perf_counter() + timeout_s
+
+
+def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | None) -> None:
+    """Wait for what was launched, until then; `timeout_s` is what its error tells."""
+    try:
+        driver.wait(job, None if until_s is None else max(until_s - perf_counter(), 0.0))
+    except ReadTimeoutError:
+        msg = f"{job.request.label or 'read'}: not finished within {timeout_s} s"
+        raise ReadTimeoutError(msg) from None
+
+
+def wait_for_all(driver: Any, jobs: list[Job], timeout_s: float | None) -> None:
+    """Wait for several that were launched, no longer together than for one."""
+    until_s = until(timeout_s)
+    for job in jobs:
+        wait_until(driver, job, until_s, timeout_s)
 
 
 def check_outcome(job: Job) -> None:

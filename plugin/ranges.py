@@ -53,6 +53,10 @@ class Ranges:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def own(self) -> None:
+        """Keep no array of the caller's, who may use it again before the result is taken."""
+        self.starts, self.ends = self.starts.copy(), self.ends.copy()
+
 
 def as_ranges(
     paths: str | Sequence[str], starts: Any, ends: Any, normalise: Any = lambda path: path

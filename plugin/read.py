@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from headrace.core.request import State
 from headrace.errors import ReadCancelledError, SchedulerClosedError
+from headrace.jobs import wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,8 +134,7 @@ class Read:
                 raise SchedulerClosedError(msg)
             assert self._reader is not None  # noqa: S101
             parts = self._parts  # of threads that come at once each has the batch, and one lets go of these
-            for part in parts:
-                self._reader.channel.driver.wait(part.job, timeout)
+            wait_for_all(self._reader.channel.driver, [part.job for part in parts], timeout)
             if self._batch is None:
                 self._batch = self._reader.collect(self._ranges, parts, self._buffer)
                 for part in parts:

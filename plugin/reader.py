@@ -29,21 +29,23 @@ from headrace.cached import read_cached
 from headrace.columns import BLOCK, offsets_of
 from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
+from headrace.drivers.apart import call_apart
 from headrace.errors import ObjectChangedError
-from headrace.jobs import Urgency, check_outcome, hand_over
+from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
 from headrace.ranges import MOST_OFFSET, checked_out
 from headrace.read import Part, Read
-from headrace.single import CLIP_ABOVE_BYTES, SingleReader
+from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from headrace.core.plan import Settled
+    from headrace.core.request import Request
     from headrace.ranges import Ranges
 
 FEW_REQUESTS = 10_000
@@ -74,7 +76,7 @@ class Reader(SingleReader):
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
         pieces = _pieces_of(parts, buffer) if is_listed else None
         with self._performed(parts):
-            if out is not None and not self.is_drained:
+            if out is not None and not self._is_lent_safely(len(parts)):
                 buffer = _copied(buffer, out)
             batch = self.collect(ranges, parts, buffer)
         if pieces is not None and _is_all_there(parts[0]):
@@ -106,7 +108,7 @@ class Reader(SingleReader):
             for piece, got in zip(pieces, settled.length.tolist(), strict=True)
         ]
         if settled.again:
-            more, at = self._ask_again(ranges, sources, settled)
+            more, at = self._ask_again(ranges, sources, settled, parts[0].job.request)
             for row, begin in zip(settled.again, at.tolist(), strict=True):
                 answers[row] = more[begin : begin + int(settled.length[row])].tobytes()
         for row, error in settled.errors.items():
@@ -123,8 +125,7 @@ class Reader(SingleReader):
             else:
                 for job in jobs:
                     self.channel.driver.launch(job)
-                for job in jobs:
-                    self.channel.driver.wait(job, timeout_s)
+                wait_for_all(self.channel.driver, jobs, timeout_s)
             yield
         except BaseException:
             self.channel.engine.lost.extend(jobs)
@@ -134,6 +135,7 @@ class Reader(SingleReader):
     async def read_async(self, ranges: Ranges, urgency: Urgency) -> RangeBatch:
         """Read without blocking the caller's event loop, which need not be ours."""
         check_not_exiting()
+        ranges.own()
         parts, buffer = self._prepare(ranges, urgency, None)
         read = Read(self, ranges, parts, buffer)
         loop = asyncio.get_running_loop()
@@ -148,11 +150,12 @@ class Reader(SingleReader):
                 if not part.job.request.is_over:
                     part.job.cancel()
         # Only what must be asked again may still wait, and that is rare: not on this loop's thread.
-        return await asyncio.to_thread(read.result)
+        return await call_apart(read.result)
 
     def submit(self, ranges: Ranges, urgency: Urgency) -> Read:
         """Start a read whose result is taken later."""
         check_not_exiting()
+        ranges.own()
         parts, buffer = self._prepare(ranges, urgency, None)
         read = Read(self, ranges, parts, buffer)
         for part in parts:
@@ -170,7 +173,7 @@ class Reader(SingleReader):
         plans = [self._plan(ranges, chosen, size_of(path)) for path, chosen in groups.items()]
         total = sum(plan.buffer_bytes for plan in plans)
         given = None if out is None else checked_out(out, total)
-        if given is not None and self.is_drained:
+        if given is not None and self._is_lent_safely(len(plans)):
             buffer = given
         elif is_awaited:
             # Of our own even where the caller gave some: what is left in flight by an exception writes to it.
@@ -181,6 +184,10 @@ class Reader(SingleReader):
         begins = accumulate((plan.buffer_bytes for plan in plans), initial=0)
         moved = [plan.moved(begin) for plan, begin in zip(plans, begins, strict=False)]
         return self._parts(urgency, sources, groups, moved, buffer), buffer
+
+    def _is_lent_safely(self, devices: int) -> bool:
+        """Whether nothing is written to lent memory once the call is over: of several devices some is."""
+        return self.is_drained and devices <= 1
 
     def _parts(
         self,
@@ -211,7 +218,8 @@ class Reader(SingleReader):
                 # Without its traceback, which holds the other files open as long as it lives.
                 failed[number], source = error.with_traceback(None), None
             sources.append(source)
-        if self.keeps_open and len(ranges) and int((ranges.ends - ranges.starts).max()) > CLIP_ABOVE_BYTES:
+        longest = CLIP_ABOVE_BYTES if self.keeps_open else CLIP_ASKED_ABOVE_BYTES
+        if len(ranges) and int((ranges.ends - ranges.starts).max()) > longest:
             self._clip(ranges, sources)
         if failed:
             for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
@@ -222,7 +230,8 @@ class Reader(SingleReader):
         """Have no range end behind its file: who wants all of that may ask for more than there is memory."""
         sizes = np.full(len(sources), MOST_OFFSET)
         for number, source in enumerate(sources):
-            with contextlib.suppress(OSError):  # of a device, or gone: the read says so
+            # Of a device, or gone, or not to be asked on this loop: the read says so.
+            with contextlib.suppress(OSError, RuntimeError):
                 sizes[number] = 0 if source is None else self.size(source, ranges.paths[number])
         ranges.ends = np.maximum(ranges.starts, np.minimum(ranges.ends, sizes[ranges.file]))
 
@@ -268,7 +277,8 @@ class Reader(SingleReader):
             dest[part.rows] = part.plan.range_dest
         if settled.again:
             # Of the same sources: of the versions they stand for.
-            more, at = self._ask_again(ranges, parts[0].job.ops.sources, settled)
+            job = parts[0].job
+            more, at = self._ask_again(ranges, job.ops.sources, settled, job.request)
             dest[settled.again] = len(buffer) + at
             buffer = np.concatenate((buffer, more))
         return RangeBatch(pa.py_buffer(buffer), dest, settled.length, settled.errors)
@@ -286,15 +296,19 @@ class Reader(SingleReader):
         return outcome
 
     def _ask_again(
-        self, ranges: Ranges, sources: list[Any], settled: _Outcome
+        self, ranges: Ranges, sources: list[Any], settled: _Outcome, like: Request
     ) -> tuple[UInt8Array, Int64Array]:
-        """Read some ranges each on its own, as one unsplit op; returns their bytes and where each begins."""
+        """Read some ranges each on its own, as one unsplit op; returns their bytes and where each begins.
+
+        They are as urgent as the request they were of.
+        """
         rows = np.array(settled.again, np.int64)
         sizes = ranges.ends[rows] - ranges.starts[rows]
         found = result_buffer(int(sizes.sum()))
         at = np.cumsum(sizes) - sizes
         ops = Ops.of(sources, (ranges.file[rows], ranges.starts[rows], sizes, at), found)
-        job = self.job(ops, ranges.paths[int(ranges.file[rows[0]])], len(found), Urgency())
+        path = ranges.paths[int(ranges.file[rows[0]])]
+        job = self.job(ops, path, len(found), Urgency(like.priority, like.scan))
         try:
             self.run(job, self.channel.settings.timeout_s)
             check_outcome(job)

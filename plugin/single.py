@@ -20,7 +20,7 @@ from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
-from headrace.jobs import Urgency, check_outcome, hand_over
+from headrace.jobs import Urgency, check_outcome, hand_over, until, wait_until
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
@@ -237,13 +237,14 @@ class SingleReader(QuickReader):
             for path in paths:
                 jobs.append(self._whole_job(self.channel.backend.open(path), urgency))
                 self.channel.driver.launch(jobs[-1])
-            return [answer_or_error(self._await_whole, job) for job in jobs]
+            until_s = until(self.channel.settings.timeout_s)
+            return [answer_or_error(self._await_whole, job, until_s) for job in jobs]
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
 
-    def _await_whole(self, job: Job) -> bytes:
-        self.channel.driver.wait(job, self.channel.settings.timeout_s)
+    def _await_whole(self, job: Job, until_s: float | None) -> bytes:
+        wait_until(self.channel.driver, job, until_s, self.channel.settings.timeout_s)
         return _take_whole(job)
 
     def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:
@@ -325,6 +326,9 @@ _SAY_HOW = frozenset({"path", "start", "end", "chunksize", "max_concurrency", "m
 
 CLIP_ABOVE_BYTES = 64 << 20
 """No memory is taken for more of a file than it has, of ranges longer than this."""
+
+CLIP_ASKED_ABOVE_BYTES = 1 << 40
+"""The same where the filesystem has to be asked, which may know an older length: what is meant is the end."""
 
 _ZERO = np.zeros(1, np.int64)
 _ZERO.flags.writeable = False

@@ -74,10 +74,11 @@ def is_sibling(request: Request, budget: ByteBudget) -> bool:
 
 
 def is_stuck(request: Request, in_flight_ops: int) -> bool:
-    """Somebody waits for the request, and no op is in flight whose end could free the budget.
+    """Somebody waits for the request, and no op is in flight on its device.
 
     Deadlock prevented: all reservations belong to results that are ready and unread, and the thread that
-    would read them is the one that waits here.
+    would read them is the one that waits here. Other devices are no reason to wait: theirs may be busy for
+    as long as others read, or hold an op that never ends, and neither frees what this thread holds.
     """
     return request.is_awaited and in_flight_ops == 0
 

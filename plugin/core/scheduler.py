@@ -146,7 +146,7 @@ class Scheduler:
         request = head
         if head is not None and not self._may_reserve(head):
             request = pick_passing(
-                head, self.started.values(), list(self.awaited.values()), self.hub.in_flight_ops
+                head, self.started.values(), list(self.awaited.values()), self.in_flight_ops
             )
         if request is None:
             self.is_held_back = self.in_rounds != {} and any(cut for _, cut in self.in_rounds.values())
@@ -237,7 +237,7 @@ class Scheduler:
         while not request.is_speculative and self.hub.shed_speculation():
             if budget.fits(request.result_bytes):
                 return True
-        return can_reserve(request, budget, self.hub.in_flight_ops)
+        return can_reserve(request, budget, self.in_flight_ops)
 
     def _grantable_ops(self, request: Request) -> int:
         if request.step_bytes:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+import headrace
 from headrace import HeadraceFileSystem, ReadTimeoutError
+from headrace.testing import ObjectServer
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -149,3 +155,160 @@ def test_a_local_file_in_standard_mode(tmp_path: Any) -> None:
     with fs.open(path, cache_type="none") as file:
         assert file.readinto(out) == len(out)
     assert out == (DATA * 1000)[: len(out)]
+
+
+# -- many waits are no longer than one
+
+
+class Gated(AbstractFileSystem):
+    """Answers when its gate is open."""
+
+    protocol = "headhold"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def info(self, path: str, **_kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": 10, "type": "file"}
+
+    def expand_path(self, path: Any, *_args: Any, **_kwargs: Any) -> list[str]:
+        return path if isinstance(path, list) else [path]
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_kwargs: Any) -> bytes:
+        assert self.gate.wait(30)
+        return b"0123456789"[start:end]
+
+
+def test_several_files_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time-out is that of the call: what is left of it is what the next one has."""
+    target, given = Gated(), []
+    fs = HeadraceFileSystem(fs=target, timeout_s=0.2, skip_instance_cache=True)
+    wait = type(fs.channel.driver).wait
+
+    def noting(driver: Any, job: Any, timeout_s: float | None = None) -> None:
+        given.append(timeout_s)
+        wait(driver, job, timeout_s)
+
+    monkeypatch.setattr(type(fs.channel.driver), "wait", noting)
+    try:
+        found = fs.cat(["a", "b", "c"], on_error="return")
+        assert {name: type(answer) for name, answer in found.items()} == dict.fromkeys(
+            "abc", ReadTimeoutError
+        )
+        assert all("0.2 s" in str(answer) for answer in found.values())
+        assert given[1:] == [0, 0]
+    finally:
+        target.gate.set()
+
+
+def test_memory_of_a_caller_is_not_lent_to_reads_of_two_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are launched, and may be in flight when the call has failed (I9)."""
+    (tmp_path / "data").write_bytes(bytes(range(200)))
+    path = str(tmp_path / "data")
+    fs = HeadraceFileSystem(target_protocol="file", scheduler="lite", skip_instance_cache=True)
+    reader, lent = fs._reader, []
+    monkeypatch.setattr(reader, "_by_device", lambda _: {path: np.array([0]), path + "2": np.array([1])})
+    monkeypatch.setattr(fs.channel.backend, "device", str)
+    prepare = reader._prepare
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        parts, buffer = prepare(*args, **kwargs)
+        lent.append(any(np.shares_memory(part.job.ops.buffer, out) for part in parts))
+        return parts, buffer
+
+    monkeypatch.setattr(reader, "_prepare", noting)
+    out = np.zeros(100, np.uint8)
+    monkeypatch.setattr("headrace.reader.read_cached", lambda *_: None)
+    fs.read_ranges(path, [0, 100], [50, 150], out=out)
+    assert lent == [False]
+    assert out.tolist() == [*range(50), *range(100, 150)]
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_async_reads_need_no_thread_of_the_programs(engine: str, scheduled_mode: str) -> None:
+    """All of its executor's may be waiting for these very reads."""
+    with ObjectServer() as server:
+        server.put("bucket", "key", bytes(range(100)))
+        fs = HeadraceFileSystem(
+            target_protocol="s3",
+            target_options=server.storage_options(),
+            cloud_engine=engine,
+            scheduler=scheduled_mode,
+            asynchronous=True,
+        )
+
+        async def main() -> list[bytes]:
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(1))
+
+            def work(start: int) -> bytes:
+                read = fs._cat_file("bucket/key", start=start, end=start + 10)
+                return bytes(asyncio.run_coroutine_threadsafe(read, loop).result(30))
+
+            return list(await asyncio.gather(*(asyncio.to_thread(work, start) for start in (0, 50))))
+
+        assert asyncio.run(main()) == [bytes(range(10)), bytes(range(50, 60))]
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_an_end_beyond_all_files_is_that_of_the_file(engine: str, scheduled_mode: str) -> None:
+    with ObjectServer() as server:
+        server.put("bucket", "key", bytes(range(100)))
+        fs = HeadraceFileSystem(
+            target_protocol="s3",
+            target_options=server.storage_options(),
+            cloud_engine=engine,
+            scheduler=scheduled_mode,
+        )
+        assert fs.cat_ranges(["bucket/key"], [90], [sys.maxsize]) == [bytes(range(90, 100))]
+        assert fs.read_ranges("bucket/key", [95], [sys.maxsize]).to_pylist() == [bytes(range(95, 100))]
+
+
+def test_what_is_submitted_is_what_was_asked(tmp_path: Path, scheduled_mode: str) -> None:
+    """Whatever becomes of the arrays; ranges past the end are asked for once more, by themselves."""
+    (tmp_path / "data").write_bytes(bytes(range(100)))
+    fs = HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, skip_instance_cache=True)
+    starts, ends = np.array([10, 150]), np.array([20, 160])
+    read = fs.submit_ranges(str(tmp_path / "data"), starts, ends)
+    starts[:], ends[:] = 0, 90
+    assert read.result(WAIT_S).to_pylist() == [bytes(range(10, 20)), b""]
+
+
+def test_ranges_that_are_one_fit_memory_for_one(tmp_path: Path, scheduled_mode: str) -> None:
+    """Whether or not the page cache has them."""
+    (tmp_path / "data").write_bytes(bytes(range(100)))
+    fs = HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, skip_instance_cache=True)
+    out = np.zeros(10, np.uint8)
+    found = fs.read_ranges(str(tmp_path / "data"), [5, 5], [15, 15], out=out)
+    assert found.to_pylist() == [bytes(range(5, 15))] * 2
+
+
+def test_what_is_asked_for_once_more_is_as_urgent(tmp_path: Path, scheduled_mode: str) -> None:
+    (tmp_path / "data").write_bytes(bytes(range(100)))
+    fs = HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, skip_instance_cache=True)
+    with headrace.trace() as trace:
+        fs.read_ranges(str(tmp_path / "data"), [10, 150], [20, 160], priority=-5)
+    queued = [event.priority[0] for event in trace.events if event.event == "queued"]
+    assert queued == [-5] * len(queued)
+    assert len(queued) == 2
+
+
+def test_a_read_need_not_wait_for_another_devices(tmp_path: Path) -> None:
+    """What is in flight there frees nothing of the budget that this thread's own results hold."""
+    (tmp_path / "data").write_bytes(bytes(6 << 20))
+    path, target = str(tmp_path / "data"), Gated()
+    budget = {"buffer_bytes": 8 << 20, "skip_instance_cache": True}
+    stuck = HeadraceFileSystem(fs=target, **budget)
+    local = HeadraceFileSystem(target_protocol="file", scheduler="standard", **budget)
+    hanging = stuck.submit_ranges("a", [0], [10])
+    try:
+        first = local.submit_ranges(path, [0], [6 << 20])
+        assert len(local.read_ranges(path, [0], [3 << 20])) == 1
+        assert len(first.result(WAIT_S)) == 1
+    finally:
+        target.gate.set()
+    assert hanging.result(WAIT_S).to_pylist() == [b"0123456789"]

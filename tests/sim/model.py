@@ -229,10 +229,11 @@ class World:
             self.hub.changed()
 
     def raise_priority(self, naive: Naive, base: int, position: int) -> None:
-        before = naive.level, naive.request.priority
+        before = naive.level
         with self.section():
             self._of(naive).raise_priority(naive.request, (base, position), self.now)
-            if naive.is_waiting and (naive.level, naive.request.priority) != before:
+            # One that moves inside its base keeps the age of that.
+            if naive.is_waiting and naive.level != before:
                 self._pushed(naive)
 
     def close(self) -> None:
@@ -415,7 +416,7 @@ class World:
         return (
             all(request.priority < n.request.priority for n in holders)
             or (request.group is not None and request.group in {n.request.group for n in holders})
-            or (request.is_awaited and not self.flying())
+            or (request.is_awaited and not self.flying(naive.device))
         )
 
     def _demand_heads(self, device: str) -> list[Naive]:
@@ -427,7 +428,7 @@ class World:
         """Return the one that goes on although `head` waits for the budget."""
         rows = self.contending(head.device)
         found = [n for n in rows if n.holds is not None]
-        if not found and not self.flying():
+        if not found and not self.flying(head.device):
             found = [n for n in rows if n.request.is_awaited and not n.request.is_speculative]
         return min(found, key=lambda n: n.order, default=None)
 
