@@ -17,7 +17,9 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 import headrace
+import headrace.runtime
 from headrace import HeadraceFileSystem, ReadTimeoutError
+from headrace.errors import SchedulerClosedError
 from headrace.testing import ObjectServer
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -297,8 +299,10 @@ def test_what_is_asked_for_once_more_is_as_urgent(tmp_path: Path, scheduled_mode
     assert len(queued) == 2
 
 
-def test_a_read_need_not_wait_for_another_devices(tmp_path: Path) -> None:
+def test_a_read_need_not_wait_for_another_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in flight there frees nothing of the budget that this thread's own results hold."""
+    own = headrace.runtime.Runtime()
+    monkeypatch.setattr(headrace.runtime, "_current", own)
     (tmp_path / "data").write_bytes(bytes(6 << 20))
     path, target = str(tmp_path / "data"), Gated()
     budget = {"buffer_bytes": 8 << 20, "skip_instance_cache": True}
@@ -312,3 +316,4 @@ def test_a_read_need_not_wait_for_another_devices(tmp_path: Path) -> None:
     finally:
         target.gate.set()
     assert hanging.result(WAIT_S).to_pylist() == [b"0123456789"]
+    own.close(SchedulerClosedError("the test is over"))
