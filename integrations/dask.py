@@ -13,11 +13,8 @@ Loaded by itself, when ``distributed.worker`` was imported.
 from __future__ import annotations
 
 import math
-from typing import Final
 
-from headrace.ambient import register
-
-_MOST: Final = 1 << 31
+from headrace.ambient import MOST_BASE, register
 
 
 def task_priority() -> int | None:
@@ -38,7 +35,7 @@ def task_priority() -> int | None:
 
 def _base_of(first: float) -> int:
     """Return a base priority for what Dask orders by, which may be a fraction, or infinite."""
-    return 0 if math.isnan(first) else math.floor(min(max(first, -_MOST), _MOST))
+    return 0 if math.isnan(first) else math.floor(min(max(first, -MOST_BASE), MOST_BASE))
 
 
 register(task_priority)

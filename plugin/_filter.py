@@ -173,12 +173,10 @@ def _compare(node: ast.Compare) -> pc.Expression:
 
 def _step(left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
     if isinstance(op, ast.In | ast.NotIn):
-        column = _expression(left)
+        column, values = _expression(left), _literals(right)
         try:
-            found = column.isin(_literals(right))
+            found = column.isin(values)
         except (ValueError, TypeError, OverflowError) as error:  # Arrow's, of what no one type holds
-            if isinstance(error, FilterError):
-                raise
             raise FilterError(f"{ast.unparse(right)!r} is of no one type: {error}") from error
         # As with !=, what is not there is neither in nor out.
         return found if isinstance(op, ast.In) else column.is_valid() & ~found

@@ -294,8 +294,8 @@ def _warn_once(name: str, text: str) -> None:
 def _surroundings(
     environ: Mapping[str, str] | None, dask_config: Mapping[Any, Any] | None
 ) -> tuple[Mapping[str, str], dict[str, object]]:
-    config = _dask_config() if dask_config is None else dask_config
-    return (os.environ if environ is None else environ), _dask_section(config)
+    section = read_dask_section() if dask_config is None else _dask_section(dask_config)
+    return (os.environ if environ is None else environ), section
 
 
 def _dask_config() -> Mapping[Any, Any]:

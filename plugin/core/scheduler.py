@@ -271,9 +271,8 @@ class Scheduler:
         """Return how many of so many ops the link brings in time; it tells the window nothing."""
         left = self._share(request, link.limit_bytes) - self.in_flight_bytes
         if self.in_flight_ops < SHORT_SHARE:
-            left = max(
-                left, link.limit_bytes // SHORT_SHARE
-            )  # it would wait for what is hardly slower for it
+            # It would wait for what is hardly slower for it.
+            left = max(left, link.limit_bytes // SHORT_SHARE)
         if request.bytes_between(request.next_op, request.next_op + max(ops, 0)) <= left:
             return ops
         fitting = min(ops, request.ops_within(left))

@@ -230,18 +230,16 @@ def test_memory_of_a_caller_is_not_lent_to_reads_of_two_devices(
     assert out.tolist() == [*range(50), *range(100, 150)]
 
 
+def over_s3(server: ObjectServer, **options: Any) -> HeadraceFileSystem:
+    return HeadraceFileSystem(target_protocol="s3", target_options=server.storage_options(), **options)
+
+
 @pytest.mark.parametrize("engine", ["obstore", "fsspec"])
 def test_async_reads_need_no_thread_of_the_programs(engine: str, scheduled_mode: str) -> None:
     """All of its executor's may be waiting for these very reads."""
     with ObjectServer() as server:
         server.put("bucket", "key", bytes(range(100)))
-        fs = HeadraceFileSystem(
-            target_protocol="s3",
-            target_options=server.storage_options(),
-            cloud_engine=engine,
-            scheduler=scheduled_mode,
-            asynchronous=True,
-        )
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode, asynchronous=True)
 
         async def main() -> list[bytes]:
             loop = asyncio.get_running_loop()
@@ -260,12 +258,7 @@ def test_async_reads_need_no_thread_of_the_programs(engine: str, scheduled_mode:
 def test_an_end_beyond_all_files_is_that_of_the_file(engine: str, scheduled_mode: str) -> None:
     with ObjectServer() as server:
         server.put("bucket", "key", bytes(range(100)))
-        fs = HeadraceFileSystem(
-            target_protocol="s3",
-            target_options=server.storage_options(),
-            cloud_engine=engine,
-            scheduler=scheduled_mode,
-        )
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode)
         assert fs.cat_ranges(["bucket/key"], [90], [sys.maxsize]) == [bytes(range(90, 100))]
         assert fs.read_ranges("bucket/key", [95], [sys.maxsize]).to_pylist() == [bytes(range(95, 100))]
 
