@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from headrace.core.budget import ByteBudget
     from headrace.core.request import Request
+    from headrace.types import Priority
 
 URGENT_SHARE = 8
 """One part in so many of the window is kept for reads more urgent than all in flight."""
@@ -83,18 +84,41 @@ def is_stuck(request: Request, in_flight_ops: int) -> bool:
     return request.is_awaited and in_flight_ops == 0
 
 
+def is_behind_speculation(request: Request, budget: ByteBudget, speculative_bytes: int) -> bool:
+    """Whether it would fit but for reservations of speculation.
+
+    What demand holds is in its way else, and dropping what was read ahead would not help it.
+    """
+    return budget.reserved_bytes - speculative_bytes + request.result_bytes <= budget.limit_bytes
+
+
 def pick_passing(
-    head: Request, started: Iterable[Request], awaited: Iterable[Request], in_flight_ops: int
+    head: Request,
+    started: Iterable[Request],
+    awaited: dict[int, Request],
+    budget: ByteBudget,
+    in_flight_ops: int,
 ) -> Request | None:
     """Return the request that goes on although `head`, before it, waits for the budget.
 
     One that was admitted in part takes nothing more of the budget. Deadlock prevented: scans take
     turns, the head of the next one waits for this one's reservation, and this one waits behind it.
 
-    Else one that `is_stuck`. Deadlock prevented: the head belongs to a read nobody asks for yet, and
-    the thread that would free the budget waits for one behind it.
+    Else the first of those that somebody waits for, if it `is_stuck`. Deadlock prevented: the head
+    belongs to a read nobody asks for yet, and the thread that would free the budget waits for one behind
+    it. While nobody waits for the head it passes beside others, too, if it fits: the head may be in the way
+    for as long as its consumer likes.
     """
     found = [r for r in started if r.is_waiting and r.is_speculative <= head.is_speculative]
-    if not found and in_flight_ops == 0:
-        found = [r for r in awaited if r.is_waiting and not r.is_speculative]
-    return min(found, key=lambda r: (r.priority, r.seq), default=None)
+    if found:
+        return min(found, key=_order)
+    if in_flight_ops and head.is_awaited:
+        return None
+    waiting = [r for r in list(awaited.values()) if r.is_waiting and not r.is_speculative]
+    first = min(waiting, key=_order, default=None)
+    # One that does not fit holds back those after it, as every head does.
+    return first if first and (in_flight_ops == 0 or budget.fits(first.result_bytes)) else None
+
+
+def _order(request: Request) -> tuple[Priority, int]:
+    return request.priority, request.seq

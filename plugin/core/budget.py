@@ -80,13 +80,6 @@ class ByteBudget:
             self._rank(key, priority)
             self._holds[key] = (nbytes, priority, group)
 
-    def resize(self, key: Hashable, nbytes: int) -> None:
-        """Correct a reservation whose size was not known when it was made."""
-        old, priority, group = self._holds[key]
-        self._holds[key] = (nbytes, priority, group)
-        self.reserved_bytes += nbytes - old
-        self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
-
     def release(self, key: Hashable) -> int:
         """Give a reservation back; 0 where there is none, so that releasing twice is harmless."""
         nbytes, _, group = self._holds.pop(key, (0, None, None))

@@ -26,6 +26,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.core.admission import is_behind_speculation
 from headrace.core.budget import ByteBudget
 from headrace.core.request import State, stay_asleep
 from headrace.core.retry import Retries
@@ -135,8 +136,20 @@ class Hub:
             head is not None
             and not self.budget.is_holding(head.seq)
             and not self.budget.fits(head.result_bytes)
+            and self.is_short_for(head)
             for head in heads
         )
+
+    def is_short_for(self, request: Request) -> bool:
+        """Whether speculation gives way to this one, which does not fit the budget (I7).
+
+        One that nobody waits for, and that would not fit without speculation either, may be in the way for
+        as long as its consumer likes.
+        """
+        if request.is_speculative or request.is_awaited:
+            return not request.is_speculative
+        speculative_bytes = sum(holder.result_bytes for _, holder in self.speculators.values())
+        return is_behind_speculation(request, self.budget, speculative_bytes)
 
     def changed(self) -> None:
         """Note that something was released: others may be admitted now."""

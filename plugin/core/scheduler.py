@@ -145,9 +145,8 @@ class Scheduler:
         head = self._next()
         request = head
         if head is not None and not self._may_reserve(head):
-            request = pick_passing(
-                head, self.started.values(), list(self.awaited.values()), self.in_flight_ops
-            )
+            started = self.started.values()
+            request = pick_passing(head, started, self.awaited, self.hub.budget, self.in_flight_ops)
         if request is None:
             self.is_held_back = self.in_rounds != {} and any(cut for _, cut in self.in_rounds.values())
             return False
@@ -234,7 +233,7 @@ class Scheduler:
             return True
         if budget.fits(request.result_bytes):
             return not request.is_speculative or not self.hub.is_short_of_budget()
-        while not request.is_speculative and self.hub.shed_speculation():
+        while self.hub.is_short_for(request) and self.hub.shed_speculation():
             if budget.fits(request.result_bytes):
                 return True
         return can_reserve(request, budget, self.in_flight_ops)

@@ -405,19 +405,25 @@ class World:
             return True
         if request.is_speculative:
             heads = [h for device in DEVICES for h in self._demand_heads(device)]
-            is_short = any(h.holds is None and not self.fits(h) for h in heads)
+            is_short = any(h.holds is None and not self.fits(h) and self.is_short_for(h) for h in heads)
             return self.fits(naive) and not is_short
         if self.fits(naive):
             return True
         holders = [n for n in self.known if n.holds is not None]
         droppable = [n for n in holders if n.request.is_speculative and not n.flying]
-        if droppable:
+        if droppable and self.is_short_for(naive):
             return False
         return (
             all(request.priority < n.request.priority for n in holders)
             or (request.group is not None and request.group in {n.request.group for n in holders})
             or (request.is_awaited and not self.flying(naive.device))
         )
+
+    def is_short_for(self, naive: Naive) -> bool:
+        """I7: speculation gives way to what is awaited, or would fit without it."""
+        demand = sum(n.holds for n in self.known if n.holds is not None and not n.request.is_speculative)
+        would_fit = demand + naive.request.result_bytes <= self.hub.budget.limit_bytes
+        return naive.request.is_awaited or would_fit
 
     def _demand_heads(self, device: str) -> list[Naive]:
         head = self.schedulers[device].queue.head()
@@ -427,10 +433,12 @@ class World:
     def passing(self, head: Naive) -> Naive | None:
         """Return the one that goes on although `head` waits for the budget."""
         rows = self.contending(head.device)
-        found = [n for n in rows if n.holds is not None]
-        if not found and not self.flying(head.device):
-            found = [n for n in rows if n.request.is_awaited and not n.request.is_speculative]
-        return min(found, key=lambda n: n.order, default=None)
+        started = [n for n in rows if n.holds is not None]
+        awaited = [n for n in rows if n.request.is_awaited and not n.request.is_speculative]
+        first = min(started or awaited, key=lambda n: n.order, default=None)
+        if first is None or started or not self.flying(head.device):
+            return first
+        return None if head.request.is_awaited or not self.fits(first) else first
 
     def room_ops(self, naive: Naive) -> int:
         """I1: how many of its ops may start now."""

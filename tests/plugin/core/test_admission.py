@@ -167,6 +167,23 @@ def test_a_waiter_behind_a_head_nobody_waits_for_is_admitted(base: int) -> None:
     assert hub.budget.reserved_bytes == 0
 
 
+def test_those_who_wait_go_side_by_side_past_a_head_nobody_waits_for() -> None:
+    """Its consumer may never come, and they fit the budget beside what he has not taken."""
+    hub = Hub(buffer_bytes=100)
+    unread = submit(hub, nbytes=70)
+    finish(hub, unread)
+    ahead = submit(hub, nbytes=70)
+    waiters = [submit(hub, nbytes=10, is_awaited=True) for _ in range(3)]
+    assert [is_admitted(waiter) for waiter in waiters] == [True, True, False], "the device takes two"
+    ahead.is_awaited = True
+    hub.changed()
+    finish(hub, waiters[0])
+    assert not is_admitted(waiters[2]), "now the head has its turn"
+    for request in (*waiters[:2], unread, ahead, waiters[2]):
+        consume(hub, request)
+    assert hub.budget.reserved_bytes == 0
+
+
 def test_waiting_later_counts_too() -> None:
     hub = Hub(buffer_bytes=100)
     finish(hub, submit(hub, nbytes=100))
@@ -255,11 +272,40 @@ def test_speculation_that_was_joined_is_not_dropped() -> None:
 def test_speculation_takes_no_budget_that_demand_of_another_device_waits_for() -> None:
     hub = Hub(buffer_bytes=100)
     held = submit(hub, nbytes=60)
-    demand = submit(hub, nbytes=60)
+    demand = submit(hub, nbytes=60, is_awaited=True)
     ahead = submit(hub, "store", nbytes=30, is_speculative=True)
     assert not is_admitted(ahead)
     consume(hub, held)
     assert (is_admitted(demand), is_admitted(ahead)) == (True, True)
+
+
+def test_demand_that_nobody_waits_for_and_other_demand_keeps_out_leaves_speculation_alone() -> None:
+    """Its consumer may take as long as he likes, and what was read ahead would not make it fit."""
+    hub = Hub(buffer_bytes=100)
+    unread = submit(hub, nbytes=60)
+    finish(hub, unread)
+    ahead = submit(hub, "store", nbytes=30, is_speculative=True)
+    finish(hub, ahead)
+    demand = submit(hub, nbytes=60)
+    further = submit(hub, "store", nbytes=10, is_speculative=True)
+    assert (is_admitted(demand), is_admitted(further), ahead.state) == (False, True, State.COMPLETE)
+    demand.is_awaited = True
+    hub.changed()
+    hub.settle(0.0)
+    assert (is_admitted(demand), ahead.state) == (True, State.RETIRED)
+
+
+def test_speculation_gives_way_to_demand_that_nobody_waits_for_if_that_would_fit() -> None:
+    hub = Hub(buffer_bytes=100)
+    ahead = [submit(hub, "store", nbytes=50, is_speculative=True) for _ in range(2)]
+    finish(hub, ahead[0])
+    demand = submit(hub, nbytes=60)
+    assert ahead[0].state is State.RETIRED
+    assert not is_admitted(demand), "the other one is in flight"
+    further = submit(hub, "store", nbytes=10, is_speculative=True)
+    assert not is_admitted(further)
+    finish(hub, ahead[1])
+    assert is_admitted(demand)
 
 
 def test_speculation_waits_while_demand_is_queued() -> None:
@@ -330,10 +376,29 @@ def test_speculation_has_no_exemption(exemption: str) -> None:
 
 
 def test_what_passes_a_blocked_head() -> None:
+    budget = a_full_budget()
     head, begun, waiter = a_request(), a_request(base=1), a_request(is_awaited=True)
     ahead = a_request(is_speculative=True)
-    assert pick_passing(head, [begun], [waiter], 0) is begun
-    assert pick_passing(head, [], [waiter], 0) is waiter
-    assert pick_passing(head, [], [waiter], 1) is None
-    assert pick_passing(head, [ahead], [], 0) is None
-    assert pick_passing(a_request(is_speculative=True), [ahead], [], 0) is ahead
+    assert pick_passing(head, [begun], {0: waiter}, budget, 0) is begun
+    assert pick_passing(head, [], {0: waiter}, budget, 0) is waiter
+    assert pick_passing(head, [], {0: waiter}, budget, 1) is None
+    assert pick_passing(head, [ahead], {}, budget, 0) is None
+    assert pick_passing(a_request(is_speculative=True), [ahead], {}, budget, 0) is ahead
+
+
+@pytest.mark.parametrize("is_awaited", [False, True], ids=["not awaited", "awaited"])
+def test_what_fits_passes_a_head_nobody_waits_for(is_awaited: bool) -> None:
+    budget = ByteBudget(100)
+    budget.hold("unread", 80, Priority())
+    head, small = a_request(60, is_awaited=is_awaited), a_request(20, base=1, is_awaited=True)
+    assert pick_passing(head, [], {0: small}, budget, 3) is (None if is_awaited else small)
+
+
+def test_the_first_that_is_awaited_is_not_passed_by_those_that_fit() -> None:
+    """Else it would wait for a moment with nothing in flight, which might never come."""
+    budget = ByteBudget(100)
+    budget.hold("unread", 80, Priority())
+    large, small = a_request(30, is_awaited=True), a_request(20, base=1, is_awaited=True)
+    awaited = {0: small, 1: large}
+    assert pick_passing(a_request(60), [], awaited, budget, 1) is None
+    assert pick_passing(a_request(60), [], awaited, budget, 0) is large

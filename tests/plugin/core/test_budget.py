@@ -44,15 +44,6 @@ def test_releasing_twice_releases_once() -> None:
     assert budget.reserved_bytes == 7
 
 
-def test_a_size_that_was_not_known() -> None:
-    budget = ByteBudget(100)
-    budget.hold("a", 10, Priority(), group="g")
-    budget.resize("a", 70)
-    assert (budget.reserved_bytes, budget.peak_bytes) == (70, 70)
-    budget.resize("a", 5)
-    assert (budget.release("a"), budget.reserved_bytes, budget.peak_bytes) == (5, 0, 70)
-
-
 def test_the_least_priority_follows_a_holder_that_was_raised() -> None:
     budget = ByteBudget(100)
     budget.hold("a", 1, Priority(3))
@@ -100,11 +91,7 @@ def test_derived_numbers_are_derived_again() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["hold", "release", "raise", "resize"]), st.integers(0, 4), st.integers(-3, 3)
-        )
-    )
+    st.lists(st.tuples(st.sampled_from(["hold", "release", "raise"]), st.integers(0, 4), st.integers(-3, 3)))
 )
 def test_against_a_table(events: list[tuple[str, int, int]]) -> None:
     budget, table = ByteBudget(50), dict[int, tuple[int, Priority]]()
@@ -117,9 +104,6 @@ def test_against_a_table(events: list[tuple[str, int, int]]) -> None:
         elif event == "raise" and key in table:
             table[key] = (table[key][0], Priority(value))
             budget.reprioritise(key, Priority(value))
-        elif event == "resize" and key in table:
-            table[key] = (20 + value, table[key][1])
-            budget.resize(key, 20 + value)
         budget.validate()
         assert budget.reserved_bytes == sum(nbytes for nbytes, _ in table.values())
         assert budget.least_priority() == min((p for _, p in table.values()), default=None)
