@@ -127,6 +127,19 @@ class RangeBatch:
         batch._pieces = None  # noqa: SLF001
         return batch
 
+    @classmethod
+    def joined(cls, batches: list[RangeBatch], rows: list[Int64Array], buffer: npt.NDArray[np.uint8]) -> Self:
+        """Copy several into `buffer`: the ranges of each come to be at its `rows`, together ``arange(n)``."""
+        n, begin = sum(map(len, batches)), 0
+        dest, length = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        errors: dict[int, Exception] = {}
+        for batch, at in zip(batches, rows, strict=True):
+            buffer[begin : begin + batch.nbytes] = _as_array(batch.buffer)
+            dest[at], length[at] = batch.offsets[:-1] + begin, np.diff(batch.offsets)
+            errors |= {int(at[row]): error for row, error in batch.errors.items()}
+            begin += batch.nbytes
+        return cls(buffer, dest, length, errors)
+
     def keep(self, pieces: list[bytes]) -> None:
         """Have the list of all ranges be these, which were made of the same bytes."""
         self._pieces = pieces

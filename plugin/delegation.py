@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -24,7 +25,7 @@ from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
 from headrace.drivers.permit import Permit, call_permitted
-from headrace.ranges import batch_of
+from headrace.ranges import answer_or_error, batch_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -137,6 +138,16 @@ class Delegation:
     def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
         data: bytes = self.target.cat_file(self._file_path(path), start=start, end=end, **kwargs)
         return data
+
+    def _cat_all_of_target(self, paths: list[str], options: dict[str, Any]) -> list[Any]:
+        """Read whole files, side by side where the target does."""
+        if not getattr(self.target, "async_impl", False):
+            return [
+                answer_or_error(partial(self._cat_of_target, **options), one, None, None) for one in paths
+            ]
+        names = [self._file_path(one) for one in paths]
+        found: list[Any] = self.target.cat_ranges(names, None, None, on_error="return", **options)
+        return found
 
     # -- listings
 

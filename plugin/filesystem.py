@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
+    from headrace.ranges import Bounds
     from headrace.stats import Stats
 
 _OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
@@ -335,8 +336,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         on_error : {"return", "raise"}
             Whether a range that fails yields its exception or raises it.
         **kwargs
-            What else the wrapped filesystem's ``cat_file`` takes (a version, headers): then ranges are read
-            one after the other.
+            What else the wrapped filesystem's ``cat_file`` takes (a version, headers): then each range is a
+            request of its own.
 
         Returns
         -------
@@ -353,14 +354,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
             interrupts.arm()
-            return asked.answers_of_each(partial(self._cat_bounds, **kwargs), on_error)
+            return asked.answers_of_each(partial(self._cat_many, options=kwargs), on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
             few = reader.cat_few(paths, starts, ends, self._file_path, self._base_here)
             if few is not None:
                 return few
         asked = ask(paths, starts, ends, self._file_path, max_gap)
         interrupts.arm()
-        if reader.keeps_open and len(asked.plain.paths) > MOST_OPEN:
+        if reader.opens_too_many(asked.plain):
             read = partial(self.cat_ranges, max_gap=max_gap, on_error=on_error)
             return asked.answers_in_blocks(MOST_OPEN, read)
         urgency = self._urgency(None)
@@ -369,7 +370,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             if long is not None:
                 return long if on_error == "return" else raise_first(long)
         batch = reader.read(asked.plain, urgency, is_listed=True)
-        return asked.answers(batch, self._cat_bounds, on_error)
+        return asked.answers(batch, self._cat_many, on_error)
 
     async def _cat_ranges(
         self,
@@ -385,9 +386,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         if reader is not None and not kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
-            if not asked.has_odd_bounds:
+            if not (asked.has_odd_bounds or reader.opens_too_many(asked.plain)):
                 batch = await reader.read_async(asked.plain, self._urgency(None))
-                return asked.answers(batch, self._cat_bounds, on_error)
+                return asked.answers(batch, self._cat_many, on_error)
         options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
         found: list[Any] = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
         return found
@@ -408,10 +409,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         interrupts.arm()
         return reader.cat(path, (start, end), self._urgency(None), kwargs)
 
-    def _cat_bounds(self, path: str, start: int | None, end: int | None, **options: Any) -> bytes:
+    def _cat_many(
+        self, asked: list[tuple[str, Bounds]], options: dict[str, Any] | None = None
+    ) -> list[bytes | Exception]:
         reader = self._reader
         assert reader is not None  # noqa: S101
-        return reader.cat(path, (start, end), self._urgency(None), options)
+        return reader.cat_many(asked, self._urgency(None), options or {})
 
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
@@ -431,10 +434,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         paths = self.expand_path(path, recursive=recursive)
         reader = self._reader
         interrupts.arm()
-        if reader is None or kwargs or len(paths) == 1:
-            found = [answer_or_error(partial(self.cat_file, **kwargs), one) for one in paths]
+        if len(paths) == 1:
+            found = [answer_or_error(partial(self.cat_file, **kwargs), paths[0])]
+        elif reader is None:
+            found = self._cat_all_of_target(paths, kwargs)
         else:
-            found = reader.cat_many(paths, self._urgency(None))
+            found = reader.cat_many([(one, (None, None)) for one in paths], self._urgency(None), kwargs)
         is_alone = isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
         return collect_cat(paths, found, on_error, is_alone=is_alone)
 

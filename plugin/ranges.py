@@ -1,15 +1,15 @@
 """What callers ask: arguments brought into columns, and fsspec's `cat_ranges` contract.
 
 Plain ranges (offsets, not negative) go to the planner as columns. Odd bounds (None, negative) mean what the
-wrapped filesystem makes of them and are asked one by one. A range that ends before it starts is an error of
-its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, whose ranges are all plain.
+wrapped filesystem makes of them, and each is a request of its own. A range that ends before it starts is an
+error of its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, whose ranges are all plain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,13 @@ from headrace.columns import first_bad
 if TYPE_CHECKING:
     from headrace.types import Int64Array, UInt8Array
 
+T = TypeVar("T")
+
+Bounds = tuple[int | None, int | None]
+"""Start and end, as fsspec understands them."""
+
+CatMany = Callable[[list[tuple[str, Bounds]]], list[Any]]
+"""Answers ranges of files each by itself: with its bytes, or its exception."""
 
 MOST_OFFSET = 2**63 - 1
 """The largest offset in a file, as the system has it."""
@@ -52,6 +59,11 @@ class Ranges:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def of_files(self, first: int, most: int, rows: Int64Array) -> Ranges:
+        """Return the ranges `rows`, which are all of the files from `first` on, `most` of these."""
+        names = self.paths[first : first + most]
+        return Ranges(names, self.file[rows] - first, self.starts[rows], self.ends[rows], self.max_gap)
 
     def own(self) -> None:
         """Keep no array of the caller's, who may use it again before the result is taken."""
@@ -137,7 +149,7 @@ def is_plain(start: Any, end: Any) -> bool:
     return start is not None and end is not None and start >= 0 and end >= 0
 
 
-def resolve_bounds(bounds: tuple[int | None, int | None], size: Callable[[], int | None]) -> tuple[int, int]:
+def resolve_bounds(bounds: Bounds, size: Callable[[], int | None]) -> tuple[int, int]:
     """Turn None and negative bounds into offsets, as slicing does; the size is asked for if it is needed.
 
     Raises
@@ -186,17 +198,14 @@ class Asked:
         """Whether any range is not given by offsets, or ends before it starts."""
         return self.rows is not None
 
-    def answers(
-        self, batch: RangeBatch, cat: Callable[[str, int | None, int | None], bytes], on_error: str
-    ) -> list[Any]:
+    def answers(self, batch: RangeBatch, cat_many: CatMany, on_error: str) -> list[Any]:
         """Merge the plain answers with those of the odd ranges."""
         found: list[Any] = batch.to_pylist(on_error="return")
         if self.rows is not None:
             merged: list[Any] = [None] * len(self.paths)
-            for row, answer in zip(self.rows, found, strict=True):
+            odd = sorted(set(range(len(merged))) - set(self.rows))
+            for row, answer in (*zip(self.rows, found, strict=True), *self._answers_of(odd, cat_many)):
                 merged[row] = answer
-            for row in sorted(set(range(len(merged))) - set(self.rows)):
-                merged[row] = answer_or_error(self._answer_odd, cat, row)
             found = merged
         return found if on_error == "return" else raise_first(found)
 
@@ -213,24 +222,25 @@ class Asked:
                 merged[row] = answer
         return merged
 
-    def answers_of_each(
-        self, cat: Callable[[str, int | None, int | None], bytes], on_error: str
-    ) -> list[Any]:
+    def answers_of_each(self, cat_many: CatMany, on_error: str) -> list[Any]:
         """Answer each range by itself, the plain ones too."""
-        found = [answer_or_error(self._answer_each, cat, row) for row in range(len(self.paths))]
+        found = [answer for _, answer in self._answers_of(range(len(self.paths)), cat_many)]
         return found if on_error == "return" else raise_first(found)
 
-    def _answer_each(self, cat: Callable[[str, int | None, int | None], bytes], row: int) -> bytes:
-        return cat(self.normalise(self.paths[row]), self.bounds[0][row], self.bounds[1][row])
+    def _answers_of(self, rows: Sequence[int], cat_many: CatMany) -> Iterator[tuple[int, Any]]:
+        asked = [answer_or_error(self._file_and_bounds, row) for row in rows]
+        found = iter(cat_many([one for one in asked if not isinstance(one, Exception)]))
+        for row, one in zip(rows, asked, strict=True):
+            yield row, one if isinstance(one, Exception) else next(found)
 
-    def _answer_odd(self, cat: Callable[[str, int | None, int | None], bytes], row: int) -> bytes:
+    def _file_and_bounds(self, row: int) -> tuple[str, Bounds]:
         start, end = self.bounds[0][row], self.bounds[1][row]
         if is_plain(start, end):
-            resolve_bounds((start, end), lambda: None)  # which says what is wrong with them
-        return cat(self.normalise(self.paths[row]), start, end)
+            resolve_bounds((start, end), lambda: None)  # which says what may be wrong with them
+        return self.normalise(self.paths[row]), (start, end)
 
 
-def answer_or_error(function: Callable[..., bytes], *args: Any) -> bytes | Exception:
+def answer_or_error(function: Callable[..., T], *args: Any) -> T | Exception:
     """Return what the function answers, or the exception it raises."""
     try:
         return function(*args)

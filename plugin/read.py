@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
 
 from headrace.core.request import State
-from headrace.errors import ReadCancelledError, SchedulerClosedError
-from headrace.jobs import wait_for_all
+from headrace.errors import ReadCancelledError, ReadTimeoutError, SchedulerClosedError
+from headrace.jobs import until, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,9 +135,16 @@ class Read:
                 raise SchedulerClosedError(msg)
             assert self._reader is not None  # noqa: S101
             parts = self._parts  # of threads that come at once each has the batch, and one lets go of these
+            until_s = until(timeout)
             wait_for_all(self._reader.channel.driver, [part.job for part in parts], timeout)
             if self._batch is None:
-                self._batch = self._reader.collect(self._ranges, parts, self._buffer)
+                try:
+                    left_s = None if until_s is None else max(until_s - perf_counter(), 0.0)
+                    self._batch = self._reader.collect(self._ranges, parts, self._buffer, left_s)
+                except ReadTimeoutError:
+                    # Of what was asked once more.
+                    msg = f"{parts[0].job.request.label or 'read'}: not finished within {timeout} s"
+                    raise ReadTimeoutError(msg) from None
                 for part in parts:
                     part.job.lost = None  # it was taken
                 self._parts = ()  # and with them of the files

@@ -36,7 +36,7 @@ from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
-from headrace.ranges import MOST_OFFSET, checked_out
+from headrace.ranges import MOST_OFFSET, MOST_OPEN, checked_out
 from headrace.read import Part, Read
 from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
@@ -73,6 +73,8 @@ class Reader(SingleReader):
         cached = read_cached(self.channel, ranges, out)
         if cached is not None:
             return cached
+        if self.opens_too_many(ranges):
+            return self._read_in_blocks(ranges, urgency, out)
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
         pieces = _pieces_of(parts, buffer) if is_listed else None
         with self._performed(parts):
@@ -82,6 +84,24 @@ class Reader(SingleReader):
         if pieces is not None and _is_all_there(parts[0]):
             batch.keep(pieces.all())
         return batch
+
+    def opens_too_many(self, ranges: Ranges) -> bool:
+        """Whether the files of a call should be open some at a time."""
+        return self.keeps_open and len(ranges.paths) > MOST_OPEN
+
+    def _read_in_blocks(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None) -> RangeBatch:
+        if out is not None:
+            checked_out(out, 0)  # before anything is read
+        by_file = np.argsort(ranges.file, kind="stable")
+        firsts = np.arange(0, len(ranges.paths), MOST_OPEN)
+        blocks = np.split(by_file, np.searchsorted(ranges.file[by_file], firsts[1:]))
+        batches = [
+            self.read(ranges.of_files(first, MOST_OPEN, rows), urgency)
+            for first, rows in zip(firsts.tolist(), blocks, strict=True)
+        ]
+        total = sum(batch.nbytes for batch in batches)
+        buffer = result_buffer(total) if out is None else checked_out(out, total)
+        return RangeBatch.joined(batches, blocks, buffer)
 
     def read_long(self, ranges: Ranges, urgency: Urgency) -> list[bytes | Exception] | None:
         """Read ranges that are all long straight into the `bytes` of each, or say that they are not.
@@ -135,18 +155,22 @@ class Reader(SingleReader):
     async def read_async(self, ranges: Ranges, urgency: Urgency) -> RangeBatch:
         """Read without blocking the caller's event loop, which need not be ours."""
         check_not_exiting()
+        if self.opens_too_many(ranges):
+            return await call_apart(self.read, ranges, urgency)
         ranges.own()
         parts, buffer = self._prepare(ranges, urgency, None)
         read = Read(self, ranges, parts, buffer)
         loop = asyncio.get_running_loop()
-        for part in parts:
-            over = loop.create_future()
-            part.job.callbacks.append(partial(_resolve, loop, over))
-            part.job.request.is_awaited = True
-            self.launch_unpolled(part.job)
-            try:
+        ends: list[asyncio.Future[None]] = [loop.create_future() for _ in parts]
+        try:
+            for part, over in zip(parts, ends, strict=True):
+                part.job.callbacks.append(partial(_resolve, loop, over))
+                part.job.request.is_awaited = True  # with its siblings, which may pass the budget anyhow (I2)
+                self.launch_unpolled(part.job)
+            for over in ends:
                 await over
-            finally:
+        finally:
+            for part in parts:
                 if not part.job.request.is_over:
                     part.job.cancel()
         # Only what must be asked again may still wait, and that is rare: not on this loop's thread.
@@ -267,8 +291,10 @@ class Reader(SingleReader):
 
     # -- after the ops
 
-    def collect(self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array) -> RangeBatch:
-        """Map ops to ranges and hand the bytes over."""
+    def collect(
+        self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array, timeout_s: float | None = None
+    ) -> RangeBatch:
+        """Map ops to ranges and hand the bytes over; what is asked again may take `timeout_s`."""
         if len(parts) == 1 and _is_whole(parts[0]):
             return _whole(parts[0], buffer)
         settled = self._settle_all(ranges, parts)
@@ -278,7 +304,7 @@ class Reader(SingleReader):
         if settled.again:
             # Of the same sources: of the versions they stand for.
             job = parts[0].job
-            more, at = self._ask_again(ranges, job.ops.sources, settled, job.request)
+            more, at = self._ask_again(ranges, job.ops.sources, settled, job.request, timeout_s)
             dest[settled.again] = len(buffer) + at
             buffer = np.concatenate((buffer, more))
         return RangeBatch(pa.py_buffer(buffer), dest, settled.length, settled.errors)
@@ -296,7 +322,12 @@ class Reader(SingleReader):
         return outcome
 
     def _ask_again(
-        self, ranges: Ranges, sources: list[Any], settled: _Outcome, like: Request
+        self,
+        ranges: Ranges,
+        sources: list[Any],
+        settled: _Outcome,
+        like: Request,
+        timeout_s: float | None = None,
     ) -> tuple[UInt8Array, Int64Array]:
         """Read some ranges each on its own, as one unsplit op; returns their bytes and where each begins.
 
@@ -310,7 +341,7 @@ class Reader(SingleReader):
         path = ranges.paths[int(ranges.file[rows[0]])]
         job = self.job(ops, path, len(found), Urgency(like.priority, like.scan))
         try:
-            self.run(job, self.channel.settings.timeout_s)
+            self.run(job, self.channel.settings.timeout_s if timeout_s is None else timeout_s)
             check_outcome(job)
             settled.length[rows] = ops.got
             for op, error in ops.errors.items():

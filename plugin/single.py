@@ -28,6 +28,7 @@ from headrace.ranges import answer_or_error, is_plain, resolve_bounds
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
+    from headrace.ranges import Bounds
     from headrace.runtime import Channel
 
 LOCAL_BLOCK_BYTES = 128 << 10
@@ -171,7 +172,7 @@ class SingleReader(QuickReader):
     def cat(
         self,
         path: str,
-        bounds: tuple[int | None, int | None],
+        bounds: Bounds,
         urgency: Urgency,
         options: dict[str, Any],
     ) -> bytes:
@@ -187,11 +188,7 @@ class SingleReader(QuickReader):
         start, end = bounds
         if isinstance(self.channel.backend, AsyncBackend | BulkBackend) and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
-        data = self._read_whole(source, urgency)
-        if is_plain(start, end):
-            # Some stores take an empty range for no range at all (I9: never longer than asked).
-            data = data[: max(end - start, 0)]  # type: ignore[operator]
-        return data
+        return _within(bounds, self._read_whole(source, urgency))
 
     def read_end(self, path: str, nbytes: int, urgency: Urgency) -> tuple[int, str, bytes] | None:
         """Read the last bytes of a file of which nothing is known yet: returns size, version, and them.
@@ -220,32 +217,49 @@ class SingleReader(QuickReader):
         """Whether the bounds are offsets, and what lies between them one op: its length is known then."""
         return is_plain(start, end) and 0 < end - start <= self.channel.max_op_bytes  # type: ignore[operator]
 
-    def _cat_source(
-        self, source: Any, path: str, bounds: tuple[int | None, int | None], urgency: Urgency
-    ) -> bytes:
+    def _cat_source(self, source: Any, path: str, bounds: Bounds, urgency: Urgency) -> bytes:
         start, end = resolve_bounds(bounds, partial(self.size, source, path))
         if end - start > CLIP_ABOVE_BYTES:
             end = max(start, min(end, self.size(source, path)))
         return self.read_bytes(source, path, start, end - start, urgency)
 
-    def cat_many(self, paths: list[str], urgency: Urgency) -> list[bytes | Exception]:
-        """Return the contents of several files, or the error of each that fails."""
-        if isinstance(self.channel.backend, InlineBackend):
-            return [answer_or_error(self.cat, path, (None, None), urgency, {}) for path in paths]
+    def cat_many(
+        self, asked: list[tuple[str, Bounds]], urgency: Urgency, options: dict[str, Any]
+    ) -> list[bytes | Exception]:
+        """Return what lies between the bounds in each file, or the error of each that fails."""
+        if self.keeps_open:
+            return [answer_or_error(self.cat, *one, urgency, options) for one in asked]
         jobs: list[Job] = []
         try:
-            for path in paths:
-                jobs.append(self._whole_job(self.channel.backend.open(path), urgency))
-                self.channel.driver.launch(jobs[-1])
             until_s = until(self.channel.settings.timeout_s)
-            return [answer_or_error(self._await_whole, job, until_s) for job in jobs]
+            begun = [answer_or_error(self._begin_cat, jobs, *one, urgency, options) for one in asked]
+            return [
+                one if isinstance(one, Exception) else answer_or_error(self._end_cat, one, bounds, until_s)
+                for one, (_, bounds) in zip(begun, asked, strict=True)
+            ]
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
 
-    def _await_whole(self, job: Job, until_s: float | None) -> bytes:
-        wait_until(self.channel.driver, job, until_s, self.channel.settings.timeout_s)
-        return _take_whole(job)
+    def _begin_cat(
+        self, jobs: list[Job], path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]
+    ) -> Job | bytes:
+        check_not_exiting()
+        source = self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
+        if not isinstance(source, PathSource):
+            return self.cat(path, bounds, urgency, options)
+        start, end = bounds
+        length = end - start if self._is_one_op(start, end) else None  # type: ignore[operator]
+        job = self._whole_job(source, urgency, length)
+        jobs.append(job)
+        self.channel.driver.launch(job)
+        return job
+
+    def _end_cat(self, begun: Job | bytes, bounds: Bounds, until_s: float | None) -> bytes:
+        if isinstance(begun, bytes):
+            return begun
+        wait_until(self.channel.driver, begun, until_s, self.channel.settings.timeout_s)
+        return _within(bounds, _take_whole(begun))
 
     def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:
         """Make the job of an op of unknown length, which is taken to be of `nbytes`, or of the longest."""
@@ -306,10 +320,14 @@ class SingleReader(QuickReader):
         return LOCAL_BLOCK_BYTES if isinstance(self.channel.backend, InlineBackend) else REMOTE_BLOCK_BYTES
 
 
-def _path_options(
-    channel: Channel, bounds: tuple[int | None, int | None], options: dict[str, Any]
-) -> dict[str, Any]:
+def _path_options(channel: Channel, bounds: Bounds, options: dict[str, Any]) -> dict[str, Any]:
     return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
+
+
+def _within(bounds: Bounds, data: bytes) -> bytes:
+    """Cut what is longer than asked (I9): some stores take an empty range for no range at all."""
+    start, end = bounds
+    return data[: max(end - start, 0)] if is_plain(start, end) else data  # type: ignore[operator]
 
 
 def _take_whole(job: Job) -> bytes:

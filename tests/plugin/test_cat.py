@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 import recording
+from fsspec.asyn import AsyncFileSystem
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
@@ -226,3 +228,83 @@ def test_head_tail_and_read_block(target: Target, options: dict[str, object]) ->
     assert fs.head(target.big, 100) == CONTENT[:100]
     assert fs.tail(target.big, 100) == CONTENT[-100:]
     assert fs.read_block(target.big, 50, 60) == CONTENT[50:110]
+
+
+class Meeting(AsyncFileSystem):
+    """Answers nobody before `expected` requests are there, each with its path and what it was asked."""
+
+    cachable = False
+    protocol = "meeting"
+    expected = 5
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.there = 0
+        self.all_there = asyncio.Event()
+
+    async def _cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, version: str = "new"
+    ) -> bytes:
+        self.there += 1
+        if self.there == self.expected:
+            self.all_there.set()
+        await asyncio.wait_for(self.all_there.wait(), 20)
+        if path == "gone":
+            raise FileNotFoundError(path)
+        return f"{path} {start} {end} {version}".encode()
+
+    async def _info(self, path: str, **_options: Any) -> dict[str, Any]:
+        return {"name": path, "size": 100, "type": "file"}
+
+
+FIVE = ["a", "b", "gone", "d", "e"]
+
+
+@pytest.mark.parametrize("bounds", [(None, None), (-9, None), (5, -5)])
+def test_ranges_that_are_no_offsets_are_read_side_by_side(
+    mode: str, bounds: tuple[int | None, int | None]
+) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Meeting(), scheduler=mode)
+    start, end = bounds
+    answers = fs.cat_ranges(FIVE, start, end)
+    expected = [f"{name} {start} {end} new".encode() for name in FIVE]
+    assert isinstance(answers.pop(2), FileNotFoundError)
+    assert answers == [*expected[:2], *expected[3:]]
+    assert at_rest(fs)
+
+
+@pytest.mark.parametrize("bounds", [(None, None), (3, 30)])
+def test_ranges_with_options_are_read_side_by_side(mode: str, bounds: tuple[int | None, int | None]) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Meeting(), scheduler=mode)
+    start, end = bounds
+    answers = fs.cat_ranges(FIVE, start, end, version="old")
+    assert answers[0] == f"a {start} {end} old".encode()
+    assert isinstance(answers[2], FileNotFoundError)
+    assert at_rest(fs)
+
+
+@pytest.mark.parametrize("options", [{}, {"version": "old"}])
+def test_whole_files_are_read_side_by_side(mode: str, options: dict[str, Any]) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Meeting(), scheduler=mode)
+    answers = fs.cat(FIVE, on_error="omit", **options)
+    version = options.get("version", "new")
+    assert answers == {name: f"{name} None None {version}".encode() for name in FIVE if name != "gone"}
+    assert at_rest(fs)
+
+
+def test_a_range_with_options_that_ends_before_it_starts(scheduled_mode: str) -> None:
+    target = Meeting()
+    target.all_there.set()
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    wrong, right = fs.cat_ranges(["a", "b"], [9, 3], [4, 12], version="old")
+    assert (type(wrong), right) == (ValueError, b"b 3 12 ol")
+
+
+def test_ranges_that_are_no_offsets_end_together_when_the_call_does(scheduled_mode: str) -> None:
+    """Nothing of the others is left in flight, or reserved, by an error of one (I3)."""
+    target = Meeting()
+    target.all_there.set()
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges(FIVE, None, None, on_error="raise")
+    assert at_rest(fs)

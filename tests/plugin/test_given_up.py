@@ -292,6 +292,32 @@ def test_what_is_asked_for_once_more_is_as_urgent(tmp_path: Path, scheduled_mode
     assert len(queued) == 2
 
 
+class GatedAgain(Gated):
+    """Answers once, and to what is asked afterwards when its gate is open."""
+
+    protocol = "headagain"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_kwargs: Any) -> bytes:
+        self.asked += 1
+        return b"0123456789"[start:end] if self.asked == 1 else super().cat_file(path, start, end)
+
+
+def test_what_is_asked_for_once_more_keeps_to_the_time_out_of_the_result(scheduled_mode: str) -> None:
+    target = GatedAgain()
+    fs = HeadraceFileSystem(fs=target, scheduler=scheduled_mode, skip_instance_cache=True)
+    read = fs.submit_ranges("a", [0, 12], [5, 14])
+    try:
+        with pytest.raises(ReadTimeoutError, match=r"a: not finished within 0\.3 s"):
+            read.result(0.3)
+    finally:
+        target.gate.set()
+    assert read.result(WAIT_S).to_pylist() == [b"01234", b""]
+
+
 def test_a_read_need_not_wait_for_another_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in flight there frees nothing of the budget that this thread's own results hold."""
     own = headrace.runtime.Runtime()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
@@ -110,23 +111,30 @@ def test_an_end_far_behind_the_file_takes_no_memory(
     assert (type(missing), found) == (FileNotFoundError, DATA)
 
 
+def count_opened(fs: Any, start: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Keep count of how many files below `start` are open together."""
+    backend, most = type(fs.channel.backend), [0]
+    plain_open = backend.open
+
+    def opened(self: Any, name: str, **options: Any) -> Any:
+        source = plain_open(self, name, **options)
+        most[0] = max(most[0], count_open(start))
+        return source
+
+    monkeypatch.setattr(backend, "open", opened)
+    return most
+
+
 def test_many_files_are_open_some_at_a_time(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.filesystem.MOST_OPEN", 4)
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 4)
     fs = filesystem(scheduler=scheduled_mode)
     paths = [str(tmp_path / f"{number}.bin") for number in range(40)]
     for number, name in enumerate(paths[:-1]):
         Path(name).write_bytes(DATA[number:])
-    backend, most = fs.channel.backend, [0]
-    plain_open = type(backend).open
-
-    def opened(self: Any, name: str, **options: Any) -> Any:
-        source = plain_open(self, name, **options)
-        most[0] = max(most[0], count_open(str(tmp_path)))
-        return source
-
-    monkeypatch.setattr(type(backend), "open", opened)
+    most = count_opened(fs, str(tmp_path), monkeypatch)
     asked = [*paths, *reversed(paths)]
     answers = fs.cat_ranges(asked, [0] * 80, [10] * 79 + [None])
     expected = [DATA[number : number + 10] for number in range(39)]
@@ -134,9 +142,38 @@ def test_many_files_are_open_some_at_a_time(
     assert answers[41:-1] == expected[:0:-1]
     assert answers[-1] == DATA
     assert [type(answers[k]) for k in (39, 40)] == [FileNotFoundError] * 2
-    assert most[0] <= 4
+    assert 0 < most[0] <= 4
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(asked, 0, 10, on_error="raise")
+
+
+@pytest.mark.parametrize("how", ["sync", "async", "out"])
+def test_many_files_of_a_batch_are_open_some_at_a_time(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 4)
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(10)]
+    for number, name in enumerate(paths[:-1]):
+        Path(name).write_bytes(DATA[number:])
+    asked, starts, ends = [*reversed(paths), *paths], np.arange(20), np.arange(20) + 10
+    most = count_opened(fs, str(tmp_path), monkeypatch)
+    if how == "async":
+        batch = asyncio.run(fs._read_ranges(asked, starts, ends))
+    else:
+        out = np.zeros(200, np.uint8) if how == "out" else None
+        batch = fs.read_ranges(asked, starts, ends, out=out)
+    assert 0 < most[0] <= 4
+    answers = batch.to_pylist(on_error="return")
+    assert [type(answers[row]) for row in (0, 19)] == [FileNotFoundError] * 2
+    of_file = [*range(9, -1, -1), *range(10)]
+    expected = [DATA[row + of_file[row] :][:10] for row in range(1, 19)]
+    assert answers[1:19] == expected
+    if how == "out":
+        assert out is not None
+        assert all(np.shares_memory(np.frombuffer(batch[row], np.uint8), out) for row in range(1, 19))
+        with pytest.raises(ValueError, match="out holds 100 bytes, the result needs 180"):
+            fs.read_ranges(asked, starts, ends, out=np.zeros(100, np.uint8))
 
 
 def test_an_error_holds_no_files_open(path: str, scheduled_mode: str) -> None:
