@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from headrace.core.budget import ByteBudget
     from headrace.core.request import Request
-    from headrace.types import Priority
 
 URGENT_SHARE = 8
 """One part in so many of the window is kept for reads more urgent than all in flight."""
@@ -95,7 +94,7 @@ def is_behind_speculation(request: Request, budget: ByteBudget, speculative_byte
 def pick_passing(
     head: Request,
     started: Iterable[Request],
-    awaited: dict[int, Request],
+    first_awaited: Request | None,
     budget: ByteBudget,
     in_flight_ops: int,
 ) -> Request | None:
@@ -111,14 +110,8 @@ def pick_passing(
     """
     found = [r for r in started if r.is_waiting and r.is_speculative <= head.is_speculative]
     if found:
-        return min(found, key=_order)
-    if in_flight_ops and head.is_awaited:
-        return None
-    waiting = [r for r in list(awaited.values()) if r.is_waiting and not r.is_speculative]
-    first = min(waiting, key=_order, default=None)
+        return min(found, key=lambda r: (r.priority, r.seq))
+    if first_awaited is None or in_flight_ops == 0:
+        return first_awaited
     # One that does not fit holds back those after it, as every head does.
-    return first if first and (in_flight_ops == 0 or budget.fits(first.result_bytes)) else None
-
-
-def _order(request: Request) -> tuple[Priority, int]:
-    return request.priority, request.seq
+    return first_awaited if not head.is_awaited and budget.fits(first_awaited.result_bytes) else None

@@ -3,7 +3,7 @@
 A reservation is an entry `request -> (bytes, priority)`; the total and the least priority are derived
 from the entries, so that `recount` can restore them whatever line an exception arrived at (I3).
 
-* `hold` and `release` are O(log n); the least priority among holders is a heap with lazy deletion (I6).
+* `hold`, `release` and the least priority among holders (I6) are O(log n).
 * Which groups hold something is counted: asking for a sibling does not walk over all holders.
 * The exemptions of I2 are not here: they are named predicates of `core.admission`.
 
@@ -12,9 +12,10 @@ Threading: all methods under the hub's lock. No clock, no I/O.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from typing import TYPE_CHECKING
+
+from headrace.core.ranking import Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -37,8 +38,7 @@ class ByteBudget:
         self.peak_bytes = 0
         self._holds: dict[Hashable, tuple[int, Priority, Hashable]] = {}
         self._groups: dict[Hashable, int] = {}
-        self._heap: list[tuple[Priority, int, Hashable]] = []
-        self._ticket = 0
+        self._ranking: Ranking[Hashable] = Ranking()
 
     def __len__(self) -> int:
         return len(self._holds)
@@ -62,22 +62,18 @@ class ByteBudget:
         if key in self._holds:
             msg = f"{key!r} holds a reservation already"
             raise ValueError(msg)
-        self._rank(key, priority)
+        self._ranking.rank(key, priority)
         self._holds[key] = (nbytes, priority, group)
         if group is not None:
             self._groups[group] = self._groups.get(group, 0) + 1
         self.reserved_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
 
-    def _rank(self, key: Hashable, priority: Priority) -> None:
-        self._ticket += 1
-        heapq.heappush(self._heap, (priority, self._ticket, key))
-
     def reprioritise(self, key: Hashable, priority: Priority) -> None:
         """Note that the holder's priority changed; nothing where it holds nothing."""
         if key in self._holds:
             nbytes, _, group = self._holds[key]
-            self._rank(key, priority)
+            self._ranking.rank(key, priority)
             self._holds[key] = (nbytes, priority, group)
 
     def release(self, key: Hashable) -> int:
@@ -88,35 +84,25 @@ class ByteBudget:
             self._groups[group] -= 1
             if not self._groups[group]:
                 del self._groups[group]
-        if len(self._heap) > 2 * len(self._holds) + 64:
-            self._compact()
+        self._ranking.forget(key)
         return nbytes
 
     def least_priority(self) -> Priority | None:
         """Return the most urgent priority that holds a reservation (I6)."""
-        while self._heap:
-            priority, _, key = self._heap[0]
-            hold = self._holds.get(key)
-            if hold is not None and hold[1] == priority:
-                return priority
-            heapq.heappop(self._heap)
-        return None
+        key = self._ranking.first()
+        return None if key is None else self._holds[key][1]
 
     def keep_only(self, live: set[int]) -> None:
         """Forget reservations of requests that are gone, and derive everything again."""
         self._holds = {key: hold for key, hold in self._holds.items() if key in live}
         self.reserved_bytes = sum(nbytes for nbytes, _, _ in self._holds.values())
         self._groups = self._count_groups()
-        self._compact()
+        self._ranking.clear()
+        for key, (_, priority, _) in self._holds.items():
+            self._ranking.rank(key, priority)
 
     def _count_groups(self) -> dict[Hashable, int]:
         return dict(Counter(group for _, _, group in self._holds.values() if group is not None))
-
-    def _compact(self) -> None:
-        self._heap = [
-            (priority, ticket, key) for ticket, (key, (_, priority, _)) in enumerate(self._holds.items())
-        ]
-        heapq.heapify(self._heap)
 
     def validate(self) -> None:
         """Raise AssertionError where the derived numbers disagree with the entries."""

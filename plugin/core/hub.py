@@ -77,6 +77,8 @@ class Hub:
         self.process_io_limit = process_io_limit
         self.in_flight_ops = 0
         self.schedulers: dict[Hashable, Scheduler] = {}
+        # Those in which anything waits: a process may have read from a thousand stores.
+        self.backlogged: dict[Hashable, Scheduler] = {}
         self.counters = Counters()
         self.dropped: deque[tuple[Scheduler, Request, bool]] = deque()
         self.speculators: dict[int, tuple[Scheduler, Request]] = {}
@@ -131,7 +133,7 @@ class Hub:
 
     def is_short_of_budget(self) -> bool:
         """Whether demand of any device waits for the budget: speculation takes none then (I7)."""
-        heads = [scheduler.queue.head() for scheduler in self.schedulers.values()]
+        heads = [scheduler.queue.head() for scheduler in self.backlogged.values()]
         return any(
             head is not None
             and not self.budget.is_holding(head.seq)
@@ -228,7 +230,7 @@ class Hub:
         Under a process-wide limit the most urgent head goes first and equals take turns: in a fixed
         order the first busy device would keep the only permit for ever.
         """
-        busy = [scheduler for scheduler in self.schedulers.values() if scheduler.waiting]
+        busy = list(self.backlogged.values())
         if not self.process_io_limit or len(busy) < 2:  # noqa: PLR2004 - nobody to take turns with
             for scheduler in busy:
                 while scheduler.admit_one(now):

@@ -27,6 +27,8 @@ from headrace.types import UNKNOWN_LENGTH, Int64Array, Priority
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from headrace.core.ranking import Ranking
+
 
 class State(enum.IntEnum):
     """Where a request is in its life; integers, because they are compared for every op."""
@@ -179,7 +181,7 @@ class Request:
         self.group = group
         self.label = label
         self._is_awaited = False
-        self.awaited: dict[int, Request] | None = None
+        self.awaited: Ranking[int] | None = None
         self.state = State.QUEUED
         self.error: BaseException | None = None
         self.seq = 0
@@ -192,14 +194,20 @@ class Request:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for it now; its scheduler keeps those in a table of their own."""
+        """Whether somebody waits for it now; its scheduler ranks those by themselves."""
         return self._is_awaited
 
     @is_awaited.setter
     def is_awaited(self, is_awaited: bool) -> None:
         self._is_awaited = is_awaited
-        if self.awaited is not None and is_awaited and self.is_waiting:
-            self.awaited[self.seq] = self
+        self.list_awaited()
+
+    def list_awaited(self) -> None:
+        """Take its place among its scheduler's that somebody waits for: demand, on permits of its own."""
+        if self.awaited is None or self.is_speculative or self.is_nested:
+            return
+        if self._is_awaited and self.is_waiting:
+            self.awaited.rank(self.seq, (self.priority, self.seq))
 
     @property
     def is_waiting(self) -> bool:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from headrace.core.admission import SPECULATIVE_SHARE, URGENT_SHARE, can_reserve, pick_passing
 from headrace.core.queue import PriorityQueue
+from headrace.core.ranking import Ranking
 from headrace.core.request import LEGAL, Grant, Request, State
 from headrace.core.uploads import Uploads
 from headrace.errors import IllegalTransitionError
@@ -107,7 +108,7 @@ class Scheduler:
         self.in_flight_bytes = 0
         self.in_flight_bases: dict[int, int] = {}
         self.started: dict[int, Request] = {}
-        self.awaited: dict[int, Request] = {}
+        self.awaited: Ranking[int] = Ranking()
         # Requests that will want more when their round is over, and whether the window cut it.
         self.in_rounds: dict[int, tuple[Request, bool]] = {}
         self.is_held_back = False
@@ -119,7 +120,8 @@ class Scheduler:
         self.hub.register(request)
         request.queued_s = now
         self.requests[request.seq] = request
-        self._list_awaited(request)
+        request.awaited = self.awaited
+        request.list_awaited()
         self.hub.traced("queued", request, 0, request.n_ops, now)
         if request.n_ops == 0:
             self._end(request, State.COMPLETE)
@@ -128,12 +130,14 @@ class Scheduler:
         else:
             self._note_urgent(request, now)  # it may wait for all that is in flight, and start alone
             self._queue_of(request).push(request, now)
-            self.waiting += 1
+            self._count_waiting(1)
 
-    def _list_awaited(self, request: Request) -> None:
-        request.awaited = self.awaited
-        if request.is_awaited and request.is_waiting and not request.is_nested:
-            self.awaited[request.seq] = request
+    def _count_waiting(self, change: int) -> None:
+        self.waiting += change
+        if self.waiting:
+            self.hub.backlogged[self.device] = self
+        else:
+            self.hub.backlogged.pop(self.device, None)
 
     def _queue_of(self, request: Request) -> PriorityQueue[Request]:
         return self.speculative if request.is_speculative else self.queue
@@ -145,8 +149,8 @@ class Scheduler:
         head = self._next()
         request = head
         if head is not None and not self._may_reserve(head):
-            started = self.started.values()
-            request = pick_passing(head, started, self.awaited, self.hub.budget, self.in_flight_ops)
+            first = self.requests.get(self.awaited.first() or 0)
+            request = pick_passing(head, self.started.values(), first, self.hub.budget, self.in_flight_ops)
         if request is None:
             self.is_held_back = self.in_rounds != {} and any(cut for _, cut in self.in_rounds.values())
             return False
@@ -350,11 +354,11 @@ class Scheduler:
 
     def _leave_queue(self, request: Request) -> None:
         """Note that nothing of it may be admitted now."""
-        self.waiting -= 1
+        self._count_waiting(-1)
         if self.started:
             self.started.pop(request.seq, None)
         if request.is_awaited:
-            self.awaited.pop(request.seq, None)
+            self.awaited.forget(request.seq)
 
     def _hand_out(self, request: Request, count: int, now: float) -> Grant:
         """Put a grant of the next `count` ops into the inbox."""
@@ -442,8 +446,8 @@ class Scheduler:
         self.in_rounds.pop(request.seq, None)
         self._queue_of(request).push(request, now)
         self.started[request.seq] = request
-        self._list_awaited(request)
-        self.waiting += 1
+        request.list_awaited()
+        self._count_waiting(1)
 
     def note_throttled(self, now: float, *, is_late: bool = False) -> None:
         """Note that the store asks for less: its window shrinks, once per round trip."""
@@ -552,6 +556,7 @@ class Scheduler:
         if moved:
             self._move(request, Priority(*priority))
         if request.is_waiting and (moved or was_speculative):
+            request.list_awaited()
             self.queue.push(request, now)
             self.queue.sweep(self.waiting)
             self.speculative.sweep(self.waiting)
@@ -568,7 +573,8 @@ class Scheduler:
 
     def recount(self, now: float) -> None:
         """Derive everything from requests and grants again, after an exception at any line."""
-        self.in_flight_ops = self.in_flight_bytes = self.waiting = 0
+        self.in_flight_ops = self.in_flight_bytes = 0
+        self._count_waiting(-self.waiting)
         self.uploads.recount()
         self.in_flight_bases = {}
         self.started.clear()
@@ -588,8 +594,8 @@ class Scheduler:
             request.state = State.COMPLETE
         if request.is_waiting and request.is_nested:
             self._grant_nested(request, now)
-        self.waiting += request.is_waiting
-        self._list_awaited(request)
+        self._count_waiting(int(request.is_waiting))
+        request.list_awaited()
         if request.step_bytes and request.grants and request.next_op < request.n_ops and not request.is_over:
             self.in_rounds[request.seq] = request, True
         if request.is_waiting and self.hub.budget.is_holding(request.seq):
@@ -605,7 +611,7 @@ class Scheduler:
         nbytes = sum(nbytes for _, nbytes in flying)
         waiting = sum(r.is_waiting for r in self.requests.values())
         found = (self.in_flight_ops, self.in_flight_bytes, self.waiting)
-        if found != (ops, nbytes, waiting):
+        if found != (ops, nbytes, waiting) or (self.device in self.hub.backlogged) is not bool(waiting):
             msg = f"{self.device}: counted {found}, facts say {(ops, nbytes, waiting)}"
             raise AssertionError(msg)
         if self.in_flight_ops > self.max_in_flight_ops or sum(self.in_flight_bases.values()) != ops:

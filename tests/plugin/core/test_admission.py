@@ -379,11 +379,11 @@ def test_what_passes_a_blocked_head() -> None:
     budget = a_full_budget()
     head, begun, waiter = a_request(), a_request(base=1), a_request(is_awaited=True)
     ahead = a_request(is_speculative=True)
-    assert pick_passing(head, [begun], {0: waiter}, budget, 0) is begun
-    assert pick_passing(head, [], {0: waiter}, budget, 0) is waiter
-    assert pick_passing(head, [], {0: waiter}, budget, 1) is None
-    assert pick_passing(head, [ahead], {}, budget, 0) is None
-    assert pick_passing(a_request(is_speculative=True), [ahead], {}, budget, 0) is ahead
+    assert pick_passing(head, [begun], waiter, budget, 0) is begun
+    assert pick_passing(head, [], waiter, budget, 0) is waiter
+    assert pick_passing(head, [], waiter, budget, 1) is None
+    assert pick_passing(head, [ahead], None, budget, 0) is None
+    assert pick_passing(a_request(is_speculative=True), [ahead], None, budget, 0) is ahead
 
 
 @pytest.mark.parametrize("is_awaited", [False, True], ids=["not awaited", "awaited"])
@@ -391,14 +391,32 @@ def test_what_fits_passes_a_head_nobody_waits_for(is_awaited: bool) -> None:
     budget = ByteBudget(100)
     budget.hold("unread", 80, Priority())
     head, small = a_request(60, is_awaited=is_awaited), a_request(20, base=1, is_awaited=True)
-    assert pick_passing(head, [], {0: small}, budget, 3) is (None if is_awaited else small)
+    assert pick_passing(head, [], small, budget, 3) is (None if is_awaited else small)
 
 
 def test_the_first_that_is_awaited_is_not_passed_by_those_that_fit() -> None:
     """Else it would wait for a moment with nothing in flight, which might never come."""
-    budget = ByteBudget(100)
-    budget.hold("unread", 80, Priority())
-    large, small = a_request(30, is_awaited=True), a_request(20, base=1, is_awaited=True)
-    awaited = {0: small, 1: large}
-    assert pick_passing(a_request(60), [], awaited, budget, 1) is None
-    assert pick_passing(a_request(60), [], awaited, budget, 0) is large
+    hub = Hub(buffer_bytes=100)
+    unread = submit(hub, nbytes=80)
+    finish(hub, unread)
+    submit(hub, nbytes=60)
+    running = submit(hub, nbytes=10, is_awaited=True)
+    small = submit(hub, nbytes=5, base=1, is_awaited=True)
+    large = submit(hub, nbytes=30, is_awaited=True)
+    later = submit(hub, nbytes=5, is_awaited=True)
+    assert [is_admitted(request) for request in (running, small, large, later)] == [True, True, False, False]
+    consume(hub, running)
+    assert not is_admitted(later)
+    consume(hub, small)
+    assert is_admitted(large), "nothing was in flight any more"
+
+
+def test_who_waits_and_becomes_more_urgent_is_the_first() -> None:
+    hub = Hub(buffer_bytes=100)
+    finish(hub, submit(hub, nbytes=90))
+    submit(hub, nbytes=60)
+    running = [submit(hub, nbytes=1, is_awaited=True) for _ in range(2)]
+    waiters = [submit(hub, nbytes=5, base=3, is_awaited=True) for _ in range(2)]
+    scheduler_of(hub).raise_priority(waiters[1], (2, 0), 0.0)
+    consume(hub, running[0])
+    assert [is_admitted(waiter) for waiter in waiters] == [False, True]

@@ -81,7 +81,7 @@ def test_derived_numbers_are_derived_again() -> None:
     for key in range(5):
         budget.hold(key, 10, Priority(key), group=key % 2)
     budget.reserved_bytes = 12345
-    budget._heap.clear()
+    budget._ranking.clear()
     budget._groups.clear()
     with pytest.raises(AssertionError, match="budget"):
         budget.validate()
@@ -139,7 +139,7 @@ def test_the_least_of_a_hundred_thousand_costs_a_logarithm() -> None:
         budget.hold(n + key, 1, priority())
         assert budget.least_priority() is not None
     assert CountedPriority.compared <= 8 * rounds * math.log2(n)
-    assert len(budget._heap) <= 2 * len(budget) + 65
+    assert len(budget._ranking._heap) <= 2 * len(budget) + 65
 
 
 def test_rows_of_the_released_do_not_pile_up() -> None:
@@ -148,5 +148,5 @@ def test_rows_of_the_released_do_not_pile_up() -> None:
     for key in range(10_000):
         budget.hold(key, 1, Priority(key))
         budget.release(key)
-    assert len(budget._heap) < 100
+    assert len(budget._ranking._heap) < 100
     assert budget.least_priority() == Priority(-1)

@@ -11,7 +11,7 @@ import pytest
 
 import headrace.core
 from headrace.core.hub import Hub
-from headrace.core.queue import AGEING_S
+from headrace.core.queue import AGEING_S, PriorityQueue
 from headrace.core.request import Request, State
 from headrace.core.window import Window
 from headrace.types import Priority
@@ -350,3 +350,28 @@ def test_an_exception_at_any_line_costs_nobody_else_a_read() -> None:
         except AssertionError as error:
             error.add_note(f"the exception was raised at line event {at}")
             raise
+
+
+def test_stores_at_rest_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have read from a thousand of them."""
+    hub = Hub(buffer_bytes=15)
+    for number in range(100):
+        request = submit(hub, f"store {number}")
+        hub.settle(0.0)
+        serve(hub, [request], 0.0)
+        hub.scheduler(f"store {number}").consume(request, 0.0)
+    asked: set[int] = set()
+    head = PriorityQueue.head
+
+    def noting(queue: PriorityQueue[Request]) -> Request | None:
+        asked.add(id(queue))
+        return head(queue)
+
+    monkeypatch.setattr(PriorityQueue, "head", noting)
+    requests = [submit(hub, "store 7"), submit(hub, "store 7"), submit(hub, "store 8", is_speculative=True)]
+    hub.settle(0.0)
+    assert hub.is_short_of_budget() is False
+    busy = [hub.scheduler(device) for device in ("store 7", "store 8")]
+    assert asked <= {id(queue) for one in busy for queue in (one.queue, one.speculative)}
+    assert asked
+    assert len(requests) == 3

@@ -723,21 +723,24 @@ def test_a_million_ops_are_admitted_slice_by_slice() -> None:
     assert dearest < 100
 
 
+@pytest.mark.parametrize("are_awaited", [False, True], ids=["submitted", "awaited"])
 @pytest.mark.parametrize("is_short", [False, True], ids=["roomy", "no budget left"])
 def test_a_settle_with_a_hundred_thousand_waiting_costs_what_it_does_with_ten(
-    is_short: bool,
+    is_short: bool, are_awaited: bool
 ) -> None:
     """Nor does it look through the queue for siblings, waiters or speculation to drop."""
-    counts = [_dearest_step(n, is_short=is_short) for n in (10, 100_000)]
+    counts = [_dearest_step(n, is_short=is_short, are_awaited=are_awaited) for n in (10, 100_000)]
     assert counts[1] <= counts[0] + 60  # a heap is some levels deeper
     assert counts[1] < 300
 
 
-def _dearest_step(n: int, *, is_short: bool) -> int:
+def _dearest_step(n: int, *, is_short: bool, are_awaited: bool) -> int:
     hub, scheduler = a_scheduler(ops=1, buffer_bytes=15 if is_short else 0)
     first = submit(scheduler, 10)
     for number in range(n):
-        scheduler.submit(a_request(10, scan=number % 100, group=number), 0.0)
+        request = a_request(10, scan=number % 100, group=number)
+        request.is_awaited = are_awaited and number > 0  # the head is not
+        scheduler.submit(request, 0.0)
         hub.settle(0.0)
     dearest = calls_of(lambda: submit(scheduler, 10, group="last"))
     dearest -= calls_of(hub.validate)
