@@ -183,7 +183,8 @@ def test_a_read_joins_what_is_on_its_way(
 def test_a_read_that_joins_keeps_to_its_timeout(
     server: ObjectServer, cloud_engine: str, scheduled_mode: str, wait_until: Wait
 ) -> None:
-    fs = filesystem(server, scheduled_mode, timeout_s=0.2)
+    fs = filesystem(server, scheduled_mode, timeout_s=1.0)
+    # Long enough for the reads before, on a machine with much else to do.
     let_go = hold(server, 2 * BLOCK)
     try:
         with opened(fs) as file:
