@@ -200,6 +200,12 @@ async def _get(fs: Any, source: PathSource, asked: str | None) -> dict[str, Any]
         conditions["IfMatch"] = source.condition
     try:
         return await _call(fs, "get_object", Bucket=bucket, Key=key, **conditions)
+    except (FileNotFoundError, PermissionError) as error:
+        if error.errno is not None:
+            raise
+        # The store's words do not name the object (I10).
+        code = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EACCES
+        raise type(error)(code, str(error), source.path) from error.__cause__
     except OSError as error:
         if source.etag and status_of(error) == PRECONDITION_FAILED:
             found = await _version_now(fs, bucket, key)

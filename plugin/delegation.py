@@ -228,6 +228,11 @@ class Delegation:
 
     async def _walk(self, path: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Async twin of `walk`."""
+        path = self._own_path(path)
+        if getattr(self.target, "asynchronous", False):
+            async for found in self.target._walk(path, *args, **kwargs):  # noqa: SLF001
+                yield found
+            return
         for found in await self._in_thread(lambda: list(self.target.walk(path, *args, **kwargs))):
             yield found
 

@@ -2,7 +2,9 @@
 
 * A large read is split into ops that run in parallel; `read_buffer` hands Arrow the result buffer itself.
 * A small read right behind the last one fills a read-ahead block, so that parsers reading a few bytes at
-  a time, `readline` and text mode do not pay for a read each. Scattered reads never do.
+  a time, `readline` and text mode do not pay for a read each. On stores, where a read is a round trip, some
+  blocks are kept, and a small read close to another one is worth a block, too: so HDF5 reads its trees, and
+  zip its directory. Reads that are far apart never are.
 * The position is guarded by a lock held for the whole read: threads may share the file, one read at a time
   (read many ranges at once with `HeadraceFileSystem.read_ranges`).
 * The priority is captured when the file is opened: later callers, Arrow's threads, have no context.
@@ -17,6 +19,7 @@ import io
 import operator
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +42,15 @@ if TYPE_CHECKING:
 CLAMP_ABOVE_BYTES = 64 << 10
 """Reads longer than this ask for the file's size first: `read(1 << 40)` must not allocate that much."""
 
+MOST_BLOCKS = 4
+"""Blocks of a store's file that are kept."""
+
+SMALL_SHARE = 16
+"""A scattered read is worth a block only where it is one part in so many of one, or less."""
+
+MOST_SCATTERED = 8
+"""So many of the last scattered reads another one may be close to."""
+
 
 class HeadraceFile(io.BufferedIOBase):
     """A file opened for reading in binary mode.
@@ -56,7 +68,7 @@ class HeadraceFile(io.BufferedIOBase):
     urgency
         Priority of its reads; the position is that of offset 0.
     block_bytes
-        Read-ahead of small sequential reads; 0 for none.
+        Read-ahead of small reads; 0 for none.
     prefetcher
         What reads ahead of large ones, where the storage is far away.
     """
@@ -92,6 +104,9 @@ class HeadraceFile(io.BufferedIOBase):
         self._last_end = -1
         self._ahead = b""
         self._ahead_start = 0
+        self._is_far = reader.channel.is_remote
+        self._blocks: list[tuple[int, bytes]] = []
+        self._scattered: deque[int] = deque(maxlen=MOST_SCATTERED)
 
     # -- what it is
 
@@ -181,10 +196,10 @@ class HeadraceFile(io.BufferedIOBase):
         """Return up to `length` bytes; all that are left for None or a negative number."""
         self._check_open()
         with self._lock:
-            small = self._from_ahead(length)
+            small = self._from_blocks(length)
             if small is not None:
                 return small
-            data = self._bytes_here(self._wanted(length))
+            data = self._bytes_at(self._position, self._wanted(length))
             self._advance(len(data))
             return data
 
@@ -194,7 +209,8 @@ class HeadraceFile(io.BufferedIOBase):
         with self._lock:
             follow(self)
             self._reader.channel.shorten_turns()  # Arrow's threads come back for each read
-            small = self._from_ahead(length)
+            # Arrow knows which ranges it wants: what is close to one of them is another one's.
+            small = self._from_blocks(length) if self._position == self._last_end else None
             if small is not None:
                 return pa.py_buffer(small)
             wanted = self._wanted(length)
@@ -219,6 +235,10 @@ class HeadraceFile(io.BufferedIOBase):
             raise TypeError(msg)
         self._check_open()
         with self._lock:
+            small = self._from_blocks(len(out))
+            if small is not None:
+                out[: len(small)] = np.frombuffer(small, np.uint8)
+                return len(small)
             wanted = min(self._wanted(len(out)), len(out))
             if not wanted:
                 return 0
@@ -251,6 +271,11 @@ class HeadraceFile(io.BufferedIOBase):
         """Return the next line with its newline; at most `limit` bytes of it."""
         self._check_open()
         with self._lock:
+            begin = self._position - self._ahead_start
+            end = self._ahead.find(b"\n", begin) + 1 if begin >= 0 and (limit is None or limit < 0) else 0
+            if end:  # most lines lie in the block
+                self._position = self._last_end = self._ahead_start + end
+                return self._ahead[begin:end]
             pieces = self._pieces_of_line(float("inf") if limit is None or limit < 0 else limit)
         return b"".join(pieces)
 
@@ -295,12 +320,12 @@ class HeadraceFile(io.BufferedIOBase):
 
     # -- where bytes come from; all under the file's lock
 
-    def _wanted(self, length: int | None) -> int:
-        """How many bytes to ask for."""
+    def _wanted(self, length: int | None, start: int | None = None) -> int:
+        """How many bytes to ask for, at the position or at `start`."""
         self._check_open()
         if self._size is None and length is not None and 0 <= length <= CLAMP_ABOVE_BYTES:
             return length
-        left = max(self.size - self._position, 0)
+        left = max(self.size - (self._position if start is None else start), 0)
         return left if length is None or length < 0 else min(length, left)
 
     def _here(self) -> Urgency:
@@ -319,14 +344,15 @@ class HeadraceFile(io.BufferedIOBase):
             self._prefetcher.see(self._position, out[:got])
         return got
 
-    def _bytes_here(self, wanted: int) -> bytes:
-        """Read at the position, and leave it there."""
-        there = self._read_ahead(wanted)
+    def _bytes_at(self, start: int, wanted: int) -> bytes:
+        """Read at `start`, and leave the position where it is."""
+        there = None if self._prefetcher is None else self._prefetcher.take(start, wanted)
         if there is not None:
             return there.tobytes()
-        data = self._reader.read_bytes(self._source, self.path, self._position, wanted, self._here())
+        urgency = self._urgency.at(start)
+        data = self._reader.read_bytes(self._source, self.path, start, wanted, urgency)
         if self._prefetcher is not None:
-            self._prefetcher.see(self._position, np.frombuffer(data, np.uint8))
+            self._prefetcher.see(start, np.frombuffer(data, np.uint8))
         return data
 
     def _fetch(self, wanted: int) -> tuple[UInt8Array, int]:
@@ -346,25 +372,56 @@ class HeadraceFile(io.BufferedIOBase):
         skip = self._position - self._ahead_start
         return memoryview(self._ahead)[skip if skip >= 0 else len(self._ahead) :]
 
-    def _from_ahead(self, length: int | None) -> bytes | None:
-        """Serve a small sequential read from the block, or say that it is none."""
+    def _from_blocks(self, length: int | None) -> bytes | None:
+        """Serve a small read from a block, or say that it takes none."""
         if length is None or not 0 <= length < self.block_size:
             return None
-        if self._position != self._last_end:
-            return None
+        is_next = self._position == self._last_end
+        if self._is_far:
+            length = self._wanted(length)
+            if not (self._has_block(length) or is_next or self._is_close(length)):
+                return None
+        elif not is_next:
+            return None  # of what is near, the page cache has blocks
         left = self._left_ahead()
         if len(left) < length:
-            self._fill()
+            # Who goes back and forth wants what lies before, too.
+            self._fill() if is_next else self._fill(self._position - self._position % self.block_size, length)
             left = self._left_ahead()
         data = bytes(left[:length])
         self._advance(len(data))
         return data
 
-    def _fill(self) -> None:
-        """Read the next block at the position."""
+    def _has_block(self, length: int) -> bool:
+        """Make the block that holds so many bytes at the position the one at hand."""
+        start, end = self._position, self._position + length
+        for number, (first, data) in enumerate(self._blocks):
+            if first <= start and end <= first + len(data):
+                self._blocks.insert(0, self._blocks.pop(number))
+                self._ahead_start, self._ahead = first, data
+                return True
+        return False
+
+    def _is_close(self, length: int) -> bool:
+        """Whether one of the last scattered reads was less than a block away, and this is not there yet."""
+        if length > self.block_size // SMALL_SHARE:
+            return False
+        if self._prefetcher is not None and self._prefetcher.has(self._position, length):
+            return False
+        is_close = any(abs(self._position - other) < self.block_size for other in self._scattered)
+        self._scattered.append(self._position)
+        return is_close
+
+    def _fill(self, start: int | None = None, length: int = 0) -> None:
+        """Read the next block: at the position, or at `start` if it holds so many bytes at the position."""
         self._check_open()
-        data = self._bytes_here(self._wanted(self.block_size or CLAMP_ABOVE_BYTES))
-        self._ahead, self._ahead_start = data, self._position
+        size = self.block_size or CLAMP_ABOVE_BYTES
+        if start is None or start + size < self._position + length:
+            start = self._position
+        data = self._bytes_at(start, self._wanted(size, start))
+        self._ahead, self._ahead_start = data, start
+        if self._is_far:
+            self._blocks = [(start, data), *self._blocks[: MOST_BLOCKS - 1]]
 
     # -- the rest of the protocol
 
@@ -413,7 +470,7 @@ class HeadraceFile(io.BufferedIOBase):
         is_here = self._pid == os.getpid()
         with self._lock if is_here else contextlib.nullcontext():
             source, self._source = self._source, None
-            self._ahead, self._prefetcher = b"", None
+            self._ahead, self._blocks, self._prefetcher = b"", [], None
         if is_here:
             self._reader.release(source)
 

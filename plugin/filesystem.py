@@ -27,6 +27,7 @@ from fsspec.implementations.chained import ChainedFileSystem
 from typing_extensions import override
 
 from headrace import ambient, lifecycle
+from headrace.backends._http import is_http
 from headrace.backends.abc import InlineBackend
 from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
@@ -347,9 +348,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
-            names = [self._file_path(one) for one in paths] if isinstance(paths, list) else paths
-            firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
-            found: list[Any] = self.target.cat_ranges(names, firsts, lasts, on_error=on_error, **kwargs)
+            asked_of_target = self._ranges_for_target(paths, starts, ends)
+            found: list[Any] = self.target.cat_ranges(*asked_of_target, on_error=on_error, **kwargs)
             return found
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
@@ -384,14 +384,24 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     ) -> list[Any]:
         """Async twin of `cat_ranges`."""
         reader = self._reader
+        found: list[Any]
+        if reader is None and getattr(self.target, "async_impl", False):
+            given = self._ranges_for_target(paths, starts, ends)
+            found = await self._of_target_async("_cat_ranges", *given, on_error=on_error, **kwargs)
+            return found
         if reader is not None and not kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
             if not (asked.has_odd_bounds or reader.opens_too_many(asked.plain)):
                 batch = await reader.read_async(asked.plain, self._urgency(None))
                 return asked.answers(batch, self._cat_many, on_error)
         options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
-        found: list[Any] = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
+        found = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
         return found
+
+    def _ranges_for_target(self, paths: Any, starts: Any, ends: Any) -> tuple[Any, Any, Any]:
+        names = [self._file_path(one) for one in paths] if isinstance(paths, list) else paths
+        firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
+        return names, firsts, lasts
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes ``[start, end)`` of a file, as the wrapped filesystem understands them.
@@ -432,20 +442,29 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
         paths = self.expand_path(path, recursive=recursive)
-        reader = self._reader
         interrupts.arm()
+        found = self._cat_all(paths, kwargs)
+        return collect_cat(paths, found, on_error, is_alone=self._is_named_alone(path, paths))
+
+    def _cat_all(self, paths: list[str], options: dict[str, Any]) -> list[bytes | Exception]:
+        reader = self._reader
+        if reader is None:
+            return self._cat_all_of_target(paths, options)
         if len(paths) == 1:
-            found = [answer_or_error(partial(self.cat_file, **kwargs), paths[0])]
-        elif reader is None:
-            found = self._cat_all_of_target(paths, kwargs)
-        else:
-            found = reader.cat_many([(one, (None, None)) for one in paths], self._urgency(None), kwargs)
-        is_alone = isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
-        return collect_cat(paths, found, on_error, is_alone=is_alone)
+            return [answer_or_error(partial(self.cat_file, **options), paths[0])]
+        return reader.cat_many([(one, (None, None)) for one in paths], self._urgency(None), options)
+
+    def _is_named_alone(self, path: Any, paths: list[str]) -> bool:
+        return isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
 
     async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Async twin of `cat`."""
-        return await self._in_thread(self.cat, path, recursive, on_error, **kwargs)
+        paths = await self._expand_path(path, recursive=recursive)
+        if self._reader is None and getattr(self.target, "async_impl", False):
+            found = await self._of_target_async("_cat_ranges", paths, None, None, on_error="return", **kwargs)
+        else:
+            found = await self._in_thread(self._cat_all, paths, kwargs)
+        return collect_cat(paths, found, on_error, is_alone=self._is_named_alone(path, paths))
 
     # -- files
 
@@ -466,7 +485,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         mode : str
             Modes that write are the wrapped filesystem's own.
         block_size : int, optional
-            Read-ahead of small sequential reads, bytes.
+            Bytes of a block: small reads that follow one another, and on stores those that are close to one
+            another, are of blocks. 0 is none; over HTTP it is a stream of the wrapped filesystem, which is
+            not scheduled, for servers that know no ranges.
         priority : int, optional
             Base priority of its reads. Default: that of this instance, or that in force here.
         cache_type : str, optional
@@ -484,7 +505,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             wrapped filesystem know the version that is asked for (`generation` of gcsfs, `version_id` of
             adlfs), one of those, which is not scheduled.
         """
-        is_arrows = lifecycle.is_arrows(sys._getframe(1))  # noqa: SLF001
+        is_arrows = lifecycle.is_arrows(sys._getframe().f_back)  # noqa: SLF001
         options = {"cache_options": cache_options, "compression": compression, **kwargs}
         # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
         if set(mode) not in _READING or self._reader is None:
@@ -518,6 +539,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         lifecycle.check_not_exiting()
         if reader.only_target_opens(kwargs):
             return self._of_target("open", path, "rb", **kwargs)
+        if block_size == 0 and is_http(self.target):
+            return self._of_target("open", path, "rb", block_size=0, **kwargs)
         try:
             source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
         except UnsizedFileError:
@@ -533,7 +556,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             source,
             size=size,
             urgency=urgency,
-            block_bytes=0 if cache_type == "none" else block_size or reader.block_bytes,
+            block_bytes=_block_bytes(block_size, cache_type, reader.block_bytes),
             prefetcher=self._prefetcher(reader, source, path, size, urgency, (look or {}).get("end")),
         )
 
@@ -565,6 +588,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         if not hasattr(self.target, "open_async"):
             raise NotImplementedError(f"{type(self.target).__name__} has no streams to open (open_async)")
         return await self._of_target_async("open_async", path, mode, **kwargs)
+
+
+def _block_bytes(given: int | None, cache_type: str | None, default: int) -> int:
+    if cache_type == "none":
+        return 0
+    return default if given is None else given
 
 
 def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:

@@ -104,9 +104,12 @@ def follow(handle: Any) -> None:
     _guard.follow(handle)
 
 
-def is_arrows(caller: FrameType) -> bool:
-    """Whether the code that runs in `caller` is pyarrow's: it will hold what it opens on its own threads."""
-    name = caller.f_globals.get("__name__", "")
+def is_arrows(caller: FrameType | None) -> bool:
+    """Whether the code that runs in `caller` is pyarrow's: it will hold what it opens on its own threads.
+
+    C code that calls has no frame: that of DuckDB, or of a thread that is nothing but the call.
+    """
+    name = "" if caller is None else caller.f_globals.get("__name__", "")
     return isinstance(name, str) and name.startswith("pyarrow")
 
 

@@ -109,7 +109,7 @@ class Looks(Delegation):
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the wrapped filesystem's ``info``."""
         path = self._own_path(path)
-        if not self._is_look(sys._getframe(1)):  # noqa: SLF001
+        if not self._is_look(sys._getframe().f_back):  # noqa: SLF001
             return self._of_target("info", path, **kwargs)  # type: ignore[no-any-return]
         listing = self._list_ahead(path)
         is_folder = False
@@ -129,7 +129,7 @@ class Looks(Delegation):
     @override
     def find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped filesystem's ``find``, as `Delegation.find` does."""
-        is_arrows_way = (args, kwargs) == ((), _AS_ARROW_LISTS) and self._is_look(sys._getframe(1))  # noqa: SLF001
+        is_arrows_way = (args, kwargs) == ((), _AS_ARROW_LISTS) and self._is_look(sys._getframe().f_back)  # noqa: SLF001
         listing = self._take_listing(self._own_path(path) if is_arrows_way else None)
         if listing is not None:
             try:
@@ -178,7 +178,7 @@ class Looks(Delegation):
 
     def isdir(self, path: Any) -> bool:
         """Call the wrapped filesystem's ``isdir``, unless its ``info`` has just told that."""
-        if self._is_look(sys._getframe(1)):  # noqa: SLF001
+        if self._is_look(sys._getframe().f_back):  # noqa: SLF001
             info = self._last_look(self._target_path(path))
             if info is not None and info.get("type") == "directory":
                 return True
@@ -187,13 +187,15 @@ class Looks(Delegation):
 
     def isfile(self, path: Any) -> bool:
         """Call the wrapped filesystem's ``isfile``, or the ``info`` that it would ask."""
-        caller = sys._getframe(1)  # noqa: SLF001
+        caller = sys._getframe().f_back  # noqa: SLF001
         method = getattr(type(self.target), "_isfile", None)
         if method is not AsyncFileSystem._isfile or not self._is_look(caller):  # noqa: SLF001
             found: bool = self._of_target("isfile", self._own_path(path))
             return found
         path = self._target_path(path)
-        is_opening = caller.f_code.co_name == "open_input_file"  # who deletes files, or copies them, asks too
+        is_opening = (
+            caller is not None and caller.f_code.co_name == "open_input_file"
+        )  # who deletes files, or copies them, asks too
         try:
             info = (self._look_at_end(path) if is_opening else None) or self._of_target("info", path)
             is_file: bool = info["type"] == "file"
@@ -221,7 +223,7 @@ class Looks(Delegation):
         end = np.frombuffer(data, np.uint8)
         return {"name": path, "type": "file", "size": size, "ETag": version, "end": end}
 
-    def _is_look(self, caller: FrameType) -> bool:
+    def _is_look(self, caller: FrameType | None) -> bool:
         """Whether it is Arrow that asks, and a store that knows."""
         channel = self.channel if is_arrows(caller) else None
         return channel is not None and channel.is_remote and channel.settings.prefetch != "off"

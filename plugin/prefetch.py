@@ -120,6 +120,12 @@ class Prefetcher:
         data = piece.take(self._reader, self._urgency.at(start))
         return None if data is None else data[start - piece.start : end - piece.start]
 
+    def has(self, start: int, length: int) -> bool:
+        """Whether a range is there, or on its way."""
+        end = start + length
+        is_end = len(self._end) > 0 and start >= self._size - len(self._end)
+        return is_end or any(one.start <= start and end <= one.end for one in list(self._pieces.values()))
+
     def _is_apart(self) -> bool:
         """Whether this read has nothing to do with other requests: see the module's text."""
         is_inside = current_permit() is not None or self._reader.channel.engine.is_inside()

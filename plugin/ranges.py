@@ -7,6 +7,7 @@ error of its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,7 +72,7 @@ class Ranges:
 
 
 def as_ranges(
-    paths: str | Sequence[str], starts: Any, ends: Any, normalise: Any = lambda path: path
+    paths: str | os.PathLike[str] | Sequence[str], starts: Any, ends: Any, normalise: Any = lambda path: path
 ) -> Ranges:
     """Bring a caller's arguments into columns.
 
@@ -90,7 +91,7 @@ def as_ranges(
         Lengths differ, a start is negative, or an end is before its start.
     """
     first, last = _integers("starts", starts), _integers("ends", ends)
-    if isinstance(paths, str):
+    if isinstance(paths, str | os.PathLike):
         n = max(first.size, last.size)
         names, file = [normalise(paths)], np.zeros(n, np.int64)
     else:

@@ -7,6 +7,7 @@ other.
 from __future__ import annotations
 
 import inspect
+import operator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +178,7 @@ class SingleReader(QuickReader):
         options: dict[str, Any],
     ) -> bytes:
         """Return the bytes between bounds, as the wrapped filesystem understands them (I8)."""
-        check_not_exiting()
-        source = self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
+        source = self._open_for(path, bounds, options)
         if not isinstance(source, PathSource):
             try:
                 return self._cat_source(source, path, bounds, urgency)
@@ -189,6 +189,13 @@ class SingleReader(QuickReader):
         if isinstance(self.channel.backend, AsyncBackend | BulkBackend) and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
         return _within(bounds, self._read_whole(source, urgency))
+
+    def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> Any:
+        check_not_exiting()
+        for bound in bounds:
+            if bound is not None:
+                operator.index(bound)  # a TypeError, where ctypes would say that an argument is wrong
+        return self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
 
     def read_end(self, path: str, nbytes: int, urgency: Urgency) -> tuple[int, str, bytes] | None:
         """Read the last bytes of a file of which nothing is known yet: returns size, version, and them.
@@ -244,8 +251,7 @@ class SingleReader(QuickReader):
     def _begin_cat(
         self, jobs: list[Job], path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]
     ) -> Job | bytes:
-        check_not_exiting()
-        source = self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
+        source = self._open_for(path, bounds, options)
         if not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options)
         start, end = bounds

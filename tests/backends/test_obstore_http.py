@@ -298,6 +298,21 @@ def test_a_server_that_ignores_ranges_is_an_error_and_no_wrong_bytes(no_ranges: 
     assert all("ignored the range" in str(answer) for answer in found)
 
 
+@pytest.mark.parametrize("mode", ["r", "rb"])
+def test_a_server_that_ignores_ranges_can_be_streamed(no_ranges: str, engine: str, mode: str) -> None:
+    """As fsspec does it; and the error of who does not says so."""
+    fs = reader(engine)
+    with fs.open(no_ranges, mode, block_size=0, **({"encoding": "latin-1"} if mode == "r" else {})) as file:
+        found = file.read()
+    assert found == (
+        DATA.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n") if mode == "r" else DATA
+    )
+    with fs.open(no_ranges) as file:
+        file.seek(5)
+        with pytest.raises(OSError, match="open with block_size=0"):
+            file.read(10)
+
+
 def _error_of(fs: Any, path: str, **bounds: int) -> BaseException:
     with pytest.raises(OSError, match="range") as raised:
         fs.cat_file(path, **bounds)

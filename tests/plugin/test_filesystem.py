@@ -6,14 +6,19 @@ the wrapped filesystem answers is what headrace answers (I8).
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from targets import CONTENT, OTHER, SIZE, Target, at_rest, outcome
+
+import headrace
 
 RANGES = [
     (0, 10),
@@ -271,3 +276,79 @@ def test_an_asynchronous_instance(disk: Target, options: dict[str, object]) -> N
         return await fs._cat_file(disk.big, start=0, end=100)
 
     assert asyncio.run(read()) == CONTENT[:100]
+
+
+async def _twins(fs: Any, target: Target) -> list[Any]:
+    """Answer as the sync methods of a plain instance do, of which a list is in `_plain_answers`."""
+    folder = target.root + "/sub"
+    answers = [
+        await fs._cat(target.small),
+        sorted((await fs._cat([target.small, target.big])).values()),
+        list((await fs._cat(f"{folder}/*.bin")).values()),
+        await fs._cat([target.small, target.missing], on_error="omit"),
+        await fs._cat_ranges([target.small] * 3, [5, None, -7], [10, 3, None]),
+        [(sorted(folders), sorted(files)) async for _, folders, files in fs._walk(folder)],
+    ]
+    if getattr(fs.target, "_s3", None) is not None:
+        await fs.target._s3.__aexit__(None, None, None)  # of this loop
+    return [sorted(one.values()) if isinstance(one, dict) else one for one in answers]
+
+
+def _plain_answers() -> list[Any]:
+    ranges = [OTHER[5:10], OTHER[:3], OTHER[-7:]]
+    return [OTHER, sorted([OTHER, CONTENT]), [OTHER], [OTHER], ranges, [([], ["small.bin"])]]
+
+
+@pytest.mark.parametrize("protocol", ["file", "arecording", "s3", "s3-s3fs"])
+def test_the_twins_of_an_asynchronous_instance(
+    targets: dict[str, Target], protocol: str, options: dict[str, object]
+) -> None:
+    """Its target has no loop but the caller's: a sync method of it would find none running."""
+    target = targets[protocol]
+    fs = headrace.HeadraceFileSystem(
+        target_protocol=target.protocol,
+        target_options={**target.options, "skip_instance_cache": True},
+        asynchronous=True,
+        skip_instance_cache=True,
+        **{**target.settings, **options},
+    )
+    assert asyncio.run(_twins(fs, target)) == _plain_answers()
+
+
+@pytest.mark.parametrize("name", ["info", "isfile", "isdir", "open", "find"])
+def test_callers_that_have_no_frame(
+    disk: Target, options: dict[str, object], name: str, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """As C code has none: DuckDB's, or a thread that is nothing but the call."""
+    fs, found = disk.headrace(**options), list[Any]()
+    _thread.start_new_thread(found.extend, (map(getattr(fs, name), [disk.small]),))
+    wait_until(lambda: bool(found))
+
+
+def test_ranges_of_a_path_object(disk: Target, options: dict[str, object]) -> None:
+    fs = disk.headrace(**options)
+    assert fs.read_ranges(Path(disk.small), [0, 5], [3, 9]).to_pylist() == [OTHER[:3], OTHER[5:9]]
+    assert fs.submit_ranges(Path(disk.small), [0], [3]).result(30).to_pylist() == [OTHER[:3]]
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 3), (0, "3"), (None, 2.5)])
+def test_bounds_that_are_no_integers(target: Target, scheduled_mode: str, bounds: Any) -> None:
+    fs = target.headrace(scheduler=scheduled_mode)
+    with pytest.raises(TypeError):
+        fs.cat_file(target.small, *bounds)
+
+
+@pytest.mark.parametrize("protocol", ["s3", "s3-s3fs"])
+def test_the_error_of_a_missing_object_names_it(
+    targets: dict[str, Target], protocol: str, scheduled_mode: str
+) -> None:
+    """The store's own words do not (I10)."""
+    target = targets[protocol]
+    fs = target.headrace(scheduler=scheduled_mode)
+    found = [
+        *fs.cat_ranges([target.missing, target.missing], [0, None], [5, None]),
+        *fs.read_ranges(target.missing, [0, 7], [5, 9]).errors.values(),
+        *fs.cat([target.missing, target.missing + "2"], on_error="return").values(),
+    ]
+    assert [type(error) for error in found] == [FileNotFoundError] * 6
+    assert all(target.missing in str(error) for error in found)
