@@ -74,7 +74,9 @@ def _check_answer(source: PathSource, answer: Any, first: int | None) -> None:
 def _check_range(source: PathSource, answer: Any, first: int) -> None:
     url = redact_url(source.path)
     if answer.status != _PARTIAL_CONTENT:
-        msg = "the server ignored the range and sent the whole body (cat_file(url), or open with block_size=0)"
+        msg = (
+            "the server ignored the range and sent the whole body (cat_file(url), or open with block_size=0)"
+        )
         raise OSError(errno.EIO, msg, url)
     found = _FIRST.match(answer.headers.get("Content-Range", ""))
     if found is not None and first >= 0 and int(found[1]) != first:

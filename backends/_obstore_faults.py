@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import re
 
-from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED
+from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED, TOO_MANY_OPEN
 from headrace.types import Verdict
 
 _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
@@ -76,7 +76,10 @@ def _of_connection(text: str, path: str) -> StoreError:
     system = _SYSTEM.search(text)
     if system is None:
         return StoreConnectionError(errno.ECONNRESET, f"the connection broke ({_first_line(text)})", path)
-    return StoreConnectionError(int(system[1]), f"the connection broke ({system[2]})", path)
+    broken = StoreConnectionError(int(system[1]), f"the connection broke ({system[2]})", path)
+    if broken.errno in TOO_MANY_OPEN:
+        broken.verdict = Verdict(is_retryable=True, is_throttled=True)
+    return broken
 
 
 def _of_status(status: int, code: str, path: str) -> StoreError:

@@ -12,6 +12,7 @@ Threading: all methods by any thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends._obstore_client import UNLIMITED_S, InexactError
+from headrace.backends._obstore_faults import StoreError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -144,7 +146,9 @@ class Stores:
             if found is None:
                 found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
                 if len(self._versions) > VERSIONS:
-                    self._versions.popitem(last=False)
+                    gone, _ = self._versions.popitem(last=False)
+                    # With more of them read by turns each would else be made anew for every read.
+                    self._counts.pop(gone, None)
             return found
 
     def _count(self, name: tuple[str, str, str], ops: int) -> int:
@@ -189,4 +193,9 @@ class Stores:
         }
         # Its own retries would hide from the scheduler that the store asks for less.
         retry = {"max_retries": 0, "retry_timeout": timeout}
-        return self._client.make(options, client_options=client, retry_config=retry)
+        try:
+            return self._client.make(options, client_options=client, retry_config=retry)
+        except Exception as error:  # noqa: BLE001 - obstore's are of no common type
+            # Its options translate: what is missing is the process's, descriptors mostly.
+            msg = f"no client for the store could be made ({type(error).__name__})"
+            raise StoreError(errno.EIO, msg, options.bucket) from None

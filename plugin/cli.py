@@ -166,7 +166,7 @@ def _add_scan(commands: Any) -> None:
         description=_SCAN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    scan.add_argument("url", metavar="URL", help="file, folder, glob, or any fsspec URL")
+    scan.add_argument("url", metavar="URL", help="file, folder, glob (in quotes), or any fsspec URL")
     scan.add_argument("--columns", type=_names, metavar="A,B", help="columns to read (default all)")
     scan.add_argument("--filter", metavar="EXPR", help=_FILTER_HELP)
     scan.add_argument("--format", choices=_FORMATS, help="of the files (default: by their suffix)")

@@ -22,7 +22,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
-import importlib
 import importlib.metadata
 import inspect
 import json
@@ -38,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from headrace.backends.abc import Backend
 from headrace.backends.uring import UringBackend
 from headrace.dask_config import read_dask_config
+from headrace.limits import soft_limit
 from headrace.redact import redact_text, redact_url, secrets_of
 from headrace.settings import (
     SettingRow,
@@ -154,8 +154,8 @@ def _system() -> dict[str, Any]:
         "cores_of_cgroup": _cgroup_cores(),
         "memory_bytes": _memory_bytes(),
         "memory_limit_bytes": _cgroup_memory_bytes(),
-        "open_files_limit": _limit("RLIMIT_NOFILE"),
-        "locked_memory_limit_bytes": _limit("RLIMIT_MEMLOCK"),
+        "open_files_limit": soft_limit("RLIMIT_NOFILE"),
+        "locked_memory_limit_bytes": soft_limit("RLIMIT_MEMLOCK"),
     }
 
 
@@ -169,16 +169,6 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # no sysconf on Windows
         return None
-
-
-def _limit(name: str) -> int | None:
-    """Return the soft limit; None where there is none (or no such thing, as on Windows)."""
-    try:
-        resource: Any = importlib.import_module("resource")
-        soft = int(resource.getrlimit(getattr(resource, name))[0])
-    except (ImportError, AttributeError, ValueError, OSError):
-        return None
-    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _text(path: Path) -> str | None:
@@ -507,10 +497,12 @@ def render(report: Report, console: Console | None = None) -> None:
 
 
 def _draw(console: Console, title: str, columns: tuple[str, ...], rows: list[Any]) -> None:
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*columns, title=title, title_justify="left")
+    # Folded where they are longer than a narrow terminal: what is wrong stands at a value's end.
+    headers = [Column(name, overflow="fold") for name in columns]
+    table = Table(*headers, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(table)

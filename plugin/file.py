@@ -450,6 +450,12 @@ class HeadraceFile(io.BufferedIOBase):
         return lines
 
     @override
+    def fileno(self) -> int:
+        """There is none."""
+        msg = "fileno: what reads a descriptor goes round the scheduler; open the path itself for that"
+        raise io.UnsupportedOperation(msg)
+
+    @override
     def write(self, _data: Any) -> int:
         """Not opened for writing."""
         msg = "write"

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
-    from headrace.ranges import Bounds
     from headrace.stats import Stats
 
 _OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
@@ -123,6 +122,13 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         self._habits = Habits()
         self._strip_protocol = self._target_path
         current_settings(ours)  # a bad value is an error here, not in the middle of a scan
+
+    def __getattr__(self, name: str) -> Any:
+        """Say where what only the wrapped filesystem has is found: calls of it are not scheduled."""
+        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if not name.startswith("_") and hasattr(vars(self).get("_target"), name):
+            msg += f"; the wrapped filesystem has it: .target.{name}"
+        raise AttributeError(msg, name=name, obj=self)
 
     # -- paths and identity
 
@@ -346,15 +352,17 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             Or of exceptions, where `on_error` is "return".
         """
         reader = self._reader
+        found: list[Any]
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
             asked_of_target = self._ranges_for_target(paths, starts, ends)
-            found: list[Any] = self.target.cat_ranges(*asked_of_target, on_error=on_error, **kwargs)
+            found = self.target.cat_ranges(*asked_of_target, on_error=on_error, **kwargs)
             return found
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
             interrupts.arm()
-            return asked.answers_of_each(partial(self._cat_many, options=kwargs), on_error)
+            found = reader.cat_many(asked.singles(are_all=True), self._urgency(None), kwargs)
+            return asked.answers(None, found, on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
             few = reader.cat_few(paths, starts, ends, self._file_path, self._base_here)
             if few is not None:
@@ -370,7 +378,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             if long is not None:
                 return long if on_error == "return" else raise_first(long)
         batch = reader.read(asked.plain, urgency, is_listed=True)
-        return asked.answers(batch, self._cat_many, on_error)
+        found = reader.cat_many(asked.singles(), urgency, {}) if asked.has_odd_bounds else []
+        return asked.answers(batch, found, on_error)
 
     async def _cat_ranges(
         self,
@@ -389,11 +398,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
             given = self._ranges_for_target(paths, starts, ends)
             found = await self._of_target_async("_cat_ranges", *given, on_error=on_error, **kwargs)
             return found
-        if reader is not None and not kwargs:
+        if reader is not None:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
-            if not (asked.has_odd_bounds or reader.opens_too_many(asked.plain)):
-                batch = await reader.read_async(asked.plain, self._urgency(None))
-                return asked.answers(batch, self._cat_many, on_error)
+            if not reader.opens_too_many(asked.plain):
+                urgency = self._urgency(None)
+                batch = None if kwargs else await reader.read_async(asked.plain, urgency)
+                singles = asked.singles(are_all=batch is None)
+                found = await reader.cat_many_async(singles, urgency, kwargs) if singles else []
+                return asked.answers(batch, found, on_error)
         options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
         found = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
         return found
@@ -419,13 +431,6 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         interrupts.arm()
         return reader.cat(path, (start, end), self._urgency(None), kwargs)
 
-    def _cat_many(
-        self, asked: list[tuple[str, Bounds]], options: dict[str, Any] | None = None
-    ) -> list[bytes | Exception]:
-        reader = self._reader
-        assert reader is not None  # noqa: S101
-        return reader.cat_many(asked, self._urgency(None), options or {})
-
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
@@ -436,8 +441,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         if is_plain(start, end) and not kwargs:
             batch = await self._read_ranges(path, [start], [end])
             return bytes(batch[0])
-        found: bytes = await self._in_thread(self.cat_file, path, start, end, **kwargs)
-        return found
+        asked = [(self._file_path(path), (start, end))]
+        (found,) = await self._reader.cat_many_async(asked, self._urgency(None), kwargs)
+        return raise_first([found])[0]  # type: ignore[no-any-return]
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
@@ -460,7 +466,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Async twin of `cat`."""
         paths = await self._expand_path(path, recursive=recursive)
-        if self._reader is None and getattr(self.target, "async_impl", False):
+        reader = self._reader
+        if reader is not None:
+            asked = [(one, (None, None)) for one in paths]
+            found = await reader.cat_many_async(asked, self._urgency(None), kwargs)
+        elif getattr(self.target, "async_impl", False):
             found = await self._of_target_async("_cat_ranges", paths, None, None, on_error="return", **kwargs)
         else:
             found = await self._in_thread(self._cat_all, paths, kwargs)

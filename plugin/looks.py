@@ -76,7 +76,8 @@ class Looks(Delegation):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._looked_up: dict[int, tuple[str, dict[str, Any], float]] = {}  # by thread
+        # By thread; with how often something had been written before.
+        self._looked_up: dict[int, tuple[str, dict[str, Any], float, Any]] = {}
         self._listings: dict[int, Listing] = {}  # by thread
         self._changes = 0
         self._ends_missed = 0
@@ -105,6 +106,10 @@ class Looks(Delegation):
         while self._listings:
             with contextlib.suppress(KeyError):  # another thread was first
                 self._listings.popitem()[1].end_soon(0)
+
+    def _changes_now(self) -> Any:
+        """Say how often something was written: by this view, or to what s3fs lists, by whomever."""
+        return self._changes, getattr(getattr(self.target, "dircache", None), "forgotten", 0)
 
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the wrapped filesystem's ``info``."""
@@ -136,9 +141,9 @@ class Looks(Delegation):
                 found = listing.wait()
             except Exception:  # noqa: BLE001 - asked once more, it says so itself
                 return super().find(path, *args, **kwargs)
-            if listing.changes == self._changes:
+            if listing.changes == self._changes_now():
                 listing.keep()
-            return found
+                return found
         return super().find(path, *args, **kwargs)
 
     def _take_listing(self, path: str | None = None) -> Listing | None:
@@ -159,7 +164,9 @@ class Looks(Delegation):
             return None
         try:
             sync(self.target.loop, self.target.set_session)  # two calls that find none would each make one
-            return Listing(self.target, path, self._changes)
+            if type(self.target.dircache) is DirCache:
+                self.target.dircache.__class__ = _WatchedCache
+            return Listing(self.target, path, self._changes_now())
         except Exception:  # noqa: BLE001 - `info` will say what is wrong
             return None
 
@@ -193,9 +200,8 @@ class Looks(Delegation):
             found: bool = self._of_target("isfile", self._own_path(path))
             return found
         path = self._target_path(path)
-        is_opening = (
-            caller is not None and caller.f_code.co_name == "open_input_file"
-        )  # who deletes files, or copies them, asks too
+        # Who deletes files, or copies them, asks too.
+        is_opening = caller is not None and caller.f_code.co_name == "open_input_file"
         try:
             info = (self._look_at_end(path) if is_opening else None) or self._of_target("info", path)
             is_file: bool = info["type"] == "file"
@@ -230,18 +236,41 @@ class Looks(Delegation):
 
     def _note_look(self, path: str, info: dict[str, Any]) -> None:
         now = monotonic()
-        for thread, (_, _, at_s) in list(self._looked_up.items()):
+        for thread, (_, _, at_s, _) in list(self._looked_up.items()):
             if now - at_s > AT_ONCE_S:
                 self._looked_up.pop(thread, None)  # nobody came for it
         for thread, listing in list(self._listings.items()):
             if not listing.is_good_for(listing.path):
                 self._listings.pop(thread, None)
-        self._looked_up[threading.get_native_id()] = path, dict(info), now
+        self._looked_up[threading.get_native_id()] = path, dict(info), now, self._changes_now()
 
     def _last_look(self, path: str) -> dict[str, Any] | None:
         """Take what has just been heard of a path on this thread."""
-        looked_up, info, at_s = self._looked_up.pop(threading.get_native_id(), (None, None, 0.0))
-        return info if looked_up == path and monotonic() - at_s < AT_ONCE_S else None
+        found = self._looked_up.pop(threading.get_native_id(), None)
+        if found is None:
+            return None
+        looked_up, info, at_s, changes = found
+        is_good = looked_up == path and monotonic() - at_s < AT_ONCE_S and changes == self._changes_now()
+        return info if is_good else None
+
+
+class _WatchedCache(DirCache):
+    """s3fs's listings, which it forgets a part of after each write: it is counted how often.
+
+    Views of one filesystem share it, and programs may write through that itself.
+    """
+
+    forgotten = 0
+
+    @override
+    def pop(self, key: Any, *default: Any) -> Any:
+        self.forgotten += 1
+        return super().pop(key, *default)
+
+    @override
+    def clear(self) -> None:
+        self.forgotten += 1
+        super().clear()
 
 
 class Listing:
@@ -259,7 +288,7 @@ class Listing:
         How often something had been written before.
     """
 
-    def __init__(self, target: Any, path: str, changes: int) -> None:
+    def __init__(self, target: Any, path: str, changes: Any) -> None:
         self.path = path
         self.changes = changes
         self._target = target

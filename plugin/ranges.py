@@ -8,7 +8,7 @@ error of its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 Bounds = tuple[int | None, int | None]
 """Start and end, as fsspec understands them."""
 
-CatMany = Callable[[list[tuple[str, Bounds]]], list[Any]]
-"""Answers ranges of files each by itself: with its bytes, or its exception."""
+Single = tuple[str, Bounds]
+"""A range that is a request of its own: its file, and its bounds."""
 
 MOST_OFFSET = 2**63 - 1
 """The largest offset in a file, as the system has it."""
@@ -199,16 +199,29 @@ class Asked:
         """Whether any range is not given by offsets, or ends before it starts."""
         return self.rows is not None
 
-    def answers(self, batch: RangeBatch, cat_many: CatMany, on_error: str) -> list[Any]:
-        """Merge the plain answers with those of the odd ranges."""
-        found: list[Any] = batch.to_pylist(on_error="return")
-        if self.rows is not None:
+    def singles(self, *, are_all: bool = False) -> list[Single | Exception]:
+        """Return the odd ranges, or all, to be read each by itself; or what is wrong with them."""
+        rows = range(len(self.paths)) if are_all else self._odd_rows()
+        return [answer_or_error(self._single, row) for row in rows]
+
+    def answers(self, batch: RangeBatch | None, singles: list[Any], on_error: str) -> list[Any]:
+        """Merge the plain answers with those of the odd ranges; without a batch all were read singly."""
+        found = singles if batch is None else batch.to_pylist(on_error="return")
+        if self.rows is not None and batch is not None:
             merged: list[Any] = [None] * len(self.paths)
-            odd = sorted(set(range(len(merged))) - set(self.rows))
-            for row, answer in (*zip(self.rows, found, strict=True), *self._answers_of(odd, cat_many)):
+            for row, answer in zip((*self.rows, *self._odd_rows()), (*found, *singles), strict=True):
                 merged[row] = answer
             found = merged
         return found if on_error == "return" else raise_first(found)
+
+    def _odd_rows(self) -> list[int]:
+        return [] if self.rows is None else sorted(set(range(len(self.paths))) - set(self.rows))
+
+    def _single(self, row: int) -> Single:
+        start, end = self.bounds[0][row], self.bounds[1][row]
+        if is_plain(start, end):
+            resolve_bounds((start, end), lambda: None)  # which says what may be wrong with them
+        return self.normalise(self.paths[row]), (start, end)
 
     def answers_in_blocks(self, most: int, read: Callable[..., list[Any]]) -> list[Any]:
         """Merge the answers to several calls, each of so many files at the most."""
@@ -222,23 +235,6 @@ class Asked:
             for row, answer in zip(rows, read(*columns), strict=True):
                 merged[row] = answer
         return merged
-
-    def answers_of_each(self, cat_many: CatMany, on_error: str) -> list[Any]:
-        """Answer each range by itself, the plain ones too."""
-        found = [answer for _, answer in self._answers_of(range(len(self.paths)), cat_many)]
-        return found if on_error == "return" else raise_first(found)
-
-    def _answers_of(self, rows: Sequence[int], cat_many: CatMany) -> Iterator[tuple[int, Any]]:
-        asked = [answer_or_error(self._file_and_bounds, row) for row in rows]
-        found = iter(cat_many([one for one in asked if not isinstance(one, Exception)]))
-        for row, one in zip(rows, asked, strict=True):
-            yield row, one if isinstance(one, Exception) else next(found)
-
-    def _file_and_bounds(self, row: int) -> tuple[str, Bounds]:
-        start, end = self.bounds[0][row], self.bounds[1][row]
-        if is_plain(start, end):
-            resolve_bounds((start, end), lambda: None)  # which says what may be wrong with them
-        return self.normalise(self.paths[row]), (start, end)
 
 
 def answer_or_error(function: Callable[..., T], *args: Any) -> T | Exception:

@@ -24,12 +24,14 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.arenas import arenas
+from headrace.backends.abc import AsyncBackend, BulkBackend
 from headrace.batch import RangeBatch, are_alike
 from headrace.cached import read_cached
 from headrace.columns import BLOCK, offsets_of
 from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
+from headrace.drivers.job import Job
 from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
 from headrace.lifecycle import check_not_exiting
@@ -38,7 +40,7 @@ from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
 from headrace.ranges import MOST_OFFSET, MOST_OPEN, checked_out
 from headrace.read import Part, Read
-from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
+from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader, or_error
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
     from headrace.core.plan import Settled
     from headrace.core.request import Request
-    from headrace.ranges import Ranges
+    from headrace.ranges import Ranges, Single
 
 FEW_REQUESTS = 10_000
 """Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
@@ -173,8 +175,33 @@ class Reader(SingleReader):
             for part in parts:
                 if not part.job.request.is_over:
                     part.job.cancel()
-        # Only what must be asked again may still wait, and that is rare: not on this loop's thread.
+        if all(map(_is_all_there, parts)):
+            return read.result()
+        # What must be asked again may still wait, and that is rare: not on this loop's thread.
         return await call_apart(read.result)
+
+    async def cat_many_async(
+        self, asked: Sequence[Single | Exception], urgency: Urgency, options: dict[str, Any]
+    ) -> list[bytes | Exception]:
+        """Async twin of `cat_many`: what is given up ends, and holds no thread till then."""
+        if not isinstance(self.channel.backend, AsyncBackend | BulkBackend):
+            return await call_apart(self.cat_many, asked, urgency, options)
+        loop, jobs, ends = asyncio.get_running_loop(), list[Job](), list[asyncio.Future[None]]()
+
+        def launch(job: Job) -> None:
+            ends.append(loop.create_future())
+            job.callbacks.append(partial(_resolve, loop, ends[-1]))
+            job.request.is_awaited = True
+            self.launch_unpolled(job)
+
+        try:
+            begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
+            for over in ends:
+                await over
+            return [or_error(self._end_cat, one, None) for one in begun]
+        finally:
+            self.channel.engine.lost.extend(jobs)
+            self.channel.engine.settle_lost()
 
     def submit(self, ranges: Ranges, urgency: Urgency) -> Read:
         """Start a read whose result is taken later."""

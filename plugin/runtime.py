@@ -37,6 +37,7 @@ from headrace.drivers.threaded import ThreadedDriver
 from headrace.drivers.turns import Turns
 from headrace.drivers.workers import Workers
 from headrace.errors import BackendError, SchedulerClosedError
+from headrace.limits import soft_limit
 from headrace.tails import Tails
 from headrace.types import TRY_TIMEOUT_S
 
@@ -56,6 +57,9 @@ DISK_WORKERS = 8
 
 NATIVE = "obstore"
 """Name of the native cloud engine's backend."""
+
+_OF_A_LOOP = 3
+"""Descriptors of an event loop: a call may need one of its own."""
 
 _log = logging.getLogger("headrace")
 
@@ -172,6 +176,13 @@ def _io_parallelism(backend: Backend, settings: Settings) -> int:
     return settings.io_parallelism or backend.defaults.io_parallelism
 
 
+def _most_calls(backend: BulkBackend) -> int:
+    """Return how many calls may be under way for which three quarters of the descriptors are enough."""
+    descriptors = soft_limit("RLIMIT_NOFILE")
+    of_a_call = backend.least_call_ops + _OF_A_LOOP
+    return bulk.MOST_CALLS if descriptors is None else max(descriptors * 3 // 4 // of_a_call, 2)
+
+
 def _max_grant_ops(backend: Backend) -> int:
     if isinstance(backend, BulkBackend):
         return backend.max_grant_ops
@@ -275,7 +286,7 @@ class Runtime:
         if isinstance(backend, ThreadedBackend):
             return ThreadedDriver(Workers(_io_parallelism(backend, settings), "headrace-read"))
         if isinstance(backend, BulkBackend):
-            most = min(_io_parallelism(backend, settings), bulk.MOST_CALLS)
+            most = min(_io_parallelism(backend, settings), bulk.MOST_CALLS, _most_calls(backend))
             return BulkDriver(Workers(most, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:

@@ -168,6 +168,9 @@ SPECS: Final[tuple[SettingSpec, ...]] = (
 _MISSPELT = 0.8
 """How alike names are of which one may be the other misspelt."""
 
+_LIKE = 0.5
+"""How alike they are of which one may have been meant by the other."""
+
 OPTION_NAMES: Final[frozenset[str]] = frozenset(spec.name for spec in SPECS)
 """Constructor options that are headrace's own; all others belong to the wrapped filesystem."""
 
@@ -235,7 +238,7 @@ def unknown_names(
     """Find names that look like ours and are not.
 
     `section` is what ``dask.config`` holds under ``headrace``.  Returns each unknown name with one
-    sentence about it, which tells the nearest known name.
+    sentence about it, which tells a known name that is like it.
     """
     environ = os.environ if environ is None else environ
     known = {spec.variable for spec in SPECS}
@@ -246,22 +249,22 @@ def unknown_names(
     }
     for key in sorted(set(section or {}) - OPTION_NAMES):
         name = f"headrace.{key}"
-        found[name] = (
-            f"{name} in dask.config is no setting of headrace and is ignored; "
-            f"the nearest known name is headrace.{_nearest(key)}"
-        )
+        hint = _hint("headrace.", _nearest(key, _LIKE))
+        found[name] = f"{name} in dask.config is no setting of headrace and is ignored{hint}"
     return found
 
 
 def _about_variable(name: str) -> str:
     stem = name.removeprefix(_PREFIX)
-    text = (
-        f"{name} is no setting of headrace and is ignored; "
-        f"the nearest known name is {_PREFIX}{_nearest(stem).upper()}"
-    )
+    hint = _hint(_PREFIX, _nearest(stem, _LIKE).upper())
+    text = f"{name} is no setting of headrace and is ignored{hint}"
     if _KUBERNETES.fullmatch(stem):
         text += " (Kubernetes sets such names beside a Service called headrace: then all is well)"
     return text
+
+
+def _hint(prefix: str, nearest: str) -> str:
+    return f"; the nearest known name is {prefix}{nearest}" if nearest else ""
 
 
 def _nearest(name: str, least: float = 0.0) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,12 +25,19 @@ from headrace.jobs import Urgency, check_outcome, hand_over, until, wait_until
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
-from headrace.ranges import answer_or_error, is_plain, resolve_bounds
+from headrace.ranges import Bounds, answer_or_error, is_plain, resolve_bounds
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
-    from headrace.ranges import Bounds
+    from collections.abc import Callable, Sequence
+
+    from headrace.ranges import Single
     from headrace.runtime import Channel
+
+T = TypeVar("T")
+
+Begun = tuple[Job | bytes, Bounds]
+"""A single range whose read has begun, or is over."""
 
 LOCAL_BLOCK_BYTES = 128 << 10
 REMOTE_BLOCK_BYTES = 1 << 20
@@ -231,48 +238,60 @@ class SingleReader(QuickReader):
         return self.read_bytes(source, path, start, end - start, urgency)
 
     def cat_many(
-        self, asked: list[tuple[str, Bounds]], urgency: Urgency, options: dict[str, Any]
+        self, asked: Sequence[Single | Exception], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
-        """Return what lies between the bounds in each file, or the error of each that fails."""
+        """Return what lies between the bounds in each file, or the error of each that fails or is given."""
         if self.keeps_open:
-            return [answer_or_error(self.cat, *one, urgency, options) for one in asked]
+            return [or_error(self._cat_single, one, urgency, options) for one in asked]
         jobs: list[Job] = []
         try:
             until_s = until(self.channel.settings.timeout_s)
-            begun = [answer_or_error(self._begin_cat, jobs, *one, urgency, options) for one in asked]
-            return [
-                one if isinstance(one, Exception) else answer_or_error(self._end_cat, one, bounds, until_s)
-                for one, (_, bounds) in zip(begun, asked, strict=True)
-            ]
+            launch = self.channel.driver.launch
+            begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
+            return [or_error(self._end_cat, one, until_s) for one in begun]
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
 
+    def _cat_single(self, single: Single, urgency: Urgency, options: dict[str, Any]) -> bytes:
+        return self.cat(*single, urgency, options)
+
     def _begin_cat(
-        self, jobs: list[Job], path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]
-    ) -> Job | bytes:
+        self,
+        single: Single,
+        jobs: list[Job],
+        launch: Callable[[Job], None],
+        urgency: Urgency,
+        options: dict[str, Any],
+    ) -> Begun:
+        path, bounds = single
         source = self._open_for(path, bounds, options)
         if not isinstance(source, PathSource):
-            return self.cat(path, bounds, urgency, options)
+            return self.cat(path, bounds, urgency, options), bounds
         start, end = bounds
         length = end - start if self._is_one_op(start, end) else None  # type: ignore[operator]
         job = self._whole_job(source, urgency, length)
         jobs.append(job)
-        self.channel.driver.launch(job)
-        return job
+        launch(job)
+        return job, bounds
 
-    def _end_cat(self, begun: Job | bytes, bounds: Bounds, until_s: float | None) -> bytes:
-        if isinstance(begun, bytes):
-            return begun
-        wait_until(self.channel.driver, begun, until_s, self.channel.settings.timeout_s)
-        return _within(bounds, _take_whole(begun))
+    def _end_cat(self, begun: Begun, until_s: float | None) -> bytes:
+        job, bounds = begun
+        if isinstance(job, bytes):
+            return job
+        wait_until(self.channel.driver, job, until_s, self.channel.settings.timeout_s)
+        return _within(bounds, _take_whole(job))
 
     def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:
-        """Make the job of an op of unknown length, which is taken to be of `nbytes`, or of the longest."""
+        """Make the job of an op of unknown length, which reserves `nbytes`, or those of the longest op.
+
+        Without `nbytes` it does not count in the link's limit: it may last, and would keep out for that long
+        what must come in time.
+        """
         zero = np.zeros(1, np.int64)
         ops = Ops.of([source], (zero, zero, zero + UNKNOWN_LENGTH, zero), result_buffer(0))
         most = nbytes or self.channel.max_op_bytes
-        return self.job(ops, source.path, most, urgency, fails_fast=True, unknown_bytes=most)
+        return self.job(ops, source.path, most, urgency, fails_fast=True, unknown_bytes=nbytes or 1)
 
     # -- sources of open files
 
@@ -300,6 +319,11 @@ class SingleReader(QuickReader):
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
             size, etag = info.get("size"), backend.version_of(info)
+            if getattr(backend.target, "version_aware", False) and info.get("VersionId") not in {
+                None,
+                "null",
+            }:
+                options = {"version_id": info["VersionId"], **options}  # it outlives what comes after it
         if size is None:
             return None, None
         return backend.open(path, etag=etag, options=options), size
@@ -328,6 +352,11 @@ class SingleReader(QuickReader):
 
 def _path_options(channel: Channel, bounds: Bounds, options: dict[str, Any]) -> dict[str, Any]:
     return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
+
+
+def or_error(function: Callable[..., T], given: Any, *args: Any) -> T | Exception:
+    """Call it for what is no exception already."""
+    return given if isinstance(given, Exception) else answer_or_error(function, given, *args)
 
 
 def _within(bounds: Bounds, data: bytes) -> bytes:

@@ -29,13 +29,12 @@ class Uploads:
 
     def begin(self, write: object, nbytes: int) -> None:
         """Count a write of `nbytes` bytes, which its caller names."""
-        self._under_way[write] = min(max(1, -(-nbytes // UPLOAD_BYTES)), MOST_PARTS)
-        self.recount()
+        count = self._under_way[write] = min(max(1, -(-nbytes // UPLOAD_BYTES)), MOST_PARTS)
+        self.ops += count
 
     def end(self, write: object) -> None:
         """Forget a write; one that never began, too."""
-        self._under_way.pop(write, None)
-        self.recount()
+        self.ops -= self._under_way.pop(write, 0)
 
     def recount(self) -> None:
         """Derive the number from the facts."""

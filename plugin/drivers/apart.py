@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,16 @@ _MOST = 1024
 _workers = Workers(_MOST, "headrace-call")
 
 
+def _forget() -> None:
+    """In a forked child: the threads, and whoever held their lock, stayed with the parent."""
+    global _workers  # noqa: PLW0603
+    _workers = Workers(_MOST, "headrace-call")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 async def call_apart(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call `function` on another thread, in the caller's context, and await what it returns."""
     loop = asyncio.get_running_loop()
@@ -35,8 +46,14 @@ async def call_apart(function: Callable[..., T], *args: Any, **kwargs: Any) -> T
 
 
 def _call(call: Callable[[], T], loop: asyncio.AbstractEventLoop, over: asyncio.Future[T]) -> None:
+    if over.cancelled():
+        return
     try:
         tell = partial(_tell, over, over.set_result, call())
+    except StopIteration as error:  # which no future takes
+        wrong = RuntimeError("a call raised StopIteration")
+        wrong.__cause__ = error
+        tell = partial(_tell, over, over.set_exception, wrong)
     except BaseException as error:  # noqa: BLE001 - the caller's
         tell = partial(_tell, over, over.set_exception, error)
     with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits

@@ -78,6 +78,8 @@ class ObjectServer:
 
     Examples
     --------
+    >>> import fsspec
+    >>> from headrace.testing import Faults, ObjectServer
     >>> with ObjectServer() as server:
     ...     _ = server.put("bucket", "key", b"0123456789")
     ...     fs = fsspec.filesystem("s3", **server.storage_options())

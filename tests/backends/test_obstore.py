@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -467,7 +468,7 @@ def test_readers_of_a_version_wait_for_no_lock(server: ObjectServer) -> None:
     """Each that had waited for one would have it while it waits for the GIL, and the next one after it."""
     fs = native(server, "standard")
     held = [fs.channel.backend._stores._lock, requests_._making]
-    with fs.open(PATH, "rb") as file, ThreadPoolExecutor(1) as thread:
+    with fs.open(PATH, "rb", cache_type="none") as file, ThreadPoolExecutor(1) as thread:
         for k in range(stores.WORTH_OPS):
             file.seek(1000 * k)
             file.read(10)
@@ -538,12 +539,55 @@ def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
     made = [store(k) for k in range(stores.VERSIONS + 3)]
     assert None not in made
     assert len(kept._versions) == stores.VERSIONS
-    assert store(0, 1) is not made[0]
-    assert store(0, 1) is store(0, 1)
+    # Gone, it has to be worth one again: more of them read by turns would each be made for every read.
+    assert store(0, 1) is None
+    again = store(0)
+    assert again is not None
+    assert store(0, 1) is again
     # The one that was used longest ago goes first.
     assert store(4, 1) is made[4]
     store(stores.VERSIONS + 4)
     assert store(4, 1) is made[4]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_process_without_descriptors_asks_for_less(server: ObjectServer, number: int) -> None:
+    """As a store that is asked for too much: s3fs, with fewer connections, would have enough of them."""
+    backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
+    text = (
+        f'kind: Connect, source: Os {{ code: {number}, kind: Uncategorized, message: "Too many open files" }}'
+    )
+    for error in (OSError(number, "Too many open files"), faults.fault_of(Exception(text), PATH)):
+        assert error is not None
+        verdict = backend.verdict(error)
+        assert (verdict.is_retryable, verdict.is_throttled) == (True, True)
+
+
+@pytest.mark.parametrize(("descriptors", "calls"), [(256, 14), (64, 3), (16, 2), (1 << 20, 64), (None, 64)])
+def test_calls_under_way_are_as_many_as_there_are_descriptors_for(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, descriptors: int | None, calls: int
+) -> None:
+    own = headrace.runtime.Runtime()
+    monkeypatch.setattr(headrace.runtime, "_current", own)
+    monkeypatch.setattr(headrace.runtime, "soft_limit", lambda _name: descriptors)
+    fs = native(server)
+    assert fs.channel.driver.workers._most == calls
+    assert fs.cat_file(PATH, 10, 20) == DATA[10:20]
+    own.close(headrace.SchedulerClosedError("the test is over"))
+
+
+def test_a_store_that_cannot_be_made_is_an_error_of_the_reads(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_client(*_args: Any, **_options: Any) -> Any:
+        msg = "builder error: secret"
+        raise RuntimeError(msg)
+
+    fs = native(server, retries=1)
+    monkeypatch.setattr(type(fs.channel.backend._client), "make", no_client)
+    (found,) = fs.cat_ranges([PATH], [0], [10])
+    assert isinstance(found, OSError)
+    assert "no client for the store could be made (RuntimeError)" in str(found)
 
 
 def test_nothing_stays_behind(server: ObjectServer, scheduled_mode: str, wait_until: Any) -> None:

@@ -31,6 +31,14 @@ def test_a_fork_beside_threads_that_read(
     _passes(work, protocol, content, scheduled_mode)
 
 
+AWAITED = [(protocol, mode) for protocol in PROTOCOLS for mode in ("lite", "standard")]
+
+
+@pytest.mark.parametrize(("protocol", "mode"), [*AWAITED, ("file", "off")])
+def test_a_fork_just_after_reads_were_awaited(protocol: str, content: Path, mode: str) -> None:
+    _passes("fork_async", protocol, content, mode)
+
+
 @pytest.mark.parametrize("protocol", ["slow", "aslow"])
 def test_a_fork_with_slow_reads_in_flight(protocol: str, content: Path, scheduled_mode: str) -> None:
     _passes("fork_slow", protocol, content, scheduled_mode)

@@ -21,6 +21,7 @@ from rich.console import Console
 from headrace import doctor, settings
 from headrace.backends.uring import UringBackend
 from headrace.doctor import Check, Report, describe_target, diagnose, render
+from headrace.limits import soft_limit
 from headrace.settings import SPECS, SettingRow, reload_settings
 
 GIB = 2**30
@@ -185,9 +186,9 @@ def test_few_open_files_are_a_warning(files, status):
 
 
 def test_a_limit_that_there_is_not_is_none(monkeypatch):
-    assert doctor._limit("RLIMIT_NO_SUCH") is None
+    assert soft_limit("RLIMIT_NO_SUCH") is None
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-    assert doctor._limit("RLIMIT_NOFILE") is None
+    assert soft_limit("RLIMIT_NOFILE") is None
 
 
 @pytest.mark.parametrize(

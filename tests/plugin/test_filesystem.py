@@ -352,3 +352,15 @@ def test_the_error_of_a_missing_object_names_it(
     ]
     assert [type(error) for error in found] == [FileNotFoundError] * 6
     assert all(target.missing in str(error) for error in found)
+
+
+def test_what_only_the_wrapped_filesystem_has_is_told_where_it_is(
+    disk: Target, options: dict[str, object]
+) -> None:
+    fs = disk.headrace(**options)
+    with pytest.raises(AttributeError, match=r"no attribute 'chmod'; .* has it: \.target\.chmod"):
+        fs.chmod("a", 0o600)
+    with pytest.raises(AttributeError, match="no attribute 'chmot'$"):
+        fs.chmot("a", 0o600)
+    assert not hasattr(fs, "_rm_file_of_none")
+    assert callable(fs.target.chmod)

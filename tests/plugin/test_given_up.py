@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import pytest
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from targets import at_rest
 
 import headrace
 import headrace.runtime
 from headrace import HeadraceFileSystem, ReadTimeoutError
+from headrace.drivers.apart import call_apart
 from headrace.errors import SchedulerClosedError
-from headrace.testing import ObjectServer
+from headrace.testing import Fault, ObjectServer
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -252,6 +254,101 @@ def test_async_reads_need_no_thread_of_the_programs(engine: str, scheduled_mode:
             return list(await asyncio.gather(*(asyncio.to_thread(work, start) for start in (0, 50))))
 
         assert asyncio.run(main()) == [bytes(range(10)), bytes(range(50, 60))]
+
+
+GIVEN_UP: dict[str, Callable[[HeadraceFileSystem], Any]] = {
+    "whole": lambda fs: fs._cat_file("bucket/key"),
+    "several": lambda fs: fs._cat(["bucket/key", "bucket/other"]),
+    "odd": lambda fs: fs._cat_ranges(["bucket/key"] * 2, [None, 3], [5, None]),
+    "offsets": lambda fs: fs._cat_ranges(["bucket/key"] * 2, [0, 50], [5, 60]),
+}
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+@pytest.mark.parametrize("how", GIVEN_UP)
+def test_async_reads_that_are_given_up_hold_no_thread(
+    engine: str, scheduled_mode: str, how: str, monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+) -> None:
+    """A thousand of them, and nothing that takes such a thread would be awaited in this process."""
+
+    async def call_apart(function: Any, *_args: Any) -> Any:
+        raise AssertionError(function)
+
+    monkeypatch.setattr("headrace.reader.call_apart", call_apart)
+    let_go: Future[None] = Future()
+    with ObjectServer() as server:
+        for name in ("key", "other"):
+            server.put("bucket", name, bytes(range(100)))
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode, skip_instance_cache=True)
+        expected = asyncio.run(GIVEN_UP[how](fs))
+        server.script = lambda _request: Fault(until=let_go)
+
+        async def give_up() -> None:
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(GIVEN_UP[how](fs), 0.05)
+
+        try:
+            asyncio.run(give_up())
+            assert fs.stats().devices[0].queued_requests == 0
+        finally:
+            let_go.set_result(None)
+        wait_until(lambda: at_rest(fs))
+        assert asyncio.run(GIVEN_UP[how](fs)) == expected
+
+
+def test_a_call_of_a_thread_apart_that_stops_an_iteration_ends() -> None:
+    """No future takes such an exception."""
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(call_apart(next, iter(())), WAIT_S)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_whole_files_on_their_way_hold_up_no_other_read(
+    engine: str, scheduled_mode: str, wait_until: Wait
+) -> None:
+    """They may last: what counts in the link's limit is what has to come in time."""
+    let_go: Future[None] = Future()
+    with ObjectServer() as server:
+        for number in range(12):
+            server.put("bucket", f"large-{number}", bytes(100))
+        server.put("bucket", "small", bytes(range(100)))
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode, skip_instance_cache=True)
+        assert fs.cat_file("bucket/small", 0, 10) == bytes(range(10))
+        server.script = lambda asked: Fault(until=let_go) if asked.key != "small" else None
+        large = [f"bucket/large-{number}" for number in range(12)]
+        thread = threading.Thread(target=fs.cat, args=(large,))
+        thread.start()
+        try:
+            wait_until(lambda: server.in_progress == 12)
+            assert fs.cat_file("bucket/small", 10, 20) == bytes(range(10, 20))
+        finally:
+            let_go.set_result(None)
+            thread.join(WAIT_S)
+
+
+def test_ranges_of_several_stores_are_awaited_together(wait_until: Wait) -> None:
+    """The second store is asked while the first does not answer."""
+    let_go: Future[None] = Future()
+    with ObjectServer() as server:
+        for bucket in ("one", "two"):
+            server.put(bucket, "key", bytes(range(100)))
+        fs = over_s3(server, skip_instance_cache=True)
+        assert fs.cat_file("one/key", 0, 10) == bytes(range(10))
+        server.script = lambda asked: Fault(until=let_go) if asked.bucket == "one" else None
+
+        async def main() -> list[Any]:
+            reads = asyncio.ensure_future(fs._cat_ranges(["one/key", "two/key"], [0, 5], [5, 10]))
+            await asyncio.to_thread(wait_until, lambda: any(one.bucket == "two" for one in server.requests))
+            assert not reads.done()
+            let_go.set_result(None)
+            return list(await reads)
+
+        assert asyncio.run(main()) == [bytes(range(5)), bytes(range(5, 10))]
 
 
 @pytest.mark.parametrize("engine", ["obstore", "fsspec"])

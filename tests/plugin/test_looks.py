@@ -210,8 +210,8 @@ def test_what_nobody_came_for_is_forgotten(fs: headrace.HeadraceFileSystem) -> N
         thread.start()
         thread.join()
     assert len(fs._looked_up) > 0
-    for thread_id, (path, info, at_s) in list(fs._looked_up.items()):
-        fs._looked_up[thread_id] = path, info, at_s - 1
+    for thread_id, (path, info, at_s, changes) in list(fs._looked_up.items()):
+        fs._looked_up[thread_id] = path, info, at_s - 1, changes
     arrow.get_file_info("bucket/table")
     assert len(fs._looked_up) == 1
 
@@ -274,13 +274,24 @@ def written_async(fs: Any) -> None:
     asyncio.run(fs._pipe_file("bucket/table/3.parquet", b"x"))
 
 
+def written_through_a_view(fs: Any) -> None:
+    fs.with_priority(5).pipe_file("bucket/table/3.parquet", b"x")
+
+
+def written_beside_it(fs: Any) -> None:
+    fs.target.pipe_file("bucket/table/3.parquet", b"x")
+
+
 def written_as_a_file(fs: Any) -> None:
     with fs.open("bucket/table/3.parquet", "wb") as file:
         file.write(b"x")
         arrows(fs).get_file_info("bucket/table")  # listed before it is there
 
 
-@pytest.mark.parametrize("write", [written_elsewhere, written_async, written_as_a_file])
+WAYS = [written_elsewhere, written_async, written_as_a_file, written_through_a_view, written_beside_it]
+
+
+@pytest.mark.parametrize("write", WAYS)
 def test_a_write_of_whatever_kind_ends_what_was_listed_before(
     fs: headrace.HeadraceFileSystem, write: Callable[[Any], None]
 ) -> None:
@@ -289,6 +300,7 @@ def test_a_write_of_whatever_kind_ends_what_was_listed_before(
     write(fs)
     assert len(arrow.get_file_info(selector)) == 4
     assert len(fs.ls("bucket/table")) == 4
+    assert fs.exists("bucket/table/3.parquet")
 
 
 def test_a_listing_that_a_write_overtook_is_not_kept(
@@ -304,7 +316,7 @@ def test_a_listing_that_a_write_overtook_is_not_kept(
     arrow = arrows(fs)
     arrow.get_file_info("bucket/table")
     monkeypatch.setattr(Listing, "wait", wait_and_write)
-    assert len(arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))) == 3
+    assert len(arrow.get_file_info(pa.fs.FileSelector("bucket/table", recursive=True))) == 4
     assert len(fs.ls("bucket/table")) == 4
 
 

@@ -332,6 +332,11 @@ def test_an_unknown_variable_is_one_warning_with_the_nearest_name():
     load(environ=environ)  # again: silent, or the filter would raise
 
 
+def test_a_name_that_is_like_none_is_told_no_other():
+    with pytest.warns(HeadraceWarning, match="HEADRACE_XYZZY is no setting of headrace and is ignored$"):
+        load(environ={"HEADRACE_XYZZY": ""})
+
+
 def test_each_name_has_its_own_warning():
     with pytest.warns(HeadraceWarning, match="HEADRACE_RETRY "):
         load(environ={"HEADRACE_RETRY": ""})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFile
+from s3fs import S3FileSystem
 
 import headrace
 
@@ -48,6 +49,24 @@ def test_of_a_file_by_path(fs: headrace.HeadraceFileSystem) -> None:
     assert fs.cat(["a", "b"], version_id="1") == {"a": OLD, "b": OLD}
     assert fs.cat_ranges(["a", "b"], [0, -3], [3, None], version_id="1") == [OLD[:3], OLD[-3:]]
     assert fs.cat_ranges(["a"], [0], [3]) == [NEW[:3]]
+
+
+def test_an_open_file_of_a_filesystem_that_knows_versions_outlives_them(
+    s3_server: dict[str, Any], scheduled_mode: str
+) -> None:
+    """As one of s3fs's own does: the version it was opened of is still there."""
+    bucket = f"versions-{scheduled_mode}"
+    options = {**s3_server, "version_aware": True, "skip_instance_cache": True}
+    target = S3FileSystem(**options)
+    target.call_s3("create_bucket", Bucket=bucket)
+    target.call_s3("put_bucket_versioning", Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    target.pipe_file(f"{bucket}/a", OLD)
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    with fs.open(f"{bucket}/a") as file:
+        target.pipe_file(f"{bucket}/a", NEW)
+        assert file.read(3) == OLD[:3]
+        target.rm(f"{bucket}/a")
+        assert file.read() == OLD[3:]
 
 
 def test_what_no_read_takes_is_an_error(scheduled_mode: str) -> None:

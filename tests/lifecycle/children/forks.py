@@ -6,6 +6,7 @@ Arguments: what to do, a protocol, a file.  The mode comes from the environment.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import multiprocessing
 import os
@@ -33,6 +34,28 @@ def check(fs: Any) -> None:
     assert bytes(fs.submit_ranges(PATH, [7], [9]).result()[0]) == CONTENT[7:9]
     with fs.open(PATH, "rb") as file:
         assert file.read(70_000) == CONTENT[:70_000]
+
+
+async def check_async(fs: Any) -> None:
+    """Await reads and a look, of which some are made by threads apart."""
+    assert await fs._cat_ranges([PATH] * 2, [10, None], [20, 5]) == [CONTENT[10:20], CONTENT[:5]]
+    assert await fs._cat_file(PATH, None, 7) == CONTENT[:7]
+    assert (await fs._info(PATH))["size"] == len(CONTENT)
+
+
+def fork_async(fs: Any) -> None:
+    """Fork just after reads were awaited, while the threads that made them are idle; the child does so."""
+    asyncio.run(check_async(fs))
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            asyncio.run(asyncio.wait_for(check_async(fs), CHILD_S / 2))
+            status = 0
+        except BaseException:  # noqa: BLE001
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        os._exit(status)
+    assert_ended_well(pid)
 
 
 def at_rest(fs: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from headrace.core.hub import Hub
@@ -29,6 +31,19 @@ def test_bytes_count_as_requests_up_to_what_is_under_way_at_once(nbytes: int, op
     uploads.end("write")
     uploads.end("write")
     assert uploads.ops == 0
+
+
+def test_any_writes_are_their_sum() -> None:
+    uploads, draw, under_way = Uploads(), random.Random(4), dict[int, int]()
+    for number in range(500):
+        if under_way and draw.random() < 0.5:
+            write = draw.choice(list(under_way))
+            del under_way[write]
+            uploads.end(write)
+        else:
+            under_way[number] = draw.randint(1, MOST_PARTS)
+            uploads.begin(number, under_way[number] * UPLOAD_BYTES)
+        assert uploads.ops == sum(under_way.values())
 
 
 @pytest.mark.parametrize(("limit", "left"), [(1, 1), (2, 1), (3, 2), (10, 5), (20, 10), (30, 20)])
