@@ -129,7 +129,7 @@ def test_the_file_knows_itself(scheduled: Any, path: str) -> None:
         assert file.closed is False
         assert file.size == SIZE
         assert file.mode == "rb"
-        with pytest.raises(io.UnsupportedOperation, match="fileno: .* open the path itself"):
+        with pytest.raises(io.UnsupportedOperation, match=r"fileno: .* open the path itself"):
             file.fileno()
     assert file.closed is True
 

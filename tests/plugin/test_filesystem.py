@@ -360,7 +360,7 @@ def test_what_only_the_wrapped_filesystem_has_is_told_where_it_is(
     fs = disk.headrace(**options)
     with pytest.raises(AttributeError, match=r"no attribute 'chmod'; .* has it: \.target\.chmod"):
         fs.chmod("a", 0o600)
-    with pytest.raises(AttributeError, match="no attribute 'chmot'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'chmot'$"):
         fs.chmot("a", 0o600)
     assert not hasattr(fs, "_rm_file_of_none")
     assert callable(fs.target.chmod)
