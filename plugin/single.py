@@ -319,11 +319,9 @@ class SingleReader(QuickReader):
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
             size, etag = info.get("size"), backend.version_of(info)
-            if getattr(backend.target, "version_aware", False) and info.get("VersionId") not in {
-                None,
-                "null",
-            }:
-                options = {"version_id": info["VersionId"], **options}  # it outlives what comes after it
+            version = info.get("VersionId") if getattr(backend.target, "version_aware", False) else None
+            if version not in {None, "null"}:
+                options = {"version_id": version, **options}  # it outlives what comes after it
         if size is None:
             return None, None
         return backend.open(path, etag=etag, options=options), size
