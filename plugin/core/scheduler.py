@@ -294,7 +294,7 @@ class Scheduler:
                 (1, self.in_flight_ops) if self.counts_ops else (request.step_bytes, self.in_flight_bytes)
             )
             fitting = max((self._share(request) - used) // step, 0)
-            self.is_held_back = fitting < room
+            self.is_held_back = fitting < room and not request.is_speculative
             must_go_on = not (self.in_flight_ops or request.is_speculative)
             room = min(room, max(fitting, 1) if must_go_on else fitting)  # progress, I1
         return min(room * request.series_ops, most)

@@ -331,6 +331,41 @@ def test_a_hit_tells_the_controller_nothing() -> None:
     assert (window.seen, scheduler.in_flight_bytes, hub.counters.ops_hit) == (1, 0, 1)
 
 
+class TrustingWindow(Window):
+    """Keeps what it was told of each completion: whether it held demand back."""
+
+    limited: bool | None = None
+
+    def observe(self, *, is_limited: bool, **_: Any) -> None:
+        self.limited = is_limited
+
+
+@pytest.mark.parametrize("series_ops", [1, 2])
+@pytest.mark.parametrize(
+    ("holds_back", "window", "ops", "process"),
+    [
+        ("nothing", 1000, 100, 0),
+        ("the window", 100, 100, 0),
+        ("the limit of ops", 1000, 2, 0),
+        ("the limit of the process", 1000, 100, 3),
+        ("the part of the window that speculation has", 100, 100, 0),
+    ],
+)
+def test_the_window_is_told_that_it_is_limited_where_it_held_demand_back(
+    holds_back: str, window: int, ops: int, process: int, series_ops: int
+) -> None:
+    """Whatever else holds reads back, or whichever reads, says nothing of the device."""
+    hub = Hub(process_io_limit=process)
+    submit(hub.scheduler("store", max_in_flight_ops=1), 10, 10)
+    shape = TrustingWindow(initial=window, least=1, most=window)
+    scheduler = hub.scheduler("disk", window=shape, max_in_flight_ops=ops)
+    request = submit(
+        scheduler, *[10] * 40, base=-1, is_speculative="speculation" in holds_back, series_ops=series_ops
+    )
+    complete(scheduler, request.inbox[0])
+    assert shape.limited == (holds_back == "the window")
+
+
 def test_what_starts_at_once_keeps_every_limit() -> None:
     hub, scheduler = a_scheduler(window=100, ops=2, process_io_limit=2, buffer_bytes=1000)
     assert scheduler.has_room(100)
