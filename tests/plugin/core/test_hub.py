@@ -169,6 +169,49 @@ def test_recovery_wakes_the_owner_of_a_request_that_had_just_ended() -> None:
     assert not hub.schedulers["a"].requests
 
 
+def test_recovery_admits_what_the_section_still_owed() -> None:
+    """The exception came with the first read's grant, and no other event will have the second looked at."""
+    hub = Hub()
+    first, second = submit(hub, "a"), submit(hub, "a")
+
+    def interrupt(*_: object) -> None:
+        hub.trace = None
+        raise KeyboardInterrupt
+
+    hub.trace = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        hub.settle(0.0)
+    hub.recover(0.0)
+    hub.settle(0.0)
+    assert (len(first.inbox), len(second.inbox)) == (1, 1)
+
+
+def test_speculation_gives_way_to_demand_after_a_recovery_as_before_it() -> None:
+    hub = Hub(buffer_bytes=10)
+    ahead = submit(hub, "a", is_speculative=True)
+    hub.settle(0.0)
+    serve(hub, [ahead], 0.0)
+    hub.recover(0.0)
+    demand = submit(hub, "a")
+    hub.settle(0.0)
+    assert (ahead.state, len(demand.inbox)) == (State.RETIRED, 1)
+
+
+def test_what_comes_free_after_a_recovery_is_still_for_the_next_round_of_the_more_urgent() -> None:
+    """I4: it does not wait in the queue, and is not to be overtaken by those who do."""
+    hub = Hub()
+    disk = hub.scheduler("disk", max_in_flight_ops=2, max_grant_ops=2)
+    urgent = submit(hub, "disk", ops=4, series_ops=2)
+    hub.settle(0.0)
+    less = submit(hub, "disk", base=1)
+    hub.recover(0.0)
+    hub.settle(0.0)
+    assert not less.inbox, "though an op of it would fit"
+    disk.complete(urgent.inbox[0], 2, 20, 0.0)
+    hub.settle(0.0)
+    assert (urgent.next_op, len(less.inbox)) == (4, 1), "no round comes after that one"
+
+
 def test_what_was_cut_in_two_is_given_back_once() -> None:
     """The exception came between a grant's ops and its bytes; its driver gives it back once more."""
     hub = Hub()

@@ -405,6 +405,27 @@ def test_what_is_more_urgent_than_all_that_wait_starts_at_once() -> None:
     complete(scheduler, grant)
 
 
+def test_what_starts_at_once_fits_the_budget() -> None:
+    """I2: what was read and not taken yet is held, though nothing is in flight."""
+    _, scheduler = a_scheduler(buffer_bytes=100)
+    complete(scheduler, submit(scheduler, 60).inbox.pop(0))
+    assert scheduler.has_room(40)
+    assert not scheduler.has_room(41)
+    assert not scheduler.has_room(41, 1, -1), "nor however urgent it is"
+
+
+def test_what_starts_at_once_reserves_its_result_until_it_is_taken() -> None:
+    hub, scheduler = a_scheduler(buffer_bytes=100)
+    grant = scheduler.start_now(a_request(60), 0.0)
+    assert hub.budget.reserved_bytes == 60
+    other = submit(scheduler, 60)
+    complete(scheduler, grant)
+    assert not other.inbox
+    scheduler.consume(grant.request, 0.0)
+    settle(scheduler)
+    assert len(other.inbox) == 1
+
+
 # -- series
 
 
@@ -566,6 +587,17 @@ def test_raising_never_lowers() -> None:
     assert request.priority == Priority(-3)
 
 
+def test_what_waits_behind_a_started_read_goes_on_when_that_is_given_up() -> None:
+    """I5: its op is still in flight, and releases nothing before it lands."""
+    _, scheduler = a_scheduler(window=100)
+    started = submit(scheduler, 60, 60)
+    behind = submit(scheduler, 10)
+    assert (started.next_op, behind.next_op) == (1, 0)
+    scheduler.cancel(started)
+    settle(scheduler)
+    assert (scheduler.in_flight_bytes, behind.next_op) == (70, 1)
+
+
 # -- ends
 
 
@@ -685,6 +717,16 @@ def test_the_window_is_told_of_urgent_reads(
     submit(scheduler, 10, base=second)
     assert bool(window.urgent) == (is_told and not counts_ops)
     assert scheduler.expects_urgent == bool(window.urgent)
+
+
+def test_the_window_is_told_of_an_urgent_read_that_starts_at_once() -> None:
+    """The device serves it among what it has already, however it was admitted."""
+    window = AttentiveWindow(initial=100, least=1, most=100)
+    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9)
+    scheduler.start_now(a_request(10), 0.0)
+    assert not scheduler.expects_urgent
+    scheduler.start_now(a_request(10, base=-1), 0.0)
+    assert scheduler.expects_urgent
 
 
 def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:
