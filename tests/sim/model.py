@@ -3,8 +3,10 @@
 The model keeps plain lists and recomputes everything from them each time: what waits, what is in
 flight, what is reserved, and which requests may be next. It predicts from the design's rules:
 
-* I1: a slice is exactly what the window and the limits of ops leave room for; of a request in series the
-  room is that of one op of each, and there is no other slice until that one is complete.
+* I1: a slice is exactly what the window, the limits of ops and the link leave room for; of a request in
+  series the room is that of one op of each, and there is no other slice until that one is complete. Where
+  whole slices are wanted a shorter one waits for room, if eight longer ones fit the window.
+* What starts past the queue fits every limit; nobody waits, or none who is as urgent.
 * I2, I7: a reservation fits or a named exemption holds, after speculation was dropped.
 * I4: the base whose key ``base * 5 s + since`` is least; then some scan's first request by
   ``(position, sequence)``; and two scans that both wait are served alike, within two slices.
@@ -30,6 +32,7 @@ import numpy as np
 from sim.fuse import Fuse, FusedWindow, Interrupt
 
 from headrace.core.hub import Hub
+from headrace.core.link import LEAST_RATE, Link
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
 from headrace.types import Priority
@@ -39,7 +42,9 @@ if TYPE_CHECKING:
 
     from headrace.core.scheduler import Scheduler
 
-DEVICES = ("disk", "store")
+DEVICES = ("disk", "store", "requests", "calls")
+WITHOUT_LINK = ("disk", "store", "requests")  # where series and reads past the queue are
+LINK_BYTES = 400  # asked for at once, at most
 Level = tuple[str, bool, int]  # device, is speculative, base
 ENDED = (State.FAILED, State.CANCELLED, State.RETIRED)
 
@@ -52,6 +57,7 @@ class Naive:
     device: str
     lengths: list[int]
     asked_series_ops: int = 1
+    is_queued: bool = True
     next_op: int = 0
     flying: dict[Grant, tuple[int, int]] = field(default_factory=dict)
     holds: int | None = None
@@ -94,20 +100,42 @@ class Naive:
 
 
 class World:
-    """A hub of two devices, the model beside it, and the checks."""
+    """A hub of four devices, the model beside it, and the checks.
+
+    A disk has a window of bytes, a store limits of ops alone. Two more have windows of requests; one of
+    these is asked by calls, of whole slices, over a link.
+    """
 
     def __init__(
-        self, *, budget: int = 0, process_limit: int = 0, window: int = 100, disk_ops: int = 6
+        self,
+        *,
+        budget: int = 0,
+        process_limit: int = 0,
+        window: int = 100,
+        devices: tuple[str, ...] = DEVICES,
     ) -> None:
         self.now = 0.0
         self.fuse = Fuse()
         self.hub = Hub(buffer_bytes=budget, process_io_limit=process_limit)
         self.hub.trace = self._event
-        shape = FusedWindow(self.fuse, initial=window, least=10, most=10 * window)
-        self.schedulers = {
-            "disk": self.hub.scheduler("disk", window=shape, max_in_flight_ops=disk_ops, max_grant_ops=4),
-            "store": self.hub.scheduler("store", max_in_flight_ops=2, max_grant_ops=1),
+        of_bytes = FusedWindow(self.fuse, initial=window, least=10, most=10 * window)
+        few, many = (
+            FusedWindow(self.fuse, initial=window // part, least=1, most=10 * window) for part in (12, 5)
+        )
+        limits: dict[str, dict[str, Any]] = {
+            "disk": {"window": of_bytes, "max_in_flight_ops": 6, "max_grant_ops": 4},
+            "store": {"max_in_flight_ops": 2, "max_grant_ops": 1},
+            "requests": {"window": few, "counts_ops": True, "max_in_flight_ops": 10, "max_grant_ops": 3},
+            "calls": {
+                "window": many,
+                "counts_ops": True,
+                "max_in_flight_ops": 24,
+                "max_grant_ops": 2,
+                "has_whole_grants": True,
+                "link": Link(LINK_BYTES / LEAST_RATE),
+            },
         }
+        self.schedulers = {device: self.hub.scheduler(device, **limits[device]) for device in devices}
         self.known: list[Naive] = []
         # Since when each level waits, once for every way in which the core may have come here.
         self.histories: list[dict[Level, float]] = [{}]
@@ -167,6 +195,30 @@ class World:
         if is_cut:
             self.end(naive, "cancel")
         return naive
+
+    def start_now(self, device: str, lengths: list[int], **options: Any) -> None:
+        """Start a request past the queue if it may, as quick reads do; an interrupted one is given up."""
+        request = Request(np.array(lengths, np.int64), on_wake=self._woken, **options)
+        naive = request.label = Naive(request, device, lengths, is_queued=False)
+        scheduler, size = self.schedulers[device], (sum(lengths), len(lengths))
+        is_cut = True
+        with self.section():
+            assert scheduler.has_room(*size) == self.has_room(naive), "past nobody"
+            may_start = scheduler.has_room(*size, request.priority.base, self.now)
+            self.histories = [since for since in self.histories if self.has_room(naive, since) == may_start]
+            assert self.histories, "past the queue"
+            if may_start:
+                grant = scheduler.start_now(request, self.now)
+                assert (grant.ops_left, grant.bytes_left) == (len(lengths), sum(lengths))
+            is_cut = False
+        if is_cut:
+            self.end(naive, "cancel")
+
+    def refuse(self, device: str, answers: int, *, is_late: bool) -> None:
+        """Answer that the store asks for less."""
+        with self.section():
+            for _ in range(answers):
+                self.schedulers[device].note_throttled(self.now, is_late=is_late)
 
     def complete(self, grant: Grant, ops: int, short: int = 0, *, is_hit: bool = False) -> None:
         """Complete the next `ops` ops of a grant, charged `short` bytes too few at its end."""
@@ -259,6 +311,9 @@ class World:
             for grant in list(left[0].request.grants):
                 self.forfeit(grant)
 
+    def of_requests(self) -> list[str]:
+        return [device for device, scheduler in self.schedulers.items() if scheduler.counts_ops]
+
     def grants(self) -> list[Grant]:
         return [grant for naive in self.known for grant in naive.request.grants]
 
@@ -283,7 +338,10 @@ class World:
                 self._pushed(naive)
         elif event == "admitted":
             self._shed()
-            if not request.is_nested:
+            if not naive.is_queued:
+                self.known.append(naive)
+                naive.holds = request.result_bytes
+            elif not request.is_nested:
                 self._admitted(naive, lo, hi)
             grant = request.grants[-1]
             naive.next_op = hi
@@ -404,7 +462,7 @@ class World:
         if naive.holds is not None:
             return True
         if request.is_speculative:
-            heads = [h for device in DEVICES for h in self._demand_heads(device)]
+            heads = [h for device in self.schedulers for h in self._demand_heads(device)]
             is_short = any(h.holds is None and not self.fits(h) and self.is_short_for(h) for h in heads)
             return self.fits(naive) and not is_short
         if self.fits(naive):
@@ -440,47 +498,104 @@ class World:
             return first
         return None if head.request.is_awaited or not self.fits(first) else first
 
+    def has_room(self, naive: Naive, since: dict[Level, float] | None = None) -> bool:
+        """Whether all of it may start past the queue; with the ages of those who wait also past these."""
+        scheduler, device, base = self._of(naive), naive.device, naive.request.priority.base
+        ops, nbytes = self.in_flight(device)
+        ops, nbytes = ops + len(naive.lengths), nbytes + sum(naive.lengths)
+        ahead = self.waiting(device)
+        rounds = self.rounds(device)
+        if since is not None:
+            due = base * AGEING_S + self.now
+            demand = [n for n in ahead if not n.request.is_speculative]
+            ahead = [n for n in demand if n.level[2] * AGEING_S + since[n.level] <= due]
+            rounds = [other for other in rounds if other <= base]
+        in_process = sum(ops for _, ops, _ in self.flying()) + len(naive.lengths)
+        return (
+            not (ahead or rounds)
+            and ops <= scheduler.max_in_flight_ops
+            and in_process <= (self.hub.process_io_limit or math.inf)
+            and (scheduler.window is None or self._used(naive, ops, nbytes) <= scheduler.window.limit)
+            and self.fits(naive)
+        )
+
+    def rounds(self, device: str) -> list[int]:
+        """I4: the bases of those that want more when their round is over."""
+        return [n.request.priority.base for n in self.known if n.device == device and n.is_in_round]
+
+    def in_flight(self, device: str) -> tuple[int, int]:
+        flying = self.flying(device)
+        return sum(ops for _, ops, _ in flying), sum(nbytes for _, _, nbytes in flying)
+
     def room_ops(self, naive: Naive) -> int:
         """I1: how many of its ops may start now."""
-        scheduler, flying = self._of(naive), self.flying(naive.device)
-        in_flight = sum(ops for _, ops, _ in flying)
-        base = naive.request.priority.base
-        in_rounds = [
-            n.request.priority.base for n in self.known if n.device == naive.device and n.is_in_round
-        ]
-        if min(in_rounds, default=base) < base:
+        scheduler, base = self._of(naive), naive.request.priority.base
+        if min(self.rounds(naive.device), default=base) < base:
             return 0
         most = min(scheduler.max_grant_ops, len(naive.lengths) - naive.next_op)
-        steps = naive.lengths[naive.next_op :]
+        steps = naive.lengths[naive.next_op :][:most]
         if naive.series_ops > 1:
             steps = [max(naive.lengths)] * math.ceil(most / naive.series_ops)
-        share = 2 if naive.request.is_speculative else 1  # I7
-        room = [scheduler.max_in_flight_ops // share - in_flight, min(most, len(steps))]
         if self.hub.process_io_limit:
-            room.append(self.hub.process_io_limit // share - sum(ops for _, ops, _ in self.flying()))
-        if min(room) <= 0 or scheduler.window is None:
-            return min(most, min(room) * naive.series_ops)
-        left = self._share(naive) - sum(nbytes for _, _, nbytes in flying)
-        fitting = 0
-        for length in steps:
-            left -= length
-            if left < 0:
-                break
-            fitting += 1
-        must_go_on = not (fitting or in_flight or naive.request.is_speculative)
-        slots = 1 if must_go_on else min(*room, fitting)
-        return min(most, slots * naive.series_ops)
+            in_process = sum(ops for _, ops, _ in self.flying())
+            steps = steps[: max(self._part(naive, self.hub.process_io_limit) - in_process, 0)]
+        steps = steps[: self._brought(naive, steps)]
+        fitting = self._fitting(naive, steps)
+        is_cut = fitting < len(steps) and self.flying(naive.device)
+        if is_cut and scheduler.has_whole_grants and 8 * (fitting + 1) <= self._share(naive):
+            return 0
+        return min(most, fitting * naive.series_ops)
+
+    def _fitting(self, naive: Naive, steps: list[int]) -> int:
+        """How many of these, one after the other, the limit of ops and the window leave room for."""
+        scheduler = self._of(naive)
+        ops, nbytes = self.in_flight(naive.device)
+        must_go_on = not (ops or naive.request.is_speculative)
+        for fitting, length in enumerate(steps):
+            ops, nbytes = ops + 1, nbytes + length
+            is_beyond = scheduler.window is not None and self._used(naive, ops, nbytes) > self._share(naive)
+            if ops > self._part(naive, scheduler.max_in_flight_ops) or is_beyond:
+                return 1 if must_go_on and not fitting else fitting
+        return len(steps)
+
+    def _brought(self, naive: Naive, steps: list[int]) -> int:
+        """How many of these the link brings in time, beside what is under way on it."""
+        link = self._of(naive).link
+        if link is None:
+            return len(steps)
+        before = self.in_flight(naive.device)[1]
+        must_go_on = not (self.flying(naive.device) or naive.request.is_speculative)
+        wanted = 0
+        for brought, length in enumerate(steps):
+            wanted += length
+            is_short = 64 * wanted <= link.limit_bytes
+            if before + wanted > self._share_of(naive, link.limit_bytes) and not is_short:
+                return 1 if must_go_on and not brought else brought
+        return len(steps)
+
+    def _used(self, naive: Naive, ops: int, nbytes: int) -> int:
+        return ops if self._of(naive).counts_ops else nbytes
+
+    def _part(self, naive: Naive, limit: int) -> int:
+        """I7: half of each limit is left to demand."""
+        return limit // 2 if naive.request.is_speculative else limit
 
     def _share(self, naive: Naive) -> int:
         """I1, I7: the part of the window it may use."""
         window = self._of(naive).window
         assert window is not None
+        is_urgent = self._is_most_urgent(naive) and not naive.request.is_speculative
+        return window.urgent_limit if is_urgent else self._share_of(naive, window.limit)
+
+    def _share_of(self, naive: Naive, limit: int) -> int:
+        """I1, I7: the part of a limit: its last eighth is for what is more urgent than all in flight."""
+        if naive.request.is_speculative or self._is_most_urgent(naive):
+            return self._part(naive, limit)
+        return limit - limit // 8 if self.flying(naive.device) or naive.series_ops > 1 else limit
+
+    def _is_most_urgent(self, naive: Naive) -> bool:
         bases = [n.request.priority.base for n, _, _ in self.flying(naive.device)]
-        if naive.request.is_speculative:
-            return window.limit // 2
-        if bases and naive.request.priority.base < min(bases):
-            return window.urgent_limit
-        return window.limit - window.limit // 8 if bases or naive.series_ops > 1 else window.limit
+        return bool(bases) and naive.request.priority.base < min(bases)
 
     # -- the checks
 
@@ -489,9 +604,7 @@ class World:
         self.hub.validate()
         assert self.hub.budget.reserved_bytes == self.reserved(), "I3"
         for device, scheduler in self.schedulers.items():
-            flying = self.flying(device)
-            assert scheduler.in_flight_ops == sum(ops for _, ops, _ in flying)
-            assert scheduler.in_flight_bytes == sum(nbytes for _, _, nbytes in flying)
+            assert (scheduler.in_flight_ops, scheduler.in_flight_bytes) == self.in_flight(device)
             assert scheduler.waiting == len(self.waiting(device))
             present = [n.request.seq for n in self.known if n.device == device and not n.is_gone]
             assert sorted(scheduler.requests) == sorted(present)

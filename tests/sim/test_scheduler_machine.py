@@ -1,8 +1,8 @@
 """The scheduler core against a naive model, in any order of events (see `sim.model`).
 
-The machine submits, completes any op in flight, fails, consumes, abandons, cancels, raises
-priorities, lets time pass, closes, and interrupts sections in the middle. The model checks each
-admission as it happens and everything after each step.
+The machine submits, starts past the queue, completes any op in flight, refuses, fails, consumes,
+abandons, cancels, raises priorities, lets time pass, closes, and interrupts sections in the middle. The
+model checks each admission as it happens and everything after each step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sim.model import DEVICES, Naive, World
+from sim.model import DEVICES, WITHOUT_LINK, Naive, World
 
 from headrace.core.request import State
 from headrace.errors import IllegalTransitionError
@@ -33,6 +33,8 @@ from headrace.types import UNKNOWN_LENGTH, Priority
 LENGTHS = st.lists(st.integers(1, 60), max_size=9) | st.just([UNKNOWN_LENGTH])
 BASES = st.integers(-2, 2)
 INDEX = st.integers(0, 50)
+# Few at a time: what is submitted meets on one of them.
+TOGETHER = [("disk", "store"), ("requests", "disk"), ("calls", "store"), ("calls", "requests"), DEVICES]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -42,14 +44,15 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         budget=st.sampled_from([0, 40, 150, 1000]),
-        process_limit=st.sampled_from([0, 1, 3]),
+        process_limit=st.sampled_from([0, 0, 1, 3]),
         window=st.sampled_from([20, 100, 400]),
+        devices=st.sampled_from(TOGETHER),
     )
-    def begin(self, budget: int, process_limit: int, window: int) -> None:
-        self.world = World(budget=budget, process_limit=process_limit, window=window)
+    def begin(self, budget: int, process_limit: int, window: int, devices: tuple[str, ...]) -> None:
+        self.world = World(budget=budget, process_limit=process_limit, window=window, devices=devices)
 
     @rule(
-        device=st.sampled_from(DEVICES),
+        device=INDEX,
         lengths=LENGTHS,
         base=BASES,
         position=st.integers(0, 3),
@@ -61,7 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def submit(
         self,
-        device: str,
+        device: int,
         lengths: list[int],
         base: int,
         position: int,
@@ -71,8 +74,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         is_awaited: bool,
         series_ops: int,
     ) -> None:
+        name = _pick(list(self.world.schedulers), device)
         request = {
-            "series_ops": series_ops,
+            "series_ops": series_ops if name in WITHOUT_LINK else 1,
             "result_bytes": sum(lengths) if lengths != [UNKNOWN_LENGTH] else 30,
             "priority": Priority(base, position),
             "scan": scan,
@@ -81,9 +85,39 @@ class SchedulerMachine(RuleBasedStateMachine):
             "is_nested": kind == "nested",
             "unknown_bytes": 30,
         }
-        naive = self.world.submit(device, lengths, **request)
+        naive = self.world.submit(name, lengths, **request)
         if is_awaited and kind != "speculative" and naive in self.world.known:
             self.world.await_(naive)
+
+    @rule(
+        device=INDEX,
+        count=st.integers(2, 4),
+        ops=st.integers(1, 9),
+        length=st.sampled_from([1, 5, 10, 30, 60]),
+        base=BASES,
+        scan=st.sampled_from(["a", "b"]),
+    )
+    def submit_alike(self, device: int, count: int, ops: int, length: int, base: int, scan: str) -> None:
+        """Several at once: limits are reached, and requests queue."""
+        name = _pick(list(self.world.schedulers), device)
+        for _ in range(count):
+            self.world.submit(
+                name, [length] * ops, result_bytes=length * ops, priority=Priority(base), scan=scan
+            )
+
+    @rule(
+        device=INDEX,
+        lengths=st.lists(st.sampled_from([1, 4, 20]), min_size=1, max_size=3),
+        base=st.integers(-4, 2),
+    )
+    def start_now(self, device: int, lengths: list[int], base: int) -> None:
+        name = _pick([name for name in self.world.schedulers if name in WITHOUT_LINK], device)
+        self.world.start_now(name, lengths, result_bytes=sum(lengths), priority=Priority(base))
+
+    @precondition(lambda self: self.world.of_requests())
+    @rule(index=INDEX, answers=st.sampled_from([1, 16]), is_late=st.booleans())
+    def refuse(self, index: int, answers: int, is_late: bool) -> None:
+        self.world.refuse(_pick(self.world.of_requests(), index), answers, is_late=is_late)
 
     @precondition(lambda self: self.world.grants())
     @rule(index=INDEX, ops=st.integers(1, 4), short=st.integers(0, 9), is_hit=st.booleans())
@@ -177,7 +211,7 @@ def test_the_core_agrees_with_the_model() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
         settings=settings(
-            stateful_step_count=40,
+            stateful_step_count=50,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )
@@ -255,16 +289,21 @@ def _step(world: World, draw: random.Random) -> None:
     grants = world.grants()
     if roll < 0.4:
         lengths = [draw.randint(1, 60) for _ in range(draw.randint(1, 9))]
+        device = draw.choice(DEVICES)
         naive = world.submit(
-            draw.choice(DEVICES),
+            device,
             lengths,
             result_bytes=sum(lengths),
             priority=Priority(draw.randint(-1, 1), draw.randint(0, 9)),
             scan=draw.choice("abc"),
             is_speculative=draw.random() < 0.2,
-            series_ops=draw.choice([1, 1, 2]),
+            series_ops=draw.choice([1, 1, 2]) if device in WITHOUT_LINK else 1,
         )
         naive.request.is_awaited = not naive.request.is_speculative
+    elif roll < 0.45:
+        lengths = [draw.randint(1, 20) for _ in range(draw.randint(1, 3))]
+        device, priority = draw.choice(WITHOUT_LINK), Priority(draw.randint(-4, 1))
+        world.start_now(device, lengths, result_bytes=sum(lengths), priority=priority)
     elif roll < 0.75 and grants:
         world.complete(draw.choice(grants), 1)
     elif roll < 0.95 and world.known:
