@@ -197,6 +197,17 @@ def test_speculation_gives_way_to_demand_after_a_recovery_as_before_it() -> None
     assert (ahead.state, len(demand.inbox)) == (State.RETIRED, 1)
 
 
+def test_who_waits_passes_a_head_that_nobody_waits_for_after_a_recovery_too() -> None:
+    hub = Hub(buffer_bytes=10)
+    unread = submit(hub, "a")
+    hub.settle(0.0)
+    _head, waiter = submit(hub, "a"), submit(hub, "a")
+    waiter.is_awaited = True
+    hub.recover(0.0)
+    serve(hub, [unread], 0.0)
+    assert len(waiter.inbox) == 1, "nothing else is in flight, and its thread may hold what fills the budget"
+
+
 def test_what_comes_free_after_a_recovery_is_still_for_the_next_round_of_the_more_urgent() -> None:
     """I4: it does not wait in the queue, and is not to be overtaken by those who do."""
     hub = Hub()

@@ -123,9 +123,28 @@ def test_an_attempt_that_is_late_takes_room_from_the_link() -> None:
     assert len(request.inbox) == 6, "no other takes its place"
 
 
+def test_a_failed_attempt_says_nothing_of_the_link() -> None:
+    """However soon its answer came, its bytes did not."""
+    scheduler = a_slow_store()
+    request = submit(scheduler, *[OP] * 100)
+    scheduler.complete(request.inbox.pop(0), 1, OP, 0.001, is_failed=True)
+    settle(scheduler)
+    assert len(request.inbox) == 7, "as many as before"
+
+
 def test_one_op_goes_over_the_link_however_long_it_is() -> None:
     scheduler = a_slow_store()
     assert len(submit(scheduler, 1 << 40, 1 << 40).inbox) == 1
+
+
+def test_speculation_has_no_right_to_a_link_that_it_would_fill() -> None:
+    """I7: a demand read that comes would have to share it with an op that is never taken back."""
+    scheduler = a_slow_store()
+    ahead = submit(scheduler, 1 << 40, is_speculative=True)
+    assert ahead.inbox == []
+    scheduler.raise_priority(ahead, (0, 0), 0.0)
+    settle(scheduler)
+    assert len(ahead.inbox) == 1, "it was joined"
 
 
 def test_a_short_read_does_not_wait_for_what_fills_the_link() -> None:
@@ -208,6 +227,15 @@ def test_a_window_of_requests_at_the_limit_of_ops_still_says_that_it_holds_back(
     scheduler = a_store(4, most=4)
     submit(scheduler, *[1] * 20)
     assert (scheduler.in_flight_ops, scheduler.is_held_back) == (4, True)
+
+
+def test_a_scheduler_says_what_may_be_in_flight_in_the_unit_of_its_window() -> None:
+    """The other unit is limited by the device alone, or not at all."""
+    _, disk = a_scheduler(window=80, ops=9)
+    store = a_store(8, most=20)
+    assert (disk.limit_bytes, disk.limit_ops) == (80, 9)
+    assert store.limit_bytes > 1 << 60
+    assert store.limit_ops == 8
 
 
 def test_throttling_shrinks_the_window_and_failures_tell_it_nothing() -> None:
@@ -338,6 +366,18 @@ class TrustingWindow(Window):
 
     def observe(self, *, is_limited: bool, **_: Any) -> None:
         self.limited = is_limited
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_the_window_is_told_of_what_it_admitted_alone(is_nested: bool) -> None:
+    """A nested read was not, and an answer without an op is none."""
+    shape = TrustingWindow(initial=10, least=1, most=10)
+    scheduler = Hub().scheduler("disk", window=shape)
+    grant = submit(scheduler, 10, is_nested=is_nested).inbox[0]
+    scheduler.complete(grant, 0, 0, 0.0)
+    assert shape.limited is None
+    complete(scheduler, grant)
+    assert (shape.limited is None) == is_nested
 
 
 @pytest.mark.parametrize("series_ops", [1, 2])
@@ -632,6 +672,13 @@ def test_a_request_fails_with_its_first_error() -> None:
     assert (request.error, request.state, request.next_op) == (first, State.FAILED, 2)
     complete(scheduler, request.inbox.pop(0))
     assert (request.error, request.state) == (first, State.RETIRED)
+
+
+def test_a_request_that_is_cancelled_says_why() -> None:
+    _, scheduler = a_scheduler(ops=1)
+    request, reason = submit(scheduler, 10, 10), RuntimeError("closed")
+    scheduler.cancel(request, reason)
+    assert (request.error, request.is_over) == (reason, True)
 
 
 def test_an_illegal_event_raises_and_changes_nothing() -> None:
