@@ -51,3 +51,12 @@ def test_one_in_a_hundred_stragglers_is_gone_for_three_percent() -> None:
         taken.append(latency_s)
     assert hedge.sent <= 0.03 * 50_000
     assert np.percentile(taken, 99.9) < 0.2
+
+
+def test_what_is_late_changes_with_the_store() -> None:
+    """Only what came lately counts, and it is looked at again and again."""
+    hedge = Hedge()
+    for latency_s in (1.0, 4.0, 2.0):
+        for _ in range(300):
+            hedge.note(1000, latency_s)
+        assert hedge.delay_s(1000) == 1.5 * latency_s
