@@ -150,3 +150,12 @@ def test_rows_of_the_released_do_not_pile_up() -> None:
         budget.release(key)
     assert len(budget._ranking._heap) < 100
     assert budget.least_priority() == Priority(-1)
+
+
+def test_the_peak_is_the_most_that_was_held_at_once() -> None:
+    budget = ByteBudget(100)
+    for key, nbytes in (("a", 30), ("b", 40)):
+        budget.hold(key, nbytes, Priority())
+    budget.release("a")
+    budget.hold("c", 20, Priority())
+    assert (budget.reserved_bytes, budget.peak_bytes) == (60, 70)
