@@ -17,7 +17,7 @@ import pytest
 import headrace
 from headrace.testing import ObjectServer
 
-BLOCK = 64 << 10
+BLOCK = 16 << 10
 SIZE = 40 * BLOCK + 321
 DATA = np.random.default_rng(5).bytes(SIZE)
 
@@ -124,7 +124,7 @@ def test_the_end_is_not_asked_for_again(opened: Callable[..., Any], server: Obje
 def test_few_blocks_are_kept(opened: Callable[..., Any]) -> None:
     file = opened()
     for _ in range(2):
-        for start in range(0, 20 * BLOCK, 70):
+        for start in range(0, 8 * BLOCK, 500):
             file.seek(start)
             file.read(10)
     assert sum(len(data) for _, data in file._blocks) <= 4 * BLOCK
