@@ -61,6 +61,9 @@ _ASKING = frozenset(
 )  # fmt: skip
 """Methods after which all is as it was."""
 
+_writes: dict[str, int] = {}
+"""How often something was written through us, by the wrapped filesystem's token: views may have one each."""
+
 _AS_ARROW_LISTS = {"maxdepth": None, "withdirs": True, "detail": True}
 
 
@@ -79,7 +82,6 @@ class Looks(Delegation):
         # By thread; with how often something had been written before.
         self._looked_up: dict[int, tuple[str, dict[str, Any], float, Any]] = {}
         self._listings: dict[int, Listing] = {}  # by thread
-        self._changes = 0
         self._ends_missed = 0
 
     @override
@@ -101,15 +103,20 @@ class Looks(Delegation):
     @override
     def note_change(self) -> None:
         """Forget what was heard, on every thread: it may not be so any more."""
-        self._changes += 1
+        _writes[self._store_token] = _writes.get(self._store_token, 0) + 1
         self._looked_up.clear()
         while self._listings:
             with contextlib.suppress(KeyError):  # another thread was first
                 self._listings.popitem()[1].end_soon(0)
 
     def _changes_now(self) -> Any:
-        """Say how often something was written: by this view, or to what s3fs lists, by whomever."""
-        return self._changes, getattr(getattr(self.target, "dircache", None), "forgotten", 0)
+        """Say how often something was written: through ours of equal targets, or to what this one lists."""
+        forgotten = getattr(getattr(self.target, "dircache", None), "forgotten", 0)
+        return _writes.get(self._store_token, 0), forgotten
+
+    @property
+    def _store_token(self) -> str:
+        return str(getattr(self.target, "_fs_token", ""))
 
     def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the wrapped filesystem's ``info``."""
