@@ -214,7 +214,7 @@ class HeadraceFile(io.BufferedIOBase):
             if small is not None:
                 return pa.py_buffer(small)
             wanted = self._wanted(length)
-            there = self._read_ahead(wanted)
+            there = self._read_ahead(self._position, wanted)
             if there is not None:
                 self._advance(len(there))
                 return pa.py_buffer(there)
@@ -242,7 +242,7 @@ class HeadraceFile(io.BufferedIOBase):
             wanted = min(self._wanted(len(out)), len(out))
             if not wanted:
                 return 0
-            there = self._read_ahead(wanted)
+            there = self._read_ahead(self._position, wanted)
             if there is not None:
                 out[:wanted] = there
                 got = wanted
@@ -271,12 +271,13 @@ class HeadraceFile(io.BufferedIOBase):
         """Return the next line with its newline; at most `limit` bytes of it."""
         self._check_open()
         with self._lock:
+            most = float("inf") if limit is None or limit < 0 else limit
             begin = self._position - self._ahead_start
-            end = self._ahead.find(b"\n", begin) + 1 if begin >= 0 and (limit is None or limit < 0) else 0
+            end = self._ahead.find(b"\n", begin) + 1 if begin >= 0 and most == float("inf") else 0
             if end:  # most lines lie in the block
                 self._position = self._last_end = self._ahead_start + end
                 return self._ahead[begin:end]
-            pieces = self._pieces_of_line(float("inf") if limit is None or limit < 0 else limit)
+            pieces = self._pieces_of_line(most)
         return b"".join(pieces)
 
     def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
@@ -331,11 +332,11 @@ class HeadraceFile(io.BufferedIOBase):
     def _here(self) -> Urgency:
         return self._urgency.at(self._position)
 
-    def _read_ahead(self, wanted: int) -> UInt8Array | None:
-        """Return bytes at the position that were read ahead; what comes after them is submitted."""
+    def _read_ahead(self, start: int, wanted: int) -> UInt8Array | None:
+        """Return bytes at `start` that were read ahead; what comes after them is submitted."""
         if self._prefetcher is None:
             return None
-        return self._prefetcher.take(self._position, wanted)
+        return self._prefetcher.take(start, wanted)
 
     def _read_into(self, out: UInt8Array, *, is_lent: bool = False) -> int:
         place = (self._source, self.path, self._position)
@@ -346,7 +347,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _bytes_at(self, start: int, wanted: int) -> bytes:
         """Read at `start`, and leave the position where it is."""
-        there = None if self._prefetcher is None else self._prefetcher.take(start, wanted)
+        there = self._read_ahead(start, wanted)
         if there is not None:
             return there.tobytes()
         urgency = self._urgency.at(start)
@@ -385,8 +386,10 @@ class HeadraceFile(io.BufferedIOBase):
             return None  # of what is near, the page cache has blocks
         left = self._left_ahead()
         if len(left) < length:
-            # Who goes back and forth wants what lies before, too.
-            self._fill() if is_next else self._fill(self._position - self._position % self.block_size, length)
+            if is_next:
+                self._fill()
+            else:  # who goes back and forth wants what lies before, too
+                self._fill(self._position - self._position % self.block_size, length)
             left = self._left_ahead()
         data = bytes(left[:length])
         self._advance(len(data))

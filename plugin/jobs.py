@@ -160,13 +160,22 @@ def until(timeout_s: float | None) -> float | None:
     return None if timeout_s is None else perf_counter() + timeout_s
 
 
+def left_s(until_s: float | None) -> float | None:
+    """Return how many seconds there are until then, or none any more."""
+    return None if until_s is None else max(until_s - perf_counter(), 0.0)
+
+
+def late(job: Job, timeout_s: float | None) -> ReadTimeoutError:
+    """Return the error of a job that was not over in so many seconds."""
+    return ReadTimeoutError(f"{job.request.label or 'read'}: not finished within {timeout_s} s")
+
+
 def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | None) -> None:
     """Wait for what was launched, until then; `timeout_s` is what its error tells."""
     try:
-        driver.wait(job, None if until_s is None else max(until_s - perf_counter(), 0.0))
+        driver.wait(job, left_s(until_s))
     except ReadTimeoutError:
-        msg = f"{job.request.label or 'read'}: not finished within {timeout_s} s"
-        raise ReadTimeoutError(msg) from None
+        raise late(job, timeout_s) from None
 
 
 def wait_for_all(driver: Any, jobs: list[Job], timeout_s: float | None) -> None:

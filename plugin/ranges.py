@@ -245,6 +245,11 @@ def answer_or_error(function: Callable[..., T], *args: Any) -> T | Exception:
         return error
 
 
+def or_error(function: Callable[..., T], given: Any, *args: Any) -> T | Exception:
+    """Call it for what is no exception already."""
+    return given if isinstance(given, Exception) else answer_or_error(function, given, *args)
+
+
 def raise_first(found: list[Any]) -> list[Any]:
     """Raise the first exception among answers, or return them."""
     for answer in found:

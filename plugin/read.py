@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from headrace.core.request import State
 from headrace.errors import ReadCancelledError, ReadTimeoutError, SchedulerClosedError
-from headrace.jobs import until, wait_for_all
+from headrace.jobs import late, left_s, until, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,12 +138,9 @@ class Read:
             wait_for_all(self._reader.channel.driver, [part.job for part in parts], timeout)
             if self._batch is None:
                 try:
-                    left_s = None if until_s is None else max(until_s - perf_counter(), 0.0)
-                    self._batch = self._reader.collect(self._ranges, parts, self._buffer, left_s)
-                except ReadTimeoutError:
-                    # Of what was asked once more.
-                    msg = f"{parts[0].job.request.label or 'read'}: not finished within {timeout} s"
-                    raise ReadTimeoutError(msg) from None
+                    self._batch = self._reader.collect(self._ranges, parts, self._buffer, left_s(until_s))
+                except ReadTimeoutError:  # of what was asked once more
+                    raise late(parts[0].job, timeout) from None
                 for part in parts:
                     part.job.lost = None  # it was taken
                 self._parts = ()  # and with them of the files

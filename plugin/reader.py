@@ -38,9 +38,9 @@ from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
-from headrace.ranges import MOST_OFFSET, MOST_OPEN, checked_out
+from headrace.ranges import MOST_OFFSET, MOST_OPEN, checked_out, or_error
 from headrace.read import Part, Read
-from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader, or_error
+from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -163,13 +163,9 @@ class Reader(SingleReader):
         parts, buffer = self._prepare(ranges, urgency, None)
         read = Read(self, ranges, parts, buffer)
         loop = asyncio.get_running_loop()
-        ends: list[asyncio.Future[None]] = [loop.create_future() for _ in parts]
         try:
-            for part, over in zip(parts, ends, strict=True):
-                part.job.callbacks.append(partial(_resolve, loop, over))
-                part.job.request.is_awaited = True  # with its siblings, which may pass the budget anyhow (I2)
-                self.launch_unpolled(part.job)
-            for over in ends:
+            # Awaited with its siblings, which may pass the budget anyhow (I2).
+            for over in [self._launch_awaited(part.job, loop) for part in parts]:
                 await over
         finally:
             for part in parts:
@@ -180,6 +176,14 @@ class Reader(SingleReader):
         # What must be asked again may still wait, and that is rare: not on this loop's thread.
         return await call_apart(read.result)
 
+    def _launch_awaited(self, job: Job, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Start a job that a coroutine waits for; returns what it awaits."""
+        over: asyncio.Future[None] = loop.create_future()
+        job.callbacks.append(partial(_resolve, loop, over))
+        job.request.is_awaited = True
+        self.launch_unpolled(job)
+        return over
+
     async def cat_many_async(
         self, asked: Sequence[Single | Exception], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
@@ -189,10 +193,7 @@ class Reader(SingleReader):
         loop, jobs, ends = asyncio.get_running_loop(), list[Job](), list[asyncio.Future[None]]()
 
         def launch(job: Job) -> None:
-            ends.append(loop.create_future())
-            job.callbacks.append(partial(_resolve, loop, ends[-1]))
-            job.request.is_awaited = True
-            self.launch_unpolled(job)
+            ends.append(self._launch_awaited(job, loop))
 
         try:
             begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from headrace.jobs import Urgency, check_outcome, hand_over, until, wait_until
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
-from headrace.ranges import Bounds, answer_or_error, is_plain, resolve_bounds
+from headrace.ranges import Bounds, is_plain, or_error, resolve_bounds
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from headrace.ranges import Single
     from headrace.runtime import Channel
-
-T = TypeVar("T")
 
 Begun = tuple[Job | bytes, Bounds]
 """A single range whose read has begun, or is over."""
@@ -350,11 +348,6 @@ class SingleReader(QuickReader):
 
 def _path_options(channel: Channel, bounds: Bounds, options: dict[str, Any]) -> dict[str, Any]:
     return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
-
-
-def or_error(function: Callable[..., T], given: Any, *args: Any) -> T | Exception:
-    """Call it for what is no exception already."""
-    return given if isinstance(given, Exception) else answer_or_error(function, given, *args)
 
 
 def _within(bounds: Bounds, data: bytes) -> bytes:

@@ -148,8 +148,10 @@ class Hub:
         One that nobody waits for, and that would not fit without speculation either, may be in the way for
         as long as its consumer likes.
         """
-        if request.is_speculative or request.is_awaited:
-            return not request.is_speculative
+        if request.is_speculative:
+            return False
+        if request.is_awaited:
+            return True
         speculative_bytes = sum(holder.result_bytes for _, holder in self.speculators.values())
         return is_behind_speculation(request, self.budget, speculative_bytes)
 
