@@ -30,11 +30,12 @@ import contextlib
 import ctypes
 import gc
 import os
-import sys
 import threading
+import traceback
 import weakref
 from functools import partial
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headrace import runtime as _runtime
@@ -93,6 +94,14 @@ class _Guard:
         """Whether Arrow holds a handle."""
         with self.lock:
             return bool(len(self.handles))
+
+    def is_in(self, frame: FrameType) -> bool:
+        """Whether a frame is one of ours, which have what leads to a handle, or has one as a variable."""
+        if str(frame.f_globals.get("__name__")).startswith("headrace."):
+            return True
+        with self.lock:
+            handles = {id(handle) for handle in self.handles}
+        return any(id(value) in handles for value in frame.f_locals.values())
 
 
 _guard = _Guard()
@@ -155,35 +164,23 @@ def _at_exit() -> None:
     _runtime.runtime().close(error)
 
 
-def _is_held(error: SchedulerClosedError) -> bool:
-    """Whether Arrow holds a handle, and not only for what was raised on its threads.
+def _is_held(error: BaseException) -> bool:
+    """Whether Arrow holds a handle, and not only by the traceback of what was raised on its threads.
 
-    An error refers to the frames that it went through, and those to handles; Arrow keeps the interrupt, and a
-    read in flight its error.
+    A traceback refers to the frames that were left, and those to handles. Whoever keeps it (Arrow does so
+    beside the error, whose own may be another) has no use for their variables any more.
     """
     if not _guard.is_held():
         return False
-    sys.last_traceback = None  # of the exception that ends the process, if one does
-    for one in [error, *_errors_of_reads(), *filter(_is_interrupt, gc.get_objects())]:
-        one.__traceback__ = None
+    _fail_reads(error)  # once more: one may have been past the check already
+    for trace in filter(_is_traceback, gc.get_objects()):
+        if _guard.is_in(trace.tb_frame):
+            traceback.clear_frames(trace)
     return _guard.is_held()
 
 
-def _is_interrupt(thing: object) -> bool:
-    return type(thing) is KeyboardInterrupt
-
-
-def _errors_of_reads() -> list[BaseException]:
-    errors = []
-    for engine in _runtime.runtime().engines:
-        with engine.lock, engine as hub:
-            errors += [
-                request.error
-                for scheduler in hub.schedulers.values()
-                for request in scheduler.requests.values()
-                if request.error is not None
-            ]
-    return errors
+def _is_traceback(thing: object) -> bool:
+    return type(thing) is TracebackType
 
 
 def _fail_reads(error: BaseException) -> None:

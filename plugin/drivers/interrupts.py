@@ -10,6 +10,8 @@ and the main thread raises KeyboardInterrupt as ever.
 * The error that Arrow returns *is* the KeyboardInterrupt, and Python's own would follow it, as soon as the
   main thread is back in Python: in the middle of the program's `except` block. `deliver_once` lets Python's
   handler through, but for an interrupt that has come out of Arrow already.
+* What Arrow asks for after it fails too, until the interrupt has come out of it: the error of one file comes
+  out after the batches of those before it, for which it may read again much later.
 * The watcher lives only while such reads wait: no thread is left behind.
 * Reads of Python's own threads are left alone: an interrupt in one waiter never fails another's (I5).
 """
@@ -25,7 +27,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,7 +42,7 @@ IDLE_S = 0.5
 """Seconds the watcher stays when no read waits."""
 
 AFTERMATH_S = 0.5
-"""Reads that Arrow starts this soon after an interrupt fail too: its scan is ending."""
+"""Reads that Arrow starts this soon after an interrupt fail, handled or not: its scan is ending."""
 
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came."""
@@ -49,7 +50,7 @@ LOCK_LOOK_S = 0.05
 NOT_MINE = "cannot release"
 """What an `RLock` says to a thread that does not have it."""
 
-_CALLED_BY_ARROW = ("headrace.filesystem", "headrace.looks", "headrace.file")
+_CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
 
 ECHO_S = 2.0
 """How long after an interrupt that came through Arrow Python's own may be taken for its echo."""
@@ -64,8 +65,11 @@ class _Watcher:
         self.thread: threading.Thread | None = None
         self.pair: tuple[socket.socket, socket.socket] | None = None
         self.is_stopping = False
-        self.interrupted_s = -ECHO_S
+        self.interrupted_s = self.handled_s = -ECHO_S
+        self.is_pending = False  # the main thread is inside Arrow, and has not handled the last interrupt
         self.errors: list[KeyboardInterrupt] = []
+        # What was raised in a call that Arrow made on the main thread, and the frame and place it waits in.
+        self.inside: tuple[KeyboardInterrupt, FrameType, int] | None = None
 
     def arm(self) -> None:
         """Ask to be told of signals; from the main thread, where nobody else asked."""
@@ -90,7 +94,7 @@ class _Watcher:
                 self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
                 self.thread.start()
         if is_missed:
-            self._interrupt()
+            self._interrupt(is_pending=True)
 
     def remove(self, key: int) -> None:
         with self.lock:
@@ -100,6 +104,12 @@ class _Watcher:
         """Forget signals that came while nobody watches: the main thread, which calls this, has them."""
         if self.thread is None:
             self._take()
+
+    def note_handled(self) -> None:
+        """Say that the main thread handles what came: it is not inside Arrow, or Arrow calls it."""
+        self.handled_s = monotonic()
+        self.is_pending = False
+        self.forget_handled()
 
     def _take(self) -> bool:
         """Read what was told, and say whether SIGINT was among it."""
@@ -114,11 +124,13 @@ class _Watcher:
     def _watch(self) -> None:
         assert self.pair is not None  # noqa: S101
         end = self.pair[0]
-        idle_since = monotonic()
+        idle_since = empty_s = monotonic()
         while not self.is_stopping:
             ready = select.select([end], [], [], IDLE_S)[0]
-            if ready and signal.SIGINT in end.recv(4096):
-                self._interrupt()
+            told = end.recv(4096) if ready else b""
+            since_s, empty_s = empty_s, monotonic()
+            if signal.SIGINT in told:
+                self._interrupt(is_pending=self.handled_s < since_s)
             with self.lock:
                 if self.jobs:
                     idle_since = monotonic()
@@ -133,11 +145,12 @@ class _Watcher:
             pair[1].send(b"\0")
             thread.join(IDLE_S)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, *, is_pending: bool) -> None:
         # Those of the last one go before this one is known: from then on Arrow's threads add their own.
-        if monotonic() - self.interrupted_s >= ECHO_S:
+        if not self._may_echo():
             self.errors = []
         self.interrupted_s = monotonic()
+        self.is_pending = is_pending
         with self.lock:
             jobs = list(self.jobs.values())
         for job in filter(None, jobs):
@@ -154,25 +167,41 @@ class _Watcher:
         return error
 
     def is_aftermath(self) -> bool:
-        """Whether an interrupt came just now."""
-        return monotonic() - self.interrupted_s < AFTERMATH_S
+        """Whether an interrupt came just now, or has not come out of Arrow yet."""
+        if self.is_pending and _signal.getsignal(_SIGINT) is _once:  # no other tells when it is handled
+            return True
+        return monotonic() - self.interrupted_s < AFTERMATH_S or self.is_inside()
+
+    def is_inside(self) -> bool:
+        """Whether Arrow has what a call of its own on the main thread raised, which waits for it."""
+        if self.inside is None:
+            return False
+        error, caller, place = self.inside
+        frames = _frames(sys._current_frames().get(_main_ident or 0))  # noqa: SLF001
+        is_waiting = caller.f_lasti == place and any(frame is caller for frame in frames)
+        if not is_waiting or _has_surfaced(error):
+            self.inside = None
+        return self.inside is not None
 
     def has_delivered(self) -> bool:
-        """Whether the last interrupt has come out of Arrow; asked once."""
+        """Whether the last interrupt has come out of Arrow; asked once, before it is handled."""
         errors, self.errors = self.errors, []
-        return monotonic() - self.interrupted_s < ECHO_S and any(map(_has_surfaced, errors))
+        return self._may_echo() and any(map(_has_surfaced, errors))
+
+    def _may_echo(self) -> bool:
+        return self.is_pending or monotonic() - self.interrupted_s < ECHO_S
 
 
 def _has_surfaced(error: BaseException) -> bool:
     """Whether `error` has left Arrow's threads, and not on another thread of Python's."""
     entry = error.__traceback__
-    if entry is None or str(entry.tb_frame.f_globals.get("__name__")).startswith("headrace."):
+    if entry is None or str(entry.tb_frame.f_globals.get("__name__")).startswith(("headrace.", "pyarrow.fs")):
         return False
     return not any(
         entry.tb_frame is frame
         for ident, top in sys._current_frames().items()  # noqa: SLF001
         if ident != _main_ident
-        for frame, _ in traceback.walk_stack(top)
+        for frame in _frames(top)
     )
 
 
@@ -227,6 +256,8 @@ def arm() -> None:
     """Arm the watcher, where that is allowed and right; cheap, called on entry."""
     if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
         _watcher.arm()
+        if (_watcher.is_pending or _watcher.inside) and not _is_in_call_of("pyarrow.fs"):
+            _watcher.is_pending, _watcher.inside = False, None  # the program goes on
 
 
 def is_pythons_own(handler: object) -> bool:
@@ -294,23 +325,42 @@ def deliver_once() -> None:
         _watcher.forget_handled()
 
 
-def _once(number: int, frame: FrameType | None) -> None:
-    _watcher.forget_handled()
+def _once(_number: int, frame: FrameType | None) -> None:
+    has_delivered = _watcher.has_delivered()
+    _watcher.note_handled()
     if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
         # The watcher will say so too, but Arrow may have its next call made before that thread runs.
         _watcher.interrupted_s = monotonic()
     # In a call of ours on the main thread it is Arrow that calls, and goes on: what came out of its other
     # threads has not reached the program, and the call may wait for the storage that those were stuck in.
-    if not _watcher.has_delivered() or _is_in_call_of(*_CALLED_BY_ARROW):
-        signal.default_int_handler(number, frame)
+    caller = _caller_of_arrow(frame)
+    if has_delivered and caller is None:
+        return
+    error = KeyboardInterrupt()
+    if caller is not None:
+        _watcher.inside = error, caller, caller.f_lasti
+    raise error
 
 
-def _is_in_call_of(*modules: str) -> bool:
-    """Whether one of `modules` is being executed further up on this thread."""
-    return any(
-        frame.f_globals.get("__name__") in modules
-        for frame, _ in traceback.walk_stack(sys._getframe())  # noqa: SLF001
-    )
+def _caller_of_arrow(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that called Arrow, or us, if one of the calls in which `frame` is may be Arrow's."""
+    found, is_called = None, False
+    for one in _frames(frame):
+        was_called, is_called = is_called, one.f_globals.get("__name__") in _CALLED_BY_ARROW
+        if was_called and not is_called:
+            found = one
+    return found
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_in_call_of(module: str) -> bool:
+    """Whether `module` is being executed further up on this thread."""
+    return any(frame.f_globals.get("__name__") == module for frame in _frames(sys._getframe()))  # noqa: SLF001
 
 
 def is_foreign_thread() -> bool:

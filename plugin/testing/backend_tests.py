@@ -307,10 +307,10 @@ class BackendTests(abc.ABC):
 
     def test_a_file_that_was_replaced(self, performer: Performer, target: Any, tmp_path: Path) -> None:
         """Who opens it now reads what it is now."""
-        for data in (DATA[:5000], OTHER[:5000]):
+        for data in (DATA[:500], OTHER[:500]):
             path = self.put(target, tmp_path, "replaced.bin", data)
             source = performer.backend.open(path)
-            placed = make_ops([source], [(0, 0, 5000), (0, 100, 200)])
+            placed = make_ops([source], [(0, 0, 500), (0, 100, 200)])
             performer.perform(placed.ops)
             assert placed.answers() == [data, data[100:200]]
             performer.backend.close(source)

@@ -17,6 +17,7 @@ import pyarrow.dataset
 import slow
 
 import headrace
+from headrace.drivers import interrupts
 
 WORK, PROTOCOL, PATH = sys.argv[1:4]
 DELAY_S = 3.0
@@ -28,6 +29,12 @@ def scan(fs: Any) -> None:
     dataset = pyarrow.dataset.dataset(PATH, filesystem=fs)
     slow.delay_s = DELAY_S
     dataset.to_table()
+
+
+def scan_late(fs: Any) -> None:
+    """Scan where no read of Arrow's comes soon after the interrupt."""
+    interrupts.AFTERMATH_S = 0.0
+    scan(fs)
 
 
 def cat_file(fs: Any) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 import threading
+import types
 from time import monotonic
 
 import pytest
 
+from headrace.drivers import interrupts
 from headrace.drivers.interrupts import ECHO_S, NOT_MINE, _Watcher, call_holding
 
 
@@ -15,7 +20,7 @@ def test_an_error_of_the_same_interrupt_is_remembered() -> None:
     watcher = _Watcher()
     watcher.interrupted_s = monotonic()
     error = watcher.error()
-    watcher._interrupt()
+    watcher._interrupt(is_pending=False)
     assert error in watcher.errors
 
 
@@ -23,8 +28,52 @@ def test_errors_of_an_older_interrupt_are_forgotten() -> None:
     watcher = _Watcher()
     watcher.error()
     watcher.interrupted_s = monotonic() - ECHO_S
-    watcher._interrupt()
+    watcher._interrupt(is_pending=False)
     assert watcher.errors == []
+
+
+def test_an_error_is_awaited_until_the_main_thread_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches before it may take longer to compute than any time that one could name."""
+    watcher = _Watcher()
+    watcher._interrupt(is_pending=True)
+    monkeypatch.setattr(interrupts, "_has_surfaced", lambda _error: True)
+    monkeypatch.setattr(interrupts, "monotonic", lambda: monotonic() + 2 * ECHO_S)
+    error = watcher.error()
+    watcher._interrupt(is_pending=True)
+    assert error in watcher.errors
+    assert watcher.has_delivered()
+    watcher.error()
+    watcher.note_handled()
+    monkeypatch.setattr(interrupts, "monotonic", lambda: monotonic() + 4 * ECHO_S)
+    assert not watcher.has_delivered()
+
+
+def test_what_a_call_of_arrows_raised_is_on_its_way_until_arrow_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """qsort(3) stands for Arrow: C that calls us several times, here with what to compare."""
+    found: list[bool] = []
+
+    def compare(_one: object, _other: object) -> int:
+        if not found:
+            found.append(interrupts.is_aftermath())
+            interrupts._once(signal.SIGINT, sys._getframe())
+        found.append(interrupts.is_aftermath())
+        return 0
+
+    monkeypatch.setattr(interrupts, "_watcher", _Watcher())
+    monkeypatch.setattr(interrupts, "AFTERMATH_S", 0.0)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _raised: None)
+    of_arrow = types.FunctionType(
+        compare.__code__, {**globals(), "__name__": "pyarrow.fs"}, closure=compare.__closure__
+    )
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    for _ in range(2):  # from the same place
+        found.clear()
+        ctypes.CDLL(None).qsort((ctypes.c_int * 4)(), 4, ctypes.sizeof(ctypes.c_int), kind(of_arrow))
+        assert found[0] is False
+        assert set(found[1:]) == {True}
+        assert not interrupts.is_aftermath()
 
 
 class Handled:
