@@ -92,7 +92,7 @@ class HeadraceFile(io.BufferedIOBase):
         self.fs = fs
         self.path = path
         self.mode = "rb"
-        self.block_size = block_bytes
+        self.blocksize = block_bytes  # fsspec's name for it
         self._reader = reader
         self._source = source
         self._size = size
@@ -127,8 +127,18 @@ class HeadraceFile(io.BufferedIOBase):
         return self._reader.size(source, self.path)
 
     @property
+    def full_name(self) -> str:
+        """The path, with its protocol."""
+        name: str = self.fs.unstrip_protocol(self.path)
+        return name
+
+    @property
     def details(self) -> dict[str, Any]:
         """What the wrapped filesystem's `info` says."""
+        return self.info()
+
+    def info(self) -> dict[str, Any]:
+        """Return what the wrapped filesystem's `info` says of it."""
         found: dict[str, Any] = self.fs.info(self.path)
         return found
 
@@ -285,7 +295,7 @@ class HeadraceFile(io.BufferedIOBase):
         pieces = []
         while True:
             start = self.tell()
-            part = self.read(blocks or self.block_size or CLAMP_ABOVE_BYTES)
+            part = self.read(blocks or self.blocksize or CLAMP_ABOVE_BYTES)
             if not part:
                 break
             found = part.find(char)
@@ -375,7 +385,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _from_blocks(self, length: int | None) -> bytes | None:
         """Serve a small read from a block, or say that it takes none."""
-        if length is None or not 0 <= length < self.block_size:
+        if length is None or not 0 <= length < self.blocksize:
             return None
         is_next = self._position == self._last_end
         if self._is_far:
@@ -389,7 +399,7 @@ class HeadraceFile(io.BufferedIOBase):
             if is_next:
                 self._fill()
             else:  # who goes back and forth wants what lies before, too
-                self._fill(self._position - self._position % self.block_size, length)
+                self._fill(self._position - self._position % self.blocksize, length)
             left = self._left_ahead()
         data = bytes(left[:length])
         self._advance(len(data))
@@ -407,18 +417,18 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _is_close(self, length: int) -> bool:
         """Whether one of the last scattered reads was less than a block away, and this is not there yet."""
-        if length > self.block_size // SMALL_SHARE:
+        if length > self.blocksize // SMALL_SHARE:
             return False
         if self._prefetcher is not None and self._prefetcher.has(self._position, length):
             return False
-        is_close = any(abs(self._position - other) < self.block_size for other in self._scattered)
+        is_close = any(abs(self._position - other) < self.blocksize for other in self._scattered)
         self._scattered.append(self._position)
         return is_close
 
     def _fill(self, start: int | None = None, length: int = 0) -> None:
         """Read the next block: at the position, or at `start` if it holds so many bytes at the position."""
         self._check_open()
-        size = self.block_size or CLAMP_ABOVE_BYTES
+        size = self.blocksize or CLAMP_ABOVE_BYTES
         if start is None or start + size < self._position + length:
             start = self._position
         data = self._bytes_at(start, self._wanted(size, start))
@@ -489,7 +499,7 @@ class HeadraceFile(io.BufferedIOBase):
             **getattr(self._source, "options", {}),
             "priority": self._urgency.priority.base,
             "size": self._size,
-            **({"block_size": self.block_size} if self.block_size else {"cache_type": "none"}),
+            **({"block_size": self.blocksize} if self.blocksize else {"cache_type": "none"}),
         }
         return _reopen, (self.fs, self.path, self._position, options)
 

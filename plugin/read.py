@@ -155,6 +155,11 @@ class Read:
             part.job.lost = None  # it was told
 
     @override
+    def __reduce__(self) -> str:
+        msg = "a submitted read cannot be pickled, nor copied: its result() can"
+        raise TypeError(msg)
+
+    @override
     def __repr__(self) -> str:
         state = "done" if self.done() else "pending"
         return f"<headrace.Read of {len(self._ranges)} ranges, {state}>"

@@ -566,6 +566,14 @@ def test_a_file_that_is_closed_while_its_size_is_asked_says_so(
         _ = file.size
 
 
+def test_it_says_of_itself_what_fsspecs_files_do(scheduled: headrace.HeadraceFileSystem, path: str) -> None:
+    with scheduled.open(path, "rb", block_size=5000) as file:
+        assert (file.path, file.name, file.mode, file.blocksize) == (path, path, "rb", 5000)
+        assert file.size == len(CONTENT)
+        assert file.full_name == scheduled.unstrip_protocol(path)
+        assert file.info() == file.details == scheduled.info(path)
+
+
 def test_a_pickled_file_is_as_urgent_as_it_was(scheduled: headrace.HeadraceFileSystem, path: str) -> None:
     """And takes blocks as it did."""
     for options, block_bytes in (({"cache_type": "none"}, 0), ({"block_size": 5000}, 5000)):
@@ -573,5 +581,5 @@ def test_a_pickled_file_is_as_urgent_as_it_was(scheduled: headrace.HeadraceFileS
             file.seek(7)
             again = pickle.loads(pickle.dumps(file))
         with again:
-            assert (again.tell(), again.block_size, again._urgency.priority.base) == (7, block_bytes, -5)
+            assert (again.tell(), again.blocksize, again._urgency.priority.base) == (7, block_bytes, -5)
             assert again.read(20) == CONTENT[7:27]

@@ -7,7 +7,9 @@ nothing is reserved or in flight (I3).
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,3 +242,13 @@ def test_no_budget_is_no_limit(protocol: str, path: str, scheduled_mode: str) ->
     assert [bytes(read.result(timeout=60)[0]) == CONTENT for read in reads] == [True] * 4
     del reads
     assert at_rest(fs)
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_read_is_of_its_process(way: Callable[[object], object]) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", scheduler="lite")
+    fs.pipe_file("/read.bin", b"abc")
+    read = fs.submit_ranges("/read.bin", [0], [3])
+    with pytest.raises(TypeError, match="result"):
+        way(read)
+    assert read.result().to_pylist() == [b"abc"]
