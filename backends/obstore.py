@@ -168,11 +168,14 @@ class ObstoreBackend(BulkBackend):
             return None
         if is_forked():
             return "this process was forked from one that had obstore loaded, where its calls would hang"
+        missing = cls.unavailable()
+        if missing is not None:  # before the options, whose remedies help only where it is there
+            return missing
         try:
             client_of(target)
         except InexactError as error:
             return str(error)
-        return cls.unavailable()
+        return None
 
     @override
     def device(self, path: str) -> Hashable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -394,6 +395,13 @@ def test_an_old_obstore_is_not_used(monkeypatch: pytest.MonkeyPatch, version: st
     monkeypatch.setattr("headrace.backends.obstore.metadata.version", lambda _name: version)
     why = ObstoreBackend.unavailable() or ""
     assert (version in why, "0.11" in why) == (is_old, is_old)
+
+
+def test_what_is_missing_comes_before_what_its_options_would_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = S3FileSystem(profile="of-the-developer", skip_instance_cache=True)
+    assert "not installed" not in str(ObstoreBackend.refuses(target))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert "not installed" in str(ObstoreBackend.refuses(target))
 
 
 # -- versions
