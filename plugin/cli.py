@@ -346,7 +346,6 @@ def _print_scan(arguments: argparse.Namespace, report: ScanReport) -> None:
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    rate = int(report.file_bytes / report.seconds)
     table = Table(title=escape(url), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -358,7 +357,9 @@ def _print_scan(arguments: argparse.Namespace, report: ScanReport) -> None:
     table.add_row("bytes delivered", decimal(report.bytes_delivered) if is_counted else "-")
     table.add_row("ops", f"{report.ops:,}" if is_counted else "-")
     table.add_row("time", f"{report.seconds:.3f} s")
-    table.add_row("bytes of files a second", f"{decimal(rate)}/s")
+    table.add_row("rows a second", f"{report.rows / report.seconds:,.0f}")
+    rate = int(report.bytes_read / report.seconds)
+    table.add_row("bytes read a second", f"{decimal(rate)}/s" if is_counted else "-")
     Console().print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,6 +23,8 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from headrace import cli
+from headrace._scan import ScanReport
 from headrace.cli import main
 
 ROWS = 1_000
@@ -90,6 +93,18 @@ def test_off_stands_above_the_option_and_says_so(folder):
     lines = dict(line.strip("│ ").split("│") for line in done.stdout.splitlines() if line.count("│") == 3)
     found = {name.strip(): value.strip() for name, value in lines.items()}
     assert (found["mode"], found["ops"], found["bytes read"]) == ("off", "-", "-")
+    assert found["bytes read a second"] == "-"
+    assert float(found["rows a second"].replace(",", "")) > 0
+
+
+def test_the_rate_is_of_what_was_read(capsys):
+    """And not of files of which one column was."""
+    counts = {"files": 1, "file_bytes": 10**9, "rows": 300, "batches": 1, "ops": 1, "requests": 1}
+    report = ScanReport("lite", "parquet", **counts, bytes_read=5000, bytes_delivered=5000, seconds=2.0)
+    cli._print_scan(argparse.Namespace(url="folder", json=False), report)
+    words = capsys.readouterr().out.split()
+    assert "kB/s" in words
+    assert {"2.5", "150"} < set(words)
 
 
 def test_warnings_and_logs_are_plain_lines(folder):
