@@ -65,8 +65,10 @@ class _Watcher:
         self.thread: threading.Thread | None = None
         self.pair: tuple[socket.socket, socket.socket] | None = None
         self.is_stopping = False
-        self.interrupted_s = self.handled_s = -ECHO_S
-        self.is_pending = False  # the main thread is inside Arrow, and has not handled the last interrupt
+        self.interrupted_s = -ECHO_S
+        # When the main thread last handled one, and when the last that was told had not come yet: two times,
+        # for a flag could be set by one thread after the other has cleared it.
+        self.handled_s = self.came_after_s = -ECHO_S
         self.errors: list[KeyboardInterrupt] = []
         # What was raised in a call that Arrow made on the main thread, and the frame and place it waits in.
         self.inside: tuple[KeyboardInterrupt, FrameType, int] | None = None
@@ -84,7 +86,7 @@ class _Watcher:
 
     def add(self, key: int, job: Job | None) -> None:
         """Watch while `key` waits: for `job`, or for something that it looks up from by itself."""
-        is_missed = False
+        is_missed, now_s = False, monotonic()
         with self.lock:
             self.jobs[key] = job
             if self.thread is None:
@@ -94,7 +96,7 @@ class _Watcher:
                 self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
                 self.thread.start()
         if is_missed:
-            self._interrupt(is_pending=True)
+            self._interrupt(came_after_s=now_s)
 
     def remove(self, key: int) -> None:
         with self.lock:
@@ -108,7 +110,6 @@ class _Watcher:
     def note_handled(self) -> None:
         """Say that the main thread handles what came: it is not inside Arrow, or Arrow calls it."""
         self.handled_s = monotonic()
-        self.is_pending = False
         self.forget_handled()
 
     def _take(self) -> bool:
@@ -130,7 +131,7 @@ class _Watcher:
             told = end.recv(4096) if ready else b""
             since_s, empty_s = empty_s, monotonic()
             if signal.SIGINT in told:
-                self._interrupt(is_pending=self.handled_s < since_s)
+                self._interrupt(came_after_s=since_s)
             with self.lock:
                 if self.jobs:
                     idle_since = monotonic()
@@ -145,12 +146,12 @@ class _Watcher:
             pair[1].send(b"\0")
             thread.join(IDLE_S)
 
-    def _interrupt(self, *, is_pending: bool) -> None:
+    def _interrupt(self, came_after_s: float) -> None:
         # Those of the last one go before this one is known: from then on Arrow's threads add their own.
         if not self._may_echo():
             self.errors = []
         self.interrupted_s = monotonic()
-        self.is_pending = is_pending
+        self.came_after_s = came_after_s
         with self.lock:
             jobs = list(self.jobs.values())
         for job in filter(None, jobs):
@@ -168,9 +169,13 @@ class _Watcher:
 
     def is_aftermath(self) -> bool:
         """Whether an interrupt came just now, or has not come out of Arrow yet."""
-        if self.is_pending and _signal.getsignal(_SIGINT) is _once:  # no other tells when it is handled
+        if self.is_pending() and _signal.getsignal(_SIGINT) is _once:  # no other tells when it is handled
             return True
         return monotonic() - self.interrupted_s < AFTERMATH_S or self.is_inside()
+
+    def is_pending(self) -> bool:
+        """Whether the main thread is inside Arrow, and has not handled the last interrupt."""
+        return self.came_after_s > self.handled_s
 
     def is_inside(self) -> bool:
         """Whether Arrow has what a call of its own on the main thread raised, which waits for it."""
@@ -189,7 +194,13 @@ class _Watcher:
         return self._may_echo() and any(map(_has_surfaced, errors))
 
     def _may_echo(self) -> bool:
-        return self.is_pending or monotonic() - self.interrupted_s < ECHO_S
+        return self.is_pending() or monotonic() - self.interrupted_s < ECHO_S
+
+    def note_outside(self) -> None:
+        """Say that the main thread is not inside Arrow: what came was handled, and has come out."""
+        if self.is_pending():
+            self.handled_s = monotonic()
+        self.inside = None
 
 
 def _has_surfaced(error: BaseException) -> bool:
@@ -256,8 +267,8 @@ def arm() -> None:
     """Arm the watcher, where that is allowed and right; cheap, called on entry."""
     if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
         _watcher.arm()
-        if (_watcher.is_pending or _watcher.inside) and not _is_in_call_of("pyarrow.fs"):
-            _watcher.is_pending, _watcher.inside = False, None  # the program goes on
+        if (_watcher.is_pending() or _watcher.inside) and not _is_in_call_of("pyarrow.fs"):
+            _watcher.note_outside()
 
 
 def is_pythons_own(handler: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ def test_an_error_of_the_same_interrupt_is_remembered() -> None:
     watcher = _Watcher()
     watcher.interrupted_s = monotonic()
     error = watcher.error()
-    watcher._interrupt(is_pending=False)
+    watcher._interrupt(came_after_s=-math.inf)
     assert error in watcher.errors
 
 
@@ -28,18 +29,18 @@ def test_errors_of_an_older_interrupt_are_forgotten() -> None:
     watcher = _Watcher()
     watcher.error()
     watcher.interrupted_s = monotonic() - ECHO_S
-    watcher._interrupt(is_pending=False)
+    watcher._interrupt(came_after_s=-math.inf)
     assert watcher.errors == []
 
 
 def test_an_error_is_awaited_until_the_main_thread_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batches before it may take longer to compute than any time that one could name."""
     watcher = _Watcher()
-    watcher._interrupt(is_pending=True)
+    watcher._interrupt(came_after_s=monotonic())
     monkeypatch.setattr(interrupts, "_has_surfaced", lambda _error: True)
     monkeypatch.setattr(interrupts, "monotonic", lambda: monotonic() + 2 * ECHO_S)
     error = watcher.error()
-    watcher._interrupt(is_pending=True)
+    watcher._interrupt(came_after_s=monotonic())
     assert error in watcher.errors
     assert watcher.has_delivered()
     watcher.error()
