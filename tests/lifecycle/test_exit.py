@@ -17,6 +17,9 @@ import data
 import pytest
 from lifecycle.processes import Ended, run
 
+from headrace import lifecycle
+from headrace.errors import SchedulerClosedError
+
 EXITS = int(os.environ.get("HEADRACE_TEST_EXITS", "10"))
 FEW = max(2, EXITS // 10)
 """For the ways to end that take a second each."""
@@ -74,3 +77,33 @@ def test_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str)
 def test_a_thread_of_arrows_that_is_inside(work: str) -> None:
     ended = run("visitor.py", work)
     assert (ended.status, ended.out, ended.err) == (0, "left\n", "")
+
+
+class Handle:
+    """What Arrow holds."""
+
+    def read(self) -> None:
+        self._fetch(self.read)
+
+    @staticmethod
+    def _fetch(_wanted: object) -> None:
+        raise OSError("its storage is gone")
+
+
+def test_a_traceback_that_somebody_keeps_holds_no_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow keeps one of its own, whatever becomes of the error's."""
+    monkeypatch.setattr(lifecycle, "_guard", lifecycle._Guard())
+    monkeypatch.setattr(lifecycle, "_fail_reads", lambda _error: None)
+    handle = Handle()
+    lifecycle.follow(handle)
+    kept = None
+    try:
+        handle.read()
+    except OSError as error:
+        kept = error.__traceback__
+        error.__traceback__ = None
+    assert lifecycle._is_held(SchedulerClosedError())
+    del handle
+    assert kept is not None
+    assert lifecycle._guard.is_held()
+    assert not lifecycle._is_held(SchedulerClosedError())
