@@ -19,6 +19,7 @@ SHARE = 0.03
 _KEPT = 10.0
 _LATELY = 256
 _LEAST_SEEN = 32
+"""So many tell what is late. The first ones may have waited for connections: they count until others came."""
 _LOOK_EVERY = 16
 _QUANTILE = 0.95
 _LATE = 1.5
@@ -34,7 +35,7 @@ class Hedge:
         Second requests for each op, at the most.
     """
 
-    __slots__ = ("_budget", "_delay_s", "_noted", "_seen", "sent", "share")
+    __slots__ = ("_budget", "_delay_s", "_noted", "_seen", "_settled", "sent", "share")
 
     def __init__(self, share: float = SHARE) -> None:
         self.share = share
@@ -43,6 +44,7 @@ class Hedge:
         self._noted = 0
         self._seen: dict[int, deque[float]] = {}
         self._delay_s: dict[int, float] = {}
+        self._settled: set[int] = set()
 
     def delay_s(self, length: int) -> float | None:
         """Return after how long an op of `length` bytes is late; None while that is not known."""
@@ -62,6 +64,10 @@ class Hedge:
         kind = _kind(length)
         seen = self._seen.setdefault(kind, deque(maxlen=_LATELY))
         seen.append(latency_s)
+        if len(seen) == 2 * _LEAST_SEEN and kind not in self._settled:
+            self._settled.add(kind)
+            for _ in range(_LEAST_SEEN):
+                seen.popleft()
         self._noted += 1
         # Sorting is dear for each op, and the quantile moves slowly.
         is_due = self._noted % _LOOK_EVERY == 0 or kind not in self._delay_s

@@ -53,6 +53,16 @@ def test_one_in_a_hundred_stragglers_is_gone_for_three_percent() -> None:
     assert np.percentile(taken, 99.9) < 0.2
 
 
+def test_what_the_first_ones_took_to_connect_is_soon_forgotten() -> None:
+    hedge = Hedge()
+    for _ in range(32):
+        hedge.note(4096, 0.15)
+    assert hedge.delay_s(4096) == 0.15 * 1.5
+    for _ in range(32):
+        hedge.note(4096, 0.02)
+    assert hedge.delay_s(4096) == 0.02 * 1.5
+
+
 def test_what_is_late_changes_with_the_store() -> None:
     """Only what came lately counts, and it is looked at again and again."""
     hedge = Hedge()
