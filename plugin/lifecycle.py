@@ -101,7 +101,8 @@ class _Guard:
             return True
         with self.lock:
             handles = {id(handle) for handle in self.handles}
-        return any(id(value) in handles for value in frame.f_locals.values())
+        # A list: a module's variables are its globals, and other threads may add to them.
+        return any(id(value) in handles for value in list(frame.f_locals.values()))
 
 
 _guard = _Guard()
