@@ -1,10 +1,8 @@
 """`HeadraceFile`: an open file whose every read goes through the scheduler.
 
 * A large read is split into ops that run in parallel; `read_buffer` hands Arrow the result buffer itself.
-* A small read right behind the last one fills a read-ahead block, so that parsers reading a few bytes at
-  a time, `readline` and text mode do not pay for a read each. On stores, where a read is a round trip, some
-  blocks are kept, and a small read close to another one is worth a block, too: so HDF5 reads its trees, and
-  zip its directory. Reads that are far apart never are.
+* Small reads are served from read-ahead blocks (`headrace.blocks`), so that parsers reading a few bytes at a
+  time, `readline` and text mode do not pay for a read each.
 * The position is guarded by a lock held for the whole read: threads may share the file, one read at a time
   (read many ranges at once with `HeadraceFileSystem.read_ranges`).
 * The priority is captured when the file is opened: later callers, Arrow's threads, have no context.
@@ -16,16 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import operator
 import os
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
+from headrace.blocks import Blocks
 from headrace.lifecycle import follow
 from headrace.memory import pooled_buffer
 from headrace.ranges import MOST_OFFSET
@@ -42,14 +41,8 @@ if TYPE_CHECKING:
 CLAMP_ABOVE_BYTES = 64 << 10
 """Reads longer than this ask for the file's size first: `read(1 << 40)` must not allocate that much."""
 
-MOST_BLOCKS = 4
-"""Blocks of a store's file that are kept."""
-
-SMALL_SHARE = 16
-"""A scattered read is worth a block only where it is one part in so many of one, or less."""
-
-MOST_SCATTERED = 8
-"""So many of the last scattered reads another one may be close to."""
+FAR_BLOCKS = 4
+"""Read-ahead blocks that a store's file keeps."""
 
 
 class HeadraceFile(io.BufferedIOBase):
@@ -92,7 +85,6 @@ class HeadraceFile(io.BufferedIOBase):
         self.fs = fs
         self.path = path
         self.mode = "rb"
-        self.blocksize = block_bytes  # fsspec's name for it
         self._reader = reader
         self._source = source
         self._size = size
@@ -102,11 +94,8 @@ class HeadraceFile(io.BufferedIOBase):
         self._pid = os.getpid()
         self._position = 0
         self._last_end = -1
-        self._ahead = b""
-        self._ahead_start = 0
         self._is_far = reader.channel.is_remote
-        self._blocks: list[tuple[int, bytes]] = []
-        self._scattered: deque[int] = deque(maxlen=MOST_SCATTERED)
+        self._blocks = Blocks(block_bytes, FAR_BLOCKS if self._is_far else 1)
 
     # -- what it is
 
@@ -114,6 +103,11 @@ class HeadraceFile(io.BufferedIOBase):
     def name(self) -> str:
         """The path."""
         return self.path
+
+    @property
+    def blocksize(self) -> int:
+        """Bytes of a read-ahead block, under fsspec's name."""
+        return self._blocks.size_bytes
 
     @property
     def size(self) -> int:
@@ -268,27 +262,23 @@ class HeadraceFile(io.BufferedIOBase):
         """Return some bytes: what is read ahead, or one block."""
         self._check_open()
         with self._lock:
-            if not len(self._left_ahead()):
-                self._fill()
-            left = self._left_ahead()
-            take = bytes(left if length is None or length < 0 else left[:length])
-            self._position += len(take)
-            self._last_end = self._position
-            return take
+            if not self._blocks.has(self._position, 1):
+                self._fill(self._position)
+            data = self._blocks.take(self._position, None if length is None or length < 0 else length)
+            self._advance(len(data))
+            return data
 
     @override
     def readline(self, limit: int | None = -1) -> bytes:
         """Return the next line with its newline; at most `limit` bytes of it."""
         self._check_open()
         with self._lock:
-            most = float("inf") if limit is None or limit < 0 else limit
-            begin = self._position - self._ahead_start
-            end = self._ahead.find(b"\n", begin) + 1 if begin >= 0 and most == float("inf") else 0
-            if end:  # most lines lie in the block
-                self._position = self._last_end = self._ahead_start + end
-                return self._ahead[begin:end]
-            pieces = self._pieces_of_line(most)
-        return b"".join(pieces)
+            most = math.inf if limit is None or limit < 0 else limit
+            line = self._blocks.take_line(self._position, most)
+            self._advance(len(line))
+            if line.endswith(b"\n"):  # most lines lie in one block
+                return line
+            return line + self._rest_of_line(most - len(line))
 
     def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
         """Return bytes up to and with `char`, reading `blocks` bytes at a time."""
@@ -306,28 +296,19 @@ class HeadraceFile(io.BufferedIOBase):
             pieces.append(part)
         return b"".join(pieces)
 
-    def _pieces_of_line(self, most: float) -> list[bytes]:
+    def _rest_of_line(self, most: float) -> bytes:
         pieces: list[bytes] = []
         while most > 0:
-            piece = self._piece_of_line(most)
+            self._fill(self._position)
+            piece = self._blocks.take_line(self._position, most)
             if not piece:
                 break
+            self._advance(len(piece))
             pieces.append(piece)
             most -= len(piece)
             if piece.endswith(b"\n"):
                 break
-        return pieces
-
-    def _piece_of_line(self, most: float) -> bytes:
-        if not len(self._left_ahead()):
-            self._fill()
-        begin = self._position - self._ahead_start
-        stop = int(min(begin + most, len(self._ahead)))
-        # In place: a copy of the block for each line would be of quadratic length.
-        piece = self._ahead[begin : self._ahead.find(b"\n", begin, stop) + 1 or stop]
-        self._position += len(piece)
-        self._last_end = self._position
-        return piece
+        return b"".join(pieces)
 
     # -- where bytes come from; all under the file's lock
 
@@ -378,63 +359,35 @@ class HeadraceFile(io.BufferedIOBase):
         self._position += got
         self._last_end = self._position
 
-    def _left_ahead(self) -> memoryview:
-        """Return what of the read-ahead block lies at the position."""
-        skip = self._position - self._ahead_start
-        return memoryview(self._ahead)[skip if skip >= 0 else len(self._ahead) :]
-
     def _from_blocks(self, length: int | None) -> bytes | None:
         """Serve a small read from a block, or say that it takes none."""
-        if length is None or not 0 <= length < self.blocksize:
+        blocks, start = self._blocks, self._position
+        if length is None or not 0 <= length < blocks.size_bytes:
             return None
-        is_next = self._position == self._last_end
+        is_next = start == self._last_end
+        if not is_next and not self._is_far:
+            return None
         if self._is_far:
             length = self._wanted(length)
-            if not (self._has_block(length) or is_next or self._is_close(length)):
+            if not (blocks.turn_to(start, length) or is_next or self._is_worth_a_block(length)):
                 return None
-        elif not is_next:
-            return None  # of what is near, the page cache has blocks
-        left = self._left_ahead()
-        if len(left) < length:
-            if is_next:
-                self._fill()
-            else:  # who goes back and forth wants what lies before, too
-                self._fill(self._position - self._position % self.blocksize, length)
-            left = self._left_ahead()
-        data = bytes(left[:length])
+        if length and not blocks.has(start, length):
+            self._fill(start if is_next else blocks.start_around(start, length))
+        data = blocks.take(start, length)
         self._advance(len(data))
         return data
 
-    def _has_block(self, length: int) -> bool:
-        """Make the block that holds so many bytes at the position the one at hand."""
-        start, end = self._position, self._position + length
-        for number, (first, data) in enumerate(self._blocks):
-            if first <= start and end <= first + len(data):
-                self._blocks.insert(0, self._blocks.pop(number))
-                self._ahead_start, self._ahead = first, data
-                return True
-        return False
-
-    def _is_close(self, length: int) -> bool:
-        """Whether one of the last scattered reads was less than a block away, and this is not there yet."""
-        if length > self.blocksize // SMALL_SHARE:
-            return False
+    def _is_worth_a_block(self, length: int) -> bool:
+        """Whether a scattered read is close to others, and was not read ahead."""
         if self._prefetcher is not None and self._prefetcher.has(self._position, length):
             return False
-        is_close = any(abs(self._position - other) < self.blocksize for other in self._scattered)
-        self._scattered.append(self._position)
-        return is_close
+        return self._blocks.is_close(self._position, length)
 
-    def _fill(self, start: int | None = None, length: int = 0) -> None:
-        """Read the next block: at the position, or at `start` if it holds so many bytes at the position."""
+    def _fill(self, start: int) -> None:
+        """Read the block that begins at `start`."""
         self._check_open()
         size = self.blocksize or CLAMP_ABOVE_BYTES
-        if start is None or start + size < self._position + length:
-            start = self._position
-        data = self._bytes_at(start, self._wanted(size, start))
-        self._ahead, self._ahead_start = data, start
-        if self._is_far:
-            self._blocks = [(start, data), *self._blocks[: MOST_BLOCKS - 1]]
+        self._blocks.keep(start, self._bytes_at(start, self._wanted(size, start)))
 
     # -- the rest of the protocol
 
@@ -489,7 +442,8 @@ class HeadraceFile(io.BufferedIOBase):
         is_here = self._pid == os.getpid()
         with self._lock if is_here else contextlib.nullcontext():
             source, self._source = self._source, None
-            self._ahead, self._blocks, self._prefetcher = b"", [], None
+            self._prefetcher = None
+            self._blocks.clear()
         if is_here:
             self._reader.release(source)
 

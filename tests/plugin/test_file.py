@@ -532,7 +532,7 @@ def test_a_line_costs_its_own_length(tmp_path: Path, scheduled_mode: str) -> Non
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
     with fs.open(str(path), "rb", block_size=SIZE) as file:
         first = file.readline()
-        file._ahead = Counted(file._ahead)
+        file._blocks.keep(0, Counted(file._blocks.take(0)))
         Counted.copied = 0
         lines = [file.readline() for _ in range(100)]
     assert [first, *lines] == [line.encode() for line in LINES[:101]]

@@ -1,0 +1,103 @@
+"""The read-ahead blocks of one file: which are kept, and which small reads are worth one.
+
+A small read right behind the last one is worth the block that follows. On stores, where a read is a round
+trip, some blocks are kept, and a small read close to another one is worth a block, too: so HDF5 reads its
+trees, and zip its directory. Reads that are far apart never are. Of what is near, the page cache has blocks.
+
+It reads nothing itself: `headrace.file` does, under the lock that guards all methods here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+SMALL_SHARE = 16
+"""A scattered read is worth a block only where it is one part in so many of one, or less."""
+
+MOST_SCATTERED = 8
+"""So many of the last scattered reads another one may be close to."""
+
+
+class Blocks:
+    """Blocks of a file, one of them at hand: what is taken comes from that one.
+
+    Parameters
+    ----------
+    size_bytes
+        Length of a block; 0 for none.
+    most_kept
+        How many are kept.
+    """
+
+    __slots__ = ("_data", "_kept", "_most_kept", "_scattered", "_start", "size_bytes")
+
+    def __init__(self, size_bytes: int, most_kept: int) -> None:
+        self.size_bytes = size_bytes
+        self._most_kept = most_kept
+        self._scattered: deque[int] = deque(maxlen=MOST_SCATTERED)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._start, self._data = 0, b""
+        self._kept: list[tuple[int, bytes]] = []
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all blocks that are kept."""
+        return sum(len(data) for _, data in self._kept)
+
+    def keep(self, start: int, data: bytes) -> None:
+        """Have the block at hand be the one that begins at `start`."""
+        self._start, self._data = start, data
+        self._kept = [(start, data), *self._kept[: self._most_kept - 1]]
+
+    # -- what the block at hand holds
+
+    def has(self, position: int, length: int) -> bool:
+        """Whether it holds so many bytes from `position` on."""
+        return self._start <= position and position + length <= self._start + len(self._data)
+
+    def take(self, position: int, length: int | None = None) -> bytes:
+        """Return what it holds from `position` on, `length` bytes at the most."""
+        begin = position - self._start
+        if begin < 0:
+            return b""
+        return self._data[begin:] if length is None else self._data[begin : begin + length]
+
+    def take_line(self, position: int, most: float) -> bytes:
+        """Return what it holds from `position` to the end of the line, `most` bytes at the most."""
+        begin, stop = position - self._start, len(self._data)
+        if begin < 0:
+            return b""
+        if begin + most < stop:
+            stop = begin + int(most)
+        # In place: a copy of the block for each line would be of quadratic length.
+        return self._data[begin : self._data.find(b"\n", begin, stop) + 1 or stop]
+
+    # -- which block is to be at hand
+
+    def turn_to(self, position: int, length: int) -> bool:
+        """Make a kept block that holds so many bytes from `position` on the one at hand, if there is one."""
+        for number, (start, data) in enumerate(self._kept):
+            if start <= position and position + length <= start + len(data):
+                self._kept.insert(0, self._kept.pop(number))
+                self._start, self._data = start, data
+                return True
+        return False
+
+    def is_close(self, position: int, length: int) -> bool:
+        """Whether a scattered read is small, and one of the last such was less than a block away."""
+        if length > self.size_bytes // SMALL_SHARE:
+            return False
+        is_close = any(abs(position - other) < self.size_bytes for other in self._scattered)
+        self._scattered.append(position)
+        return is_close
+
+    def start_around(self, position: int, length: int) -> int:
+        """Return where a block begins that holds a scattered read, and what lies before it if that fits.
+
+        Who goes back and forth wants that, too.
+        """
+        start = position - position % self.size_bytes
+        return start if position + length <= start + self.size_bytes else position
