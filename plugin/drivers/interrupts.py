@@ -21,6 +21,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import _thread
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -182,7 +183,7 @@ class _Watcher:
         if self.inside is None:
             return False
         error, caller, place = self.inside
-        frames = _frames(sys._current_frames().get(_main_ident or 0))  # noqa: SLF001
+        frames = _frames(_top_frames().get(_main_ident or 0))
         is_waiting = caller.f_lasti == place and any(frame is caller for frame in frames)
         if not is_waiting or _has_surfaced(error):
             self.inside = None
@@ -210,7 +211,7 @@ def _has_surfaced(error: BaseException) -> bool:
         return False
     return not any(
         entry.tb_frame is frame
-        for ident, top in sys._current_frames().items()  # noqa: SLF001
+        for ident, top in _top_frames().items()
         if ident != _main_ident
         for frame in _frames(top)
     )
@@ -361,6 +362,21 @@ def _caller_of_arrow(frame: FrameType | None) -> FrameType | None:
         if was_called and not is_called:
             found = one
     return found
+
+
+def _top_frames() -> dict[int, FrameType]:
+    """Return what each thread executes.
+
+    Without the collector: before 3.11.5 (CPython's gh-106883) it runs inside that call, under the lock that
+    new threads need, too. A finaliser that gives up the GIL there may never have it back.
+    """
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()  # noqa: SLF001
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

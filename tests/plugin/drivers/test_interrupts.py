@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import signal
 import sys
@@ -75,6 +76,27 @@ def test_what_a_call_of_arrows_raised_is_on_its_way_until_arrow_returns(
         assert found[0] is False
         assert set(found[1:]) == {True}
         assert not interrupts.is_aftermath()
+
+
+def test_nothing_is_collected_while_frames_are_looked_at() -> None:
+    """Finalisers would run under a lock of the interpreter's."""
+    during: list[str] = []
+
+    def note(phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            during.append(sys._getframe(1).f_code.co_name)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        frames = interrupts._top_frames()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(note)
+    assert threading.get_ident() in frames
+    assert gc.isenabled()
+    assert "_top_frames" not in during
 
 
 class Handled:
