@@ -33,8 +33,6 @@ OP_SUPPORTED = 1 << 0
 
 REGISTER_PROBE = 8
 
-MAX_ENTRIES = 32768
-"""IORING_MAX_ENTRIES: the longest submission ring."""
 
 SQE = np.dtype(
     [

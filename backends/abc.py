@@ -197,9 +197,6 @@ class Backend(abc.ABC):
         """Return what a call to `target` that is no read must hold: nothing, for most."""
         return contextlib.nullcontext()
 
-    def shutdown(self) -> None:  # noqa: B027
-        """Release everything; the backend is not used again."""
-
 
 class InlineBackend(Backend):
     """Performs a slice of ops on the calling thread."""

@@ -36,7 +36,7 @@ from headrace.drivers.loop import Dispatcher, LoopThread
 from headrace.drivers.threaded import ThreadedDriver
 from headrace.drivers.turns import Turns
 from headrace.drivers.workers import Workers
-from headrace.errors import BackendError, SchedulerClosedError
+from headrace.errors import BackendError
 from headrace.limits import soft_limit
 from headrace.tails import Tails
 from headrace.types import TRY_TIMEOUT_S
@@ -75,7 +75,6 @@ class Channel:
     settings: Settings
     turns: Turns
     copies: Copies
-    is_closed: bool = False
     quick_bytes: int = 0
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
     tails: Tails = field(init=False)
@@ -203,7 +202,6 @@ class Runtime:
         self.turns = Turns(self.is_reading)
         self.copies = Copies()
         self._traces: tuple[TraceSink, ...] = ()
-        self.closed_with: BaseException | None = None
 
     @property
     def engines(self) -> list[Engine]:
@@ -304,21 +302,14 @@ class Runtime:
 
     def close(self, error: BaseException) -> None:
         """Fail what is pending, close sessions and stop the loops."""
-        self.closed_with = error
         for engine in self.engines:
             with engine.lock, engine as hub:
                 hub.close(error)
         for channel in list(self._channels.values()):
-            channel.is_closed = True
             _dispose(channel.driver, CLOSE_S)
         self._dispatcher.close()
         if self._loop_thread is not None:
             self._loop_thread.close()
-
-    def check_open(self) -> None:
-        """Raise where the runtime was closed."""
-        if self.closed_with is not None:
-            raise SchedulerClosedError(str(self.closed_with)) from None
 
 
 def _all_of(sinks: tuple[TraceSink, ...]) -> TraceSink | None:

@@ -47,6 +47,8 @@ class DeviceStats:
         What the writes under way count as, in requests; they take no more than half of the window.
     retries, retries_refused
         Attempts after the first one, and those that were not made: attempts or budget were spent.
+    hedges
+        Second requests for ops that were late.
     """
 
     device: str
@@ -58,6 +60,7 @@ class DeviceStats:
     uploading_ops: int = 0
     retries: int = 0
     retries_refused: int = 0
+    hedges: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def _device(scheduler: Scheduler) -> DeviceStats:
         uploading_ops=scheduler.uploads.ops,
         retries=scheduler.retries.granted,
         retries_refused=scheduler.retries.refused,
+        hedges=0 if scheduler.hedge is None else scheduler.hedge.sent,
     )
 
 

@@ -165,17 +165,8 @@ class Hub:
 
     def traced(self, event: str, request: Request, lo: int, hi: int, now: float) -> None:
         """Hand an event to the trace, if one is recorded."""
-        if event == "admitted":
-            self.counters.ops_admitted += hi - lo
-            self.counters.bytes_admitted += request.bytes_between(lo, hi)
         if self.trace is not None:
             self.trace(event, request, lo, hi, now)
-
-    def count_completed(self, ops: int, nbytes: int, *, is_hit: bool) -> None:
-        """Count ops that came back."""
-        self.counters.ops_completed += ops
-        self.counters.bytes_completed += nbytes
-        self.counters.ops_hit += ops if is_hit else 0
 
     # -- the end of a section
 

@@ -138,7 +138,6 @@ class Request:
         "ops_done",
         "priority",
         "queue_ticket",
-        "queued_s",
         "result_bytes",
         "scan",
         "seq",
@@ -186,7 +185,6 @@ class Request:
         self.error: BaseException | None = None
         self.seq = 0
         self.queue_ticket = 0
-        self.queued_s = 0.0
         self.next_op = 0
         self.ops_done = 0
         self.grants: list[Grant] = []

@@ -118,7 +118,6 @@ class Scheduler:
     def submit(self, request: Request, now: float) -> None:
         """Queue a request; one without ops is complete at once."""
         self.hub.register(request)
-        request.queued_s = now
         self.requests[request.seq] = request
         request.awaited = self.awaited
         request.list_awaited()
@@ -210,11 +209,10 @@ class Scheduler:
         """Admit all ops of a request past the queue; the caller asked `has_room` in this section."""
         self._note_urgent(request, now)
         self.hub.register(request)
-        request.queued_s = now
         self.requests[request.seq] = request
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
         grant = self._hand_out(request, request.n_ops, now)
-        self._count(request, grant.ops_left, grant.bytes_left)
+        self._count(request, *grant.in_flight())
         return request.inbox.pop(0)
 
     def may_copy(self, nbytes: int) -> bool:
@@ -325,10 +323,7 @@ class Scheduler:
         grant = self._hand_out(request, count, now)
         if is_head:
             self._queue_of(request).served(request, grant.bytes_left, now)
-        if request.step_bytes:
-            self._count(request, *grant.in_flight())
-        else:
-            self._count(request, count, grant.bytes_left)
+        self._count(request, *grant.in_flight())
         if request.next_op < request.n_ops and not request.step_bytes:
             self.started[request.seq] = request
             return
@@ -370,6 +365,8 @@ class Scheduler:
         request.inbox.append(grant)
         request.next_op = grant.hi
         request.state = State.RUNNING
+        self.hub.counters.ops_admitted += count
+        self.hub.counters.bytes_admitted += grant.bytes_left
         self.hub.traced("admitted", request, lo, grant.hi, now)
         self.hub.wake(request)
         return grant
@@ -434,7 +431,10 @@ class Scheduler:
         self._give_back(grant, ops, nbytes)
         request = grant.request
         request.ops_done += ops
-        self.hub.count_completed(ops, nbytes, is_hit=is_hit)
+        counters = self.hub.counters
+        counters.ops_completed += ops
+        counters.bytes_completed += nbytes
+        counters.ops_hit += ops if is_hit else 0
         if grant.ops_left == 0:
             self.hub.traced("completed", request, grant.lo, grant.hi, now)
             if request.step_bytes and request.is_waiting:
@@ -479,13 +479,11 @@ class Scheduler:
         if ops == grant.ops_left:
             # Whatever was charged and not yet given back: a rest would narrow the window for ever.
             nbytes = grant.bytes_left
-        before = grant.in_flight() if grant.request.step_bytes else None
+        ops_before, bytes_before = grant.in_flight()
         grant.ops_left -= ops
         grant.bytes_left -= nbytes
-        if before is not None:
-            left = grant.in_flight()
-            ops, nbytes = before[0] - left[0], before[1] - left[1]
-        self._count(grant.request, -ops, -nbytes)
+        ops_after, bytes_after = grant.in_flight()
+        self._count(grant.request, ops_after - ops_before, bytes_after - bytes_before)
         if grant.ops_left == 0 and grant in grant.request.grants:
             grant.request.grants.remove(grant)
         self.hub.changed()

@@ -40,7 +40,6 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
 
 from headrace.core.evidence import Evidence, Leg
 from headrace.core.throttle import Throttle
@@ -67,7 +66,6 @@ _STEEP = 1 / 2  # as throughput grew at least so steeply
 _LEAST_STEEP = 2  # so many times in a row (once after a start)
 _UNLIMITED_SHARE = 1 / 8  # of a leg's units; beyond it the leg measured demand, not the device
 _LEAST_CHANGE = 0.1  # of log(in flight); less says nothing about elasticity
-_FADE = 1 / 64  # a leg; lets the statistics forget a device that has changed
 
 
 class WindowState(enum.Enum):
@@ -77,30 +75,6 @@ class WindowState(enum.Enum):
     GROW = "grow"
     STEADY = "steady"
     THROTTLED = "throttled"
-
-
-@dataclass(frozen=True, slots=True)
-class WindowSnapshot:
-    """The controller as seen at one moment.
-
-    Attributes
-    ----------
-    limit : int
-        Units allowed in flight now; differs from `held` during a leg that tries another limit.
-    held : int
-        The limit in force between trials.
-    best_units_per_s : float
-        Best throughput of a leg seen lately; 0 before the first.
-    base_latency_s : float
-        Least latency of a slice seen lately; 0 before the first leg.
-    state : WindowState
-    """
-
-    limit: int
-    held: int
-    best_units_per_s: float
-    base_latency_s: float
-    state: WindowState
 
 
 class Window:
@@ -119,10 +93,10 @@ class Window:
     """
 
     __slots__ = (
-        "_base_latency_s", "_best_rate", "_ceiling", "_elasticity", "_evidence", "_first", "_goal", "_held",
-        "_in_flight", "_is_new", "_is_open", "_largest_op", "_largest_slice", "_last_s",
-        "_least", "_least_latency_s", "_leg", "_limit", "_most", "_op_units", "_opened_s",
-        "_other", "_rest", "_settling", "_shrink_step", "_since_s", "_slices", "_state",
+        "_ceiling", "_elasticity", "_evidence", "_first", "_goal", "_held", "_in_flight", "_is_new",
+        "_is_open", "_largest_op", "_largest_slice", "_last_s", "_least", "_leg", "_limit", "_most",
+        "_op_units", "_opened_s", "_other", "_rest", "_settling", "_shrink_step", "_since_s", "_slices",
+        "_state",
         "_steep", "_sure_elasticity", "_sure_trials", "_throttle", "_units", "_unlimited", "_urgent_legs",
     )  # fmt: skip
 
@@ -145,11 +119,9 @@ class Window:
         self._throttle = Throttle()
         self._leg: Leg | None = None  # the previous leg of the trial
         self._op_units = 0  # the largest op of the last leg
-        self._best_rate = self._base_latency_s = 0.0
         self._since_s = self._last_s = -math.inf
         self._settling = 0
         self._largest_op = self._largest_slice = 0
-        self._least_latency_s = math.inf
         self._goal: float = initial
         self._open(0.0)
         self._is_open = False  # the first completion opens the first leg
@@ -158,6 +130,16 @@ class Window:
     def limit(self) -> int:
         """Units allowed in flight now."""
         return self._limit
+
+    @property
+    def held(self) -> int:
+        """The limit in force between trials, which try another one for a leg at a time."""
+        return self._held
+
+    @property
+    def state(self) -> WindowState:
+        """What the controller is doing."""
+        return self._state
 
     @property
     def urgent_limit(self) -> int:
@@ -219,8 +201,6 @@ class Window:
         op_units = units // ops if ops > 1 else units
         if op_units > self._largest_op:  # noqa: PLR1730 (a call would cost more)
             self._largest_op = op_units
-        if latency_s < self._least_latency_s:  # noqa: PLR1730 (a call would cost more)
-            self._least_latency_s = latency_s
         if not is_limited:
             self._unlimited += units
         if self._units >= self._goal:
@@ -252,10 +232,6 @@ class Window:
             self._state, self._rest = WindowState.STEADY, _REST_LEGS
             self._abandon(now)
 
-    def snapshot(self) -> WindowSnapshot:
-        """Return the present state, for statistics."""
-        return WindowSnapshot(self._limit, self._held, self._best_rate, self._base_latency_s, self._state)
-
     def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override is of 3.12
         return (
             f"<Window {self._state.value} limit={self._limit} held={self._held} "
@@ -277,7 +253,6 @@ class Window:
         self._opened_s = now
         self._slices = self._units = self._in_flight = self._unlimited = 0
         self._largest_op = self._largest_slice = 0
-        self._least_latency_s = math.inf
         self._goal = max(1, self._limit)
 
     def _close(self, now: float) -> None:
@@ -295,7 +270,6 @@ class Window:
         if self._has_raised() or self._unlimited > _UNLIMITED_SHARE * self._units:
             self._abandon(now)
             return
-        self._note(elapsed_s)
         leg = Leg(
             self._limit,
             slices,
@@ -314,11 +288,6 @@ class Window:
             return False
         self._held = floor
         return True
-
-    def _note(self, elapsed_s: float) -> None:
-        self._best_rate = max(self._units / elapsed_s, self._best_rate * (1 - _FADE))
-        faded_s = self._base_latency_s * (1 + _FADE) or math.inf
-        self._base_latency_s = max(0.0, min(self._least_latency_s, faded_s))
 
     def _abandon(self, now: float) -> None:
         """Drop the trial: demand was too low to tell anything, or its terms have changed."""

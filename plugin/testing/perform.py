@@ -106,7 +106,6 @@ class Performer:
             self._own_loop.run_until_complete(backend.aclose())
             self._own_loop.run_until_complete(self._own_loop.shutdown_asyncgens())
             self._own_loop.close()
-        backend.shutdown()
 
     def perform(self, ops: Ops, lo: int = 0, hi: int | None = None) -> None:
         """Perform the rows ``[lo, hi)``."""

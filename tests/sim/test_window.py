@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -30,10 +29,12 @@ from sim.devices import (
     unloaded_point_s,
 )
 
-from headrace.core.window import Window, WindowSnapshot, WindowState
+from headrace.core.window import Window, WindowState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from headrace.core.evidence import Leg
 
 OP = 256 * KIB
 FIXED_OPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
@@ -206,11 +207,11 @@ def test_an_urgent_read_ends_the_trial_of_a_larger_limit() -> None:
     for slices in range(3000, 6000, 97):
         window = Window(initial=MIB, least=4 * KIB, most=64 * MIB)
         now = read_through(VirtualDisk(burst_bytes=64 * KIB), window, Load(slices)).done[-1][0]
-        held = window.snapshot().held
+        held = window.held
         trials.add(window.limit > held)
         window.note_urgent(now)
         assert window.limit <= held
-        assert window.snapshot().held == held
+        assert window.held == held
     assert trials == {True, False}
 
 
@@ -220,7 +221,7 @@ def test_an_urgent_read_does_not_wait_for_a_smaller_limit() -> None:
     for slices in range(20, 200, 7):
         window = Window(initial=MIB, least=4 * KIB, most=64 * MIB)
         read_through(Nvme(), window, Load(slices))
-        held = window.snapshot().held
+        held = window.held
         trials.add(window.limit < held)
         assert window.urgent_limit == max(window.limit, held)
     assert trials == {True, False}
@@ -228,7 +229,7 @@ def test_an_urgent_read_does_not_wait_for_a_smaller_limit() -> None:
 
 def test_throttled_is_throttled_for_all() -> None:
     window = Window(initial=100, least=1, most=100)
-    while window.snapshot().state is not WindowState.THROTTLED:
+    while window.state is not WindowState.THROTTLED:
         window.note_throttled(1.0)
     assert window.urgent_limit == window.limit < 100
 
@@ -277,31 +278,33 @@ def test_low_demand_keeps_what_was_learned(gap_s: float) -> None:
     for slices in range(1000, 1400, 23):
         window = Window(initial=64 * KIB, least=4 * KIB, most=64 * MIB)
         now = read_through(Nvme(), window, Load(slices)).done[-1][0]
-        held = window.snapshot().held
+        held = window.held
         trials.add(window.limit - held)
         for _ in range(1000):
             now += gap_s
             window.observe(now=now, units=OP, latency_s=1e-4, in_flight=OP, is_limited=False)
-        assert window.limit == window.snapshot().held == held
+        assert window.limit == window.held == held
     assert min(trials) < 0 < max(trials)  # larger and smaller limits were being tried
 
 
-def test_a_pause_is_not_low_throughput() -> None:
+def test_a_pause_is_not_low_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is idle for a second now and then; the window is full before and after."""
     window = Window(initial=2 * OP, least=OP, most=2 * OP)
-    now, rates = 0.0, set()
+    legs: list[Leg] = []
+    monkeypatch.setattr(Window, "_advance", lambda _window, _now, leg: legs.append(leg))
+    now = 0.0
     for n in range(2000):
         now += 1.0 if n % 17 == 0 else 1e-4
         window.observe(now=now, units=OP, latency_s=1e-4, in_flight=OP, is_limited=True)
-        rates.add(window.snapshot().best_units_per_s)
-    assert min(rates - {0.0}) == pytest.approx(OP / 1e-4, rel=1e-6)
+    assert legs
+    assert [leg.log_rate for leg in legs] == pytest.approx([math.log(OP / 1e-4)] * len(legs))
 
 
 def test_grows_again_from_the_least() -> None:
     """A hard disk wants one op; put the same window on a store and it grows a hundredfold."""
     window = Window(initial=64, least=1, most=4096)
     end_s = read_through(HardDisk(), window, Load(2000, (1,))).done[-1][0]
-    assert window.snapshot().held <= 2
+    assert window.held <= 2
     trace = read_through(ObjectStore(), window, Load(6000, (1,), start_s=end_s))
     assert statistics.median(trace.limits(0.5)) >= 70
 
@@ -312,9 +315,9 @@ def test_ops_that_outgrow_the_window_lift_it(device: Callable[[], Device]) -> No
     for slices in range(1500, 1510):
         window = Window(initial=64 * KIB, least=4 * KIB, most=64 * MIB)
         end_s = read_through(HardDisk(), window, Load(slices, (4 * KIB,))).done[-1][0]
-        assert window.snapshot().held < OP
+        assert window.held < OP
         trace = read_through(device(), window, Load(1500, (OP,), start_s=end_s))
-        assert window.snapshot().held >= OP * 8 / 7
+        assert window.held >= OP * 8 / 7
         assert trace.rate(0.7) >= (0.85 * 3e9 if device is Nvme else 0.85 * OP / 9.75e-3)
 
 
@@ -333,18 +336,8 @@ def test_the_same_run_twice_is_the_same() -> None:
 def test_starts_at_the_initial_limit_and_says_so() -> None:
     window = Window(initial=100, least=10, most=1000)
     assert window.limit == 100
-    assert window.snapshot() == WindowSnapshot(100, 100, 0.0, 0.0, WindowState.SHRINK)
+    assert (window.held, window.state) == (100, WindowState.SHRINK)
     assert repr(window) == "<Window shrink limit=100 held=100 in [10, 1000]>"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        window.snapshot().limit = 7
-
-
-def test_statistics_are_those_of_the_device() -> None:
-    window = Window(initial=600 * KIB, least=4 * KIB, most=64 * MIB)
-    read_through(Nvme(), window, Load(3000))
-    seen = window.snapshot()
-    assert seen.best_units_per_s == pytest.approx(3e9, rel=0.1)
-    assert 120e-6 < seen.base_latency_s < 300e-6
 
 
 @pytest.mark.parametrize(("initial", "least", "most"), [(0, 0, 1), (1, 2, 3), (4, 2, 3), (-1, -1, 1)])
@@ -376,9 +369,8 @@ def test_any_observation_keeps_the_bounds(bounds: list[int], seen: list[dict[str
     window = Window(initial=initial, least=least, most=most)
     for observation in seen:
         window.observe(**observation)
-        snapshot = window.snapshot()
         assert least <= window.limit <= most
-        assert least <= snapshot.held <= most
+        assert least <= window.held <= most
         assert isinstance(window.limit, int)
 
 

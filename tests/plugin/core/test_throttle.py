@@ -62,9 +62,9 @@ def test_a_window_is_throttled_and_goes_on_where_it_was() -> None:
     window = Window(initial=64, least=1, most=64)
     for _ in range(64 + 32):
         window.note_throttled(1.0)
-    assert window.snapshot().state is WindowState.THROTTLED
+    assert window.state is WindowState.THROTTLED
     assert window.limit == 16
     for answer in range(1000):
         window.observe(now=2 + answer, units=1, latency_s=0.02, in_flight=1, is_limited=False)
-    assert window.snapshot().state is not WindowState.THROTTLED
+    assert window.state is not WindowState.THROTTLED
     assert window.limit == 64
