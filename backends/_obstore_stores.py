@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
 import threading
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends._obstore_client import UNLIMITED_S, InexactError
 from headrace.backends._obstore_faults import StoreError
+from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -48,14 +48,11 @@ hundred fails, that would send too much again, and a smaller number would try it
 _is_forked = False
 
 
+@after_fork_in_child
 def _note_fork() -> None:
     """In a forked child: the threads of obstore's runtime stayed with the parent, if it ever ran."""
     global _is_forked  # noqa: PLW0603
     _is_forked = _is_forked or "obstore" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
 
 
 def is_forked() -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from headrace.backends._ring import LinuxKernel, Ring
+from headrace.threads import after_fork_in_child, is_python_thread
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class Rings:
                 _log.info("no ring for this thread, which reads with preadv: %s", error)
                 return None
             self._rings[made.ring.tid] = made
-        if _is_python_thread():
+        if is_python_thread():
             self._ends.ring = _AtEnd(self, made)
         return made
 
@@ -326,13 +327,6 @@ class _AtEnd:
     def __del__(self) -> None:
         if hasattr(self, "_ring"):  # else an interrupt came while it was made
             self._rings.close_one(self._ring)
-
-
-def _is_python_thread() -> bool:
-    """Whether Python made the calling thread; those of others lose their variables at every return."""
-    mine = threading.get_ident()
-    dummy: Any = threading._DummyThread  # noqa: SLF001 - how `threading` tells them apart
-    return any(one.ident == mine and not isinstance(one, dummy) for one in threading.enumerate())
 
 
 _all: dict[int, Rings] = {}
@@ -384,10 +378,7 @@ def _the_last_of(ring: Ring) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int
     return tokens, results
 
 
+@after_fork_in_child
 def _forget_all() -> None:
     for rings in _all.values():
         rings.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from headrace.backends.abc import Defaults, PathSource, ThreadedBackend
+from headrace.threads import after_fork_in_child, call_if_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -39,15 +40,12 @@ _locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDiction
 _locks_guard = threading.Lock()
 
 
+@after_fork_in_child
 def _forget_locks() -> None:
     """Drop the locks in a forked child: their holders do not exist there."""
     global _locks, _locks_guard  # noqa: PLW0603
     _locks = weakref.WeakKeyDictionary()
     _locks_guard = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def is_thread_safe(target: Any) -> bool:
@@ -65,17 +63,12 @@ def instance_lock(target: Any) -> Any:
         return lock
 
 
-def _call_if_free(lock: Any, function: Callable[[], object]) -> None:
-    """Call it with an RLock held, unless another thread holds that."""
-    try:
-        if lock.acquire(blocking=False):
-            function()
-    finally:
-        # At once, and whatever we remember: a signal is handled after any call but this one.
-        try:  # noqa: SIM105 - that would be a call before it
-            lock.release()
-        except RuntimeError:
-            pass
+def _close_if_free(lock: Any, close: Callable[[], object]) -> None:
+    """Close with an `RLock`, unless another thread has it."""
+    if lock._is_owned():  # noqa: SLF001 - the only way to ask
+        close()
+    else:
+        call_if_free(lock, close)
 
 
 class HandleSource:
@@ -163,8 +156,8 @@ class SyncBackend(ThreadedBackend):
             return
         close = source.handle.close
         if self._lock is not None:
-            close = partial(_call_if_free, self._lock, close)
-        _call_if_free(source.lock, close)
+            close = partial(_close_if_free, self._lock, close)
+        _close_if_free(source.lock, close)
 
     @override
     def size(self, source: Any) -> int | None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import re
 import threading
 import weakref
@@ -61,6 +60,7 @@ from headrace.backends.abc import (
     kept_in,
 )
 from headrace.errors import ObjectChangedError
+from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -584,12 +584,9 @@ def _remember(target: Any) -> Client | InexactError:
     return found
 
 
+@after_fork_in_child
 def _forget_clients() -> None:
     """In a forked child: the lock's holder may not exist there."""
     global _clients_lock  # noqa: PLW0603
     _clients_lock = threading.RLock()
     _clients.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_clients)

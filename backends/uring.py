@@ -20,7 +20,6 @@ The ring is the thread's own, so rows are finished by the thread that started th
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,6 +31,7 @@ from headrace.backends import _linux as linux
 from headrace.backends._direct import DirectColumns, direct_columns, direct_source
 from headrace.backends._files import FileBackend, LocalSource, are_cached, is_small, prepared
 from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
+from headrace.threads import after_fork_in_child
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -192,14 +192,12 @@ _making = threading.RLock()
 """Held while columns are made: there is one set for each request, whichever threads perform it."""
 
 
+@after_fork_in_child
 def _renew_lock() -> None:
     """In a forked child: the lock's holder may not exist there."""
     global _making  # noqa: PLW0603
     _making = threading.RLock()
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 _NONE: Any = object()
 """Found out already that there are no columns."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import threading
 import weakref
 from collections import deque
@@ -22,12 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from headrace.drivers.interrupts import NOT_MINE
 from headrace.memory import MAPPED_BYTES, mapping, result_buffer
+from headrace.threads import after_fork_in_child, call_if_free
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from headrace.types import UInt8Array
 
 T = TypeVar("T")
@@ -73,29 +70,12 @@ class Arenas:
         limit_bytes = limit_bytes or UNLIMITED_BYTES
         size = _rounded(nbytes)
         is_kept = nbytes >= MAPPED_BYTES and size <= limit_bytes
-        memory = self._if_free(self._take, size, limit_bytes) if is_kept else None
+        memory = call_if_free(self._lock, self._take, size, limit_bytes) if is_kept else None
         return result_buffer(nbytes) if memory is None else np.frombuffer(memory, np.uint8, nbytes)
 
     def forget(self) -> None:
         """In a forked child: whoever held the lock is not there."""
         self._lock = threading.RLock()
-
-    def _if_free(self, function: Callable[..., T], *args: Any) -> T | None:
-        """Call `function` with the lock; None where somebody has it.
-
-        A finaliser or signal handler may have interrupted that somebody: who comes then goes without.
-        """
-        if self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
-            return None
-        try:
-            return function(*args) if self._lock.acquire(blocking=False) else None
-        finally:
-            # At once, and whatever we remember: a signal is handled after any call but this one.
-            try:
-                self._lock.release()
-            except RuntimeError as error:
-                if not str(error).startswith(NOT_MINE):
-                    raise  # a signal handler's
 
     def _take(self, size: int, limit_bytes: int) -> Any:
         self._limit = limit_bytes
@@ -115,7 +95,7 @@ class Arenas:
     def _give_back(self, mapped: mmap.mmap, key: int) -> None:
         self._watched.pop(key, None)
         self._returned.append(mapped)
-        self._if_free(self._settle)
+        call_if_free(self._lock, self._settle)
 
     def _settle(self) -> None:
         """Make idle what came back, and let go of what is too much."""
@@ -142,5 +122,4 @@ def _rounded(nbytes: int) -> int:
 arenas = Arenas()
 """The process's."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=arenas.forget)
+after_fork_in_child(arenas.forget)

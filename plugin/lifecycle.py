@@ -29,7 +29,6 @@ import atexit
 import contextlib
 import ctypes
 import gc
-import os
 import threading
 import traceback
 import weakref
@@ -41,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 from headrace import runtime as _runtime
 from headrace.drivers import interrupts
 from headrace.errors import SchedulerClosedError
+from headrace.threads import after_fork_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,6 +233,7 @@ def _skip_exit_handlers() -> None:
         libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)  # noqa: SLF001 - its name in C
 
 
+@after_fork_in_child
 def _forget() -> None:
     """In a forked child: the parent's handles are not its own to wait for."""
     global _guard  # noqa: PLW0603
@@ -240,5 +241,3 @@ def _forget() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

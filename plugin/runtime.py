@@ -39,6 +39,7 @@ from headrace.drivers.workers import Workers
 from headrace.errors import BackendError
 from headrace.limits import soft_limit
 from headrace.tails import Tails
+from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -375,6 +376,7 @@ def runtime() -> Runtime:
     return found
 
 
+@after_fork_in_child
 def forget() -> None:
     """Start afresh: in a forked child, where the parent's threads and locks do not exist."""
     global _current, _guard  # noqa: PLW0603
@@ -382,7 +384,3 @@ def forget() -> None:
     _guard = threading.RLock()
     if parents is not None:
         parents.turns.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget)

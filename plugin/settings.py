@@ -36,6 +36,7 @@ from typing import Any, Final, Literal, cast, get_args
 from headrace import parsing
 from headrace.dask_config import may_name_headrace, read_dask_config
 from headrace.errors import HeadraceError
+from headrace.threads import after_fork_in_child
 
 SchedulerMode = Literal["auto", "lite", "standard", "off"]
 LocalBackendName = Literal["auto", "pread", "uring"]
@@ -416,8 +417,7 @@ class _Process:
 
 
 _process: Final = _Process()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_process.forget)
+after_fork_in_child(_process.forget)
 
 
 def current_settings(options: Mapping[str, Any] | None = None) -> Settings:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.drivers.workers import Workers
+from headrace.threads import after_fork_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,14 +26,11 @@ _MOST = 1024
 _workers = Workers(_MOST, "headrace-call")
 
 
+@after_fork_in_child
 def _forget() -> None:
     """In a forked child: the threads, and whoever held their lock, stayed with the parent."""
     global _workers  # noqa: PLW0603
     _workers = Workers(_MOST, "headrace-call")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 async def call_apart(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -28,9 +28,11 @@ from typing_extensions import override
 
 from headrace.drivers import interrupts
 from headrace.drivers.asynchronous import AsyncDriver
+from headrace.drivers.starting import start_thread
 from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
 from headrace.errors import ReadTimeoutError
+from headrace.threads import call_locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +51,7 @@ class LiteAsyncDriver(AsyncDriver):
     def __init__(self, backend: AsyncBackend, thread: LoopThread, try_timeout_s: float | None = None) -> None:
         super().__init__(backend, thread, try_timeout_s)
         self._baton = threading.RLock()
+        self._take_baton = partial(self._baton.acquire, blocking=False)
         self._parked: dict[int, Job] = {}
         self._driving: Job | None = None
         self._driver_ident = 0
@@ -117,21 +120,13 @@ class LiteAsyncDriver(AsyncDriver):
 
     def _drive(self, job: Job, deadline: float | None) -> bool:
         """Hold the baton until `job` is over, if it is free; returns whether it was."""
-        try:
-            is_free = self._baton.acquire(blocking=False)
-            if is_free:
-                self._run_for(job, deadline)
-            else:
-                self._tell_loop()
-            return is_free  # no constant: CPython has those after the release, out of the reach of `finally`
-        finally:
-            # At once, and whatever we remember: a signal is handled after any call but this one.
-            try:  # noqa: SIM105 - that would be a call before it
-                self._baton.release()
-            except RuntimeError:
-                pass
+        was_free = call_locked(self._baton, self._take_baton, self._run_for, job, deadline)
+        if not was_free:
+            self._tell_loop()
+        return bool(was_free)
 
-    def _run_for(self, job: Job, deadline: float | None) -> None:
+    def _run_for(self, job: Job, deadline: float | None) -> bool:
+        """Run the loop until `job` is over; this thread has the baton, and says so."""
         timer = None
         try:
             with _deferred_sigint(self.loop):
@@ -144,9 +139,10 @@ class LiteAsyncDriver(AsyncDriver):
             self._driving, self._driver_ident = None, 0
             if timer is not None:
                 timer.cancel()
+        return True
 
     def _run_loop(self) -> None:
-        """Run it until it is stopped; this thread has the baton."""
+        """Run it until it is stopped."""
         try:
             self._is_cut = False
             if self._granted:
@@ -177,7 +173,7 @@ class LiteAsyncDriver(AsyncDriver):
             return
         closer = threading.Thread(target=self._close_loop, name="headrace-keeper", daemon=True)
         try:
-            interrupts.start_thread(closer)
+            start_thread(closer)
         except RuntimeError:  # the interpreter ends, and starts no thread any more
             return
         if timeout_s:
@@ -218,7 +214,7 @@ class LiteAsyncDriver(AsyncDriver):
         with self._keeper_lock:
             if self._keeper is None or not self._keeper.is_alive():
                 self._keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
-                interrupts.start_thread(self._keeper)
+                start_thread(self._keeper)
 
     def _serve(self) -> None:
         """Drive while there is work and nobody else does; end when there is none, and none can come."""

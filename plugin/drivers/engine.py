@@ -26,12 +26,13 @@ import contextlib
 import re
 import threading
 from collections import deque
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.core.hub import Hub
-from headrace.drivers.interrupts import NOT_MINE
 from headrace.drivers.waiter import Waiter
+from headrace.threads import call_locked
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,6 +46,9 @@ STAND_BY_S = 0.005
 
 MOST_LOOKS = 100
 """Then it waits for the lock like any other."""
+
+_FOUND = object
+"""Called with the lock, says that it was free."""
 
 
 class Engine:
@@ -66,13 +70,14 @@ class Engine:
         """
         self._lock = threading.RLock()
         self._is_mine = self._lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
+        self._acquire = partial(self._lock.acquire, blocking=False)
         self._is_open = False
         self._standing_by: deque[Waiter] = deque()
 
     @property
     def lock(self) -> Any:
         """The lock, as soon as nobody else has it: see the module's text."""
-        if not (self._is_mine() or self._try_lock()):
+        if not (self._is_mine() or self._is_free()):
             self._stand_by()
         return self._lock
 
@@ -80,11 +85,11 @@ class Engine:
         waiter = Waiter()
         for _ in range(MOST_LOOKS):
             self._standing_by.append(waiter)
-            if not self._try_lock():  # a section that ended before that line told nobody
+            if not self._is_free():  # a section that ended before that line told nobody
                 waiter.wait(STAND_BY_S)
             with contextlib.suppress(ValueError):  # told
                 self._standing_by.remove(waiter)
-            if self._try_lock():
+            if self._is_free():
                 return
 
     def _tell_them(self) -> None:
@@ -153,7 +158,7 @@ class Engine:
         Who had the lock without a section calls this after it: nobody has been told that it is free.
         """
         self._tell_them()
-        while self._owes() and not self.is_inside() and self._try_lock(settles=True):
+        while self._owes() and not self.is_inside() and self._has_settled():
             pass
 
     def settle_lost(self) -> None:
@@ -165,23 +170,19 @@ class Engine:
     def catch_up(self) -> None:
         """Settle what a section that was cut, or a holder that looked too early, left behind."""
         if self._is_open or self._owes():
-            self._try_lock(settles=True)
+            self._has_settled()
 
     def _owes(self) -> bool:
         return bool(self.hub.dropped or self.lost)
 
-    def _try_lock(self, *, settles: bool = False) -> bool:
-        """Whether the lock is free; if so, and if that is wanted, an empty section was made."""
-        try:
-            is_free = self._lock.acquire(blocking=False)
-            if is_free and settles:
-                with self:
-                    pass
-            return is_free
-        finally:
-            # At once, and whatever we remember: a signal is handled after any call but this one.
-            try:
-                self._lock.release()
-            except RuntimeError as error:
-                if not str(error).startswith(NOT_MINE):
-                    raise  # a signal handler's
+    def _is_free(self) -> bool:
+        """Whether nobody has the lock."""
+        return call_locked(self._lock, self._acquire, _FOUND) is not None
+
+    def _has_settled(self) -> bool:
+        """Make an empty section, if the lock is free."""
+        return call_locked(self._lock, self._acquire, self._be_inside) is not None
+
+    def _be_inside(self) -> object:
+        with self:
+            return _FOUND()

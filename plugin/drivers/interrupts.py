@@ -19,17 +19,18 @@ and the main thread raises KeyboardInterrupt as ever.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import _thread
 import contextlib
 import gc
-import os
 import select
 import signal
 import socket
 import sys
 import threading
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from headrace.threads import after_fork_in_child, call_locked, is_python_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,9 +48,6 @@ AFTERMATH_S = 0.5
 
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came."""
-
-NOT_MINE = "cannot release"
-"""What an `RLock` says to a thread that does not have it."""
 
 _CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
 
@@ -226,6 +224,7 @@ def _give_back(fd: int) -> None:
         signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
 
+@after_fork_in_child
 def _forget() -> None:
     """In a forked child: its signals are not the parent's, who reads the other end of the socket."""
     global _watcher, _main_ident  # noqa: PLW0603
@@ -233,10 +232,6 @@ def _forget() -> None:
     with contextlib.suppress(ValueError):  # only a main thread may say who is told
         _release(_watcher)
     _watcher = _Watcher()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def disarm() -> None:
@@ -283,51 +278,6 @@ def may_raise() -> bool:
         return False
     handlers = [_signal.getsignal(number) for number in _SIGNALS]
     return any(map(callable, handlers)) or not is_pythons_own(_signal.getsignal(_SIGINT))
-
-
-def start_thread(thread: threading.Thread) -> None:
-    """Start a thread; what a signal handler raises meanwhile comes out as it is, and the thread runs.
-
-    Cut at one place or another, `Thread.start` has the new thread end at once, raises a KeyError, or puts an
-    exception of a lock's own in the place of the handler's. No handler interrupts other threads than the main
-    one, so one of them starts it where that may come.
-
-    Raises
-    ------
-    RuntimeError
-        There can be no more threads, or the interpreter ends.
-    """
-    if may_raise():
-        _start_apart(thread)
-        return
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raised = error.__context__  # a KeyboardInterrupt, where Python's own handler is the only one
-        if raised is None or str(error) != "release unlocked lock":
-            raise
-    else:
-        return
-    raise raised
-
-
-def _start_apart(thread: threading.Thread) -> None:
-    is_started = _thread.allocate_lock()
-    is_started.acquire()
-    errors: list[BaseException] = []
-
-    def start() -> None:
-        try:
-            thread.start()
-        except BaseException as error:  # noqa: BLE001 - the caller's
-            errors.append(error)
-        finally:
-            is_started.release()
-
-    _thread.start_new_thread(start, ())
-    is_started.acquire()
-    if errors:
-        raise errors[0]
 
 
 def deliver_once() -> None:
@@ -390,14 +340,6 @@ def _is_in_call_of(module: str) -> bool:
     return any(frame.f_globals.get("__name__") == module for frame in _frames(sys._getframe()))  # noqa: SLF001
 
 
-def is_foreign_thread() -> bool:
-    """Whether Python did not start this thread: one of Arrow's."""
-    return threading.get_ident() not in threading._active or isinstance(  # type: ignore[attr-defined]  # noqa: SLF001
-        threading._active[threading.get_ident()],  # type: ignore[attr-defined]  # noqa: SLF001
-        threading._DummyThread,  # noqa: SLF001
-    )
-
-
 def is_aftermath() -> bool:
     """Whether an interrupt came just now, and what Arrow's threads still ask for fails at once."""
     return _watcher.is_aftermath()
@@ -405,7 +347,7 @@ def is_aftermath() -> bool:
 
 def is_watched() -> bool:
     """Whether SIGINT must reach the reads of this thread: it is Arrow's, and the watcher is armed."""
-    return _watcher.pair is not None and is_foreign_thread()
+    return _watcher.pair is not None and not is_python_thread()
 
 
 @contextlib.contextmanager
@@ -429,33 +371,25 @@ def call_holding(guard: Any, function: Callable[..., T], *args: Any, **kwargs: A
             return function(*args, **kwargs)
     if _watcher.is_aftermath() and _is_in_call_of("pyarrow.fs"):
         raise _watcher.error()  # Arrow's scan, which is ending, opens its next file
-    try:
-        _acquire(guard.acquire)
-        return function(*args, **kwargs)
-    finally:
-        # At once, and whatever we remember: a signal is handled after any call but this one.
-        try:
-            guard.release()
-        except RuntimeError as error:
-            if not str(error).startswith(NOT_MINE):
-                raise  # a signal handler's
+    return cast("T", call_locked(guard, partial(_wait_for, guard.acquire), function, *args, **kwargs))
 
 
-def _acquire(acquire: Callable[..., bool]) -> None:
-    """Wait for a lock, and look up: a signal that comes just before the wait does not end it."""
+def _wait_for(acquire: Callable[..., bool]) -> bool:
+    """Acquire a lock, and look up: a signal that comes just before the wait does not end it."""
     if not is_watched():
         while not acquire(timeout=LOCK_LOOK_S):
             pass
-        return
+        return True
     key = threading.get_ident()
     _watcher.add(key, None)
     try:
-        _acquire_watched(acquire)
+        return _wait_watched(acquire)
     finally:
         _watcher.remove(key)
 
 
-def _acquire_watched(acquire: Callable[..., bool]) -> None:
+def _wait_watched(acquire: Callable[..., bool]) -> bool:
     while not acquire(timeout=LOCK_LOOK_S):
         if _watcher.is_aftermath():
             raise _watcher.error()
+    return True

@@ -17,7 +17,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
-from headrace.drivers.interrupts import start_thread
+from headrace.drivers.starting import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

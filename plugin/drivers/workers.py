@@ -20,7 +20,7 @@ from functools import partial
 from operator import is_not, methodcaller
 from typing import TYPE_CHECKING
 
-from headrace.drivers.interrupts import start_thread
+from headrace.drivers.starting import start_thread
 from headrace.drivers.waiter import Waiter
 
 if TYPE_CHECKING:

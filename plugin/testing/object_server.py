@@ -46,6 +46,7 @@ from headrace.testing._serving import (
     storage_options,
     wait_for,
 )
+from headrace.threads import after_fork_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -452,6 +453,7 @@ def _bound_socket(port: int) -> socket.socket:
 _running: weakref.WeakSet[ObjectServer] = weakref.WeakSet()
 
 
+@after_fork_in_child
 def _let_go() -> None:
     """Give up a forked child's copies of the sockets, which would keep the parent's connections open.
 
@@ -464,7 +466,3 @@ def _let_go() -> None:
                 os.dup2(null, each.fileno(), inheritable=False)
     _running.clear()
     os.close(null)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)

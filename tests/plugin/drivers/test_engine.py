@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,9 +50,14 @@ def lock() -> Lock:
 @pytest.fixture
 def engine(lock: Lock) -> Engine:
     made = Engine(buffer_bytes=0, process_io_limit=0)
-    made._lock = lock  # type: ignore[assignment]
-    made._is_mine = lock._is_owned
+    give(made, lock)
     return made
+
+
+def give(engine: Engine, lock: Lock) -> None:
+    engine._lock = lock  # type: ignore[assignment]
+    engine._is_mine = lock._is_owned
+    engine._acquire = partial(lock.acquire, blocking=False)
 
 
 @pytest.fixture
@@ -203,7 +209,7 @@ def test_an_interrupt_while_it_is_looked_at_leaves_it_free(engine: Engine, *, is
             raise KeyboardInterrupt
 
     lock = Interrupted()
-    engine._lock = lock  # type: ignore[assignment]
+    give(engine, lock)
     with pytest.raises(KeyboardInterrupt):
         engine.lock  # noqa: B018
     assert not lock._is_owned()

@@ -14,7 +14,8 @@ from time import monotonic
 import pytest
 
 from headrace.drivers import interrupts
-from headrace.drivers.interrupts import ECHO_S, NOT_MINE, _Watcher, call_holding
+from headrace.drivers.interrupts import ECHO_S, _Watcher, call_holding
+from headrace.threads import NOT_MINE
 
 
 def test_an_error_of_the_same_interrupt_is_remembered() -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from headrace.drivers import interrupts
+from headrace.drivers import starting
 from headrace.drivers import workers as workers_
-from headrace.drivers.interrupts import start_thread
+from headrace.drivers.starting import start_thread
 from headrace.drivers.workers import Workers
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def a_handler() -> Iterator[None]:
 @pytest.fixture
 def no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have none but Python's own for SIGINT."""
-    monkeypatch.setattr(interrupts, "may_raise", lambda: False)
+    monkeypatch.setattr(starting, "may_raise", lambda: False)
 
 
 @pytest.mark.usefixtures("no_handler")

@@ -1,0 +1,67 @@
+"""What threads, signals and forks ask of every layer; it imports none of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+F = TypeVar("F", bound="Callable[[], None]")
+
+NOT_MINE = "cannot release"
+"""What an `RLock` says to a thread that does not have it."""
+
+
+def call_locked(
+    lock: Any, acquire: Callable[[], bool], function: Callable[..., T], *args: Any, **kwargs: Any
+) -> T | None:
+    """Call `function` with a lock, and return what it returns; None where `acquire` does not get the lock.
+
+    Python may run a signal's handler after any call and on entry to any function. Where one raises after the
+    lock was acquired and before that is noted, as in `with` and `__exit__`, the lock would be held for ever.
+    So it is let go of whatever is known, in the step after the block, and that it was not ours is no error.
+
+    Parameters
+    ----------
+    lock
+        An `RLock`, best one that this thread does not have: it might be let go of once too often.
+    acquire
+        Acquires it, or says that it did not.
+    """
+    try:
+        return function(*args, **kwargs) if acquire() else None
+    finally:
+        try:
+            lock.release()
+        except RuntimeError as error:
+            if not str(error).startswith(NOT_MINE):
+                raise  # a signal handler's
+
+
+def call_if_free(lock: Any, function: Callable[..., T], *args: Any) -> T | None:
+    """Call `function` with an `RLock`, and return what it returns; None where somebody has it.
+
+    A finaliser or signal handler may have interrupted that somebody, who may be this thread.
+    """
+    if lock._is_owned():  # noqa: SLF001 - the only way to ask
+        return None
+    return call_locked(lock, partial(lock.acquire, blocking=False), function, *args)
+
+
+def is_python_thread() -> bool:
+    """Whether Python started the calling thread; those of others lose their variables at every return."""
+    # Not by `threading.enumerate`: a signal handler may have interrupted who holds its lock.
+    known: Any = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]  # noqa: SLF001
+    return known is not None and not isinstance(known, threading._DummyThread)  # noqa: SLF001
+
+
+def after_fork_in_child(function: F) -> F:
+    """Have `function` called in every forked child, where whoever held a lock of the parent's is not."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+    return function
