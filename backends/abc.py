@@ -10,8 +10,8 @@ kinds, by how an op of it waits:
 * `BulkBackend` performs a slice in one blocking call of a native engine, several threads at once.
 
 Backends are found through the entry-point group ``headrace.backends`` (see `headrace.backends.registry`)
-and import nothing of headrace but this module, `headrace.types` and `headrace.errors`. A third party's
-backend passes `headrace.testing.BackendTests`.
+and import nothing of headrace but this module, `headrace.types` and `headrace.errors` (ours also
+`headrace.threads` and `headrace.redact`). A third party's backend passes `headrace.testing.BackendTests`.
 
 Errors: an op that fails stores its exception with ``ops.fail(row, error)`` and lets the other rows go on.
 A read past the end of the file is short, not an error, unless the storage says otherwise. Backends do not try
