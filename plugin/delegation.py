@@ -34,21 +34,37 @@ if TYPE_CHECKING:
     from headrace.ranges import Ranges
     from headrace.runtime import Channel
 
-ONE_PATH = (
-    "checksum", "created", "du", "disk_usage", "exists", "expand_path", "glob", "info", "isdir",
-    "isfile", "lexists", "listdir", "ls", "makedir", "makedirs", "mkdir", "mkdirs", "modified",
-    "pipe_file", "rm_file", "rmdir", "sign", "size", "stat", "touch", "ukey", "url",
-    "walk", "write_bytes", "write_text", "rm", "delete", "sizes", "tree", "unstrip_protocol",
+# What the table is of: methods by what they do, and by which of their arguments are remote paths.
+ASKING = (
+    "checksum", "created", "disk_usage", "du", "exists", "expand_path", "glob", "info", "isdir", "isfile",
+    "lexists", "listdir", "ls", "modified", "sign", "size", "sizes", "stat", "tree", "ukey", "url", "walk",
+    "unstrip_protocol",
 )  # fmt: skip
-TWO_REMOTE_PATHS = ("copy", "cp", "cp_file", "mv", "move", "rename")
-REMOTE_PATH_FIRST = ("get", "get_file", "download")
-REMOTE_PATH_SECOND = ("put", "put_file", "upload")
-WITHOUT_PATH = ("start_transaction", "end_transaction")
+CHANGING = (
+    "delete", "makedir", "makedirs", "mkdir", "mkdirs", "pipe_file", "rm", "rm_file", "rmdir", "touch",
+    "write_bytes", "write_text",
+)  # fmt: skip
+COPYING = ("copy", "cp", "cp_file", "mv", "move", "rename")
+DOWNLOADING = ("get", "get_file", "download")
+TRANSACTIONS = ("start_transaction", "end_transaction")
 
-ASYNC_ONE_PATH = (
-    "du", "exists", "expand_path", "glob", "info", "isdir", "isfile", "ls", "makedirs", "mkdir",
-    "pipe_file", "rm", "rm_file", "size", "touch",
+REMOTE_PATHS: dict[tuple[str, ...], tuple[int, ...]] = {
+    ASKING: (0,),
+    CHANGING: (0,),
+    COPYING: (0, 1),
+    DOWNLOADING: (0,),
+    uploads.FROM_DISK: (1,),
+    TRANSACTIONS: (),
+}
+WITH_COROUTINES = frozenset(
+    {
+        "copy", "cp_file", "du", "exists", "expand_path", "get", "get_file", "glob", "info", "isdir",
+        "isfile", "ls", "makedirs", "mkdir", "pipe_file", "put", "put_file", "rm", "rm_file", "size", "touch",
+    }
 )  # fmt: skip
+
+CHANGES_NOTHING = frozenset({*ASKING, *DOWNLOADING, "find", "cat_file", "cat_ranges"})
+"""Methods after which all is as it was."""
 
 
 _METADATA = Permit(0, "metadata")
@@ -317,21 +333,11 @@ def _is_path(value: Any) -> bool:
 
 
 def _fill() -> None:
-    table = [
-        (ONE_PATH, (0,)),
-        (TWO_REMOTE_PATHS, (0, 1)),
-        (REMOTE_PATH_FIRST, (0,)),
-        (REMOTE_PATH_SECOND, (1,)),
-        (WITHOUT_PATH, ()),
-    ]
-    for names, remote in table:
+    for names, remote in REMOTE_PATHS.items():
         for name in names:
             setattr(Delegation, name, _sync(name, remote))
-    for name in ASYNC_ONE_PATH:
-        setattr(Delegation, f"_{name}", _async(f"_{name}", (0,)))
-    for name, remote in (("cp_file", (0, 1)), ("copy", (0, 1)), ("get_file", (0,)), ("get", (0,)),
-                         ("put_file", (1,)), ("put", (1,))):  # fmt: skip
-        setattr(Delegation, f"_{name}", _async(f"_{name}", remote))
+            if name in WITH_COROUTINES:
+                setattr(Delegation, f"_{name}", _async(f"_{name}", remote))
 
 
 _fill()

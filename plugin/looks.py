@@ -25,7 +25,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.dircache import DirCache
 from typing_extensions import override
 
-from headrace.delegation import Delegation
+from headrace.delegation import CHANGES_NOTHING, Delegation
 from headrace.lifecycle import is_arrows
 
 if TYPE_CHECKING:
@@ -51,15 +51,6 @@ END_BYTES = 64 << 10
 
 MOST_MISSED = 3
 """Ends that did not come, one after the other: the store, or what is asked for, is not of that kind."""
-
-_ASKING = frozenset(
-    {
-        "checksum", "created", "disk_usage", "du", "exists", "expand_path", "find", "glob", "info", "isdir",
-        "isfile", "lexists", "listdir", "ls", "modified", "sign", "size", "sizes", "stat", "tree", "ukey",
-        "unstrip_protocol", "url", "walk",
-    }
-)  # fmt: skip
-"""Methods after which all is as it was."""
 
 _writes: dict[str, int] = {}
 """How often something was written through us, by the wrapped filesystem's token: views may have one each."""
@@ -89,7 +80,7 @@ class Looks(Delegation):
         try:
             return super()._of_target(name, *args, **kwargs)
         finally:
-            if name not in _ASKING:
+            if name not in CHANGES_NOTHING:
                 self.note_change()
 
     @override
@@ -97,7 +88,7 @@ class Looks(Delegation):
         try:
             return await super()._of_target_async(name, *args, **kwargs)
         finally:
-            if name.lstrip("_") not in _ASKING:
+            if name.lstrip("_") not in CHANGES_NOTHING:
                 self.note_change()
 
     @override

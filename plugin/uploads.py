@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from headrace.runtime import Channel
 
 _WHOLE = frozenset({"pipe", "pipe_file", "write_bytes", "write_text"})
-_FROM_DISK = frozenset({"put", "put_file", "upload"})
-_SENDING = _WHOLE | _FROM_DISK
+FROM_DISK = ("put", "put_file", "upload")
+_SENDING = _WHOLE.union(FROM_DISK)
 _NAMES = ({"path", "lpath"}, {"value", "data", "text", "rpath"})
 """What filesystems call the first two arguments of these."""
 
@@ -94,7 +94,7 @@ def _counting(kind: Any) -> Any:
 def _sent(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
     """Return the bytes that a call sends, by path; nothing for a call that its method will refuse."""
     first, second = (_argument(k, args, kwargs) for k in (0, 1))
-    if name in _FROM_DISK:
+    if name in FROM_DISK:
         path = second[0] if isinstance(second, list) and second else second
         return {path: _size_on_disk(first)} if isinstance(path, str) else {}
     contents = first if isinstance(first, dict) else {first: second}

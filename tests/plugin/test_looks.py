@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -262,6 +263,21 @@ def test_what_is_written_between_look_and_listing_is_in_the_next(fs: headrace.He
     arrow.get_file_info("bucket/table")
     fs.pipe_file("bucket/table/4.parquet", b"x")
     assert len(arrow.get_file_info(selector)) == 5
+
+
+@pytest.mark.parametrize("method", ["get", "get_file", "download", "_get"])
+def test_what_is_copied_from_the_store_is_no_write(
+    fs: headrace.HeadraceFileSystem, tmp_path: Path, method: str
+) -> None:
+    before, copy = fs._changes_now(), str(tmp_path / "copy")
+    if method == "_get":
+        asyncio.run(fs._get("bucket/blocks", copy))
+    else:
+        getattr(fs, method)("bucket/blocks", copy)
+    assert Path(copy).read_bytes() == CONTENT
+    assert fs._changes_now() == before
+    fs.put_file(copy, "bucket/copy")
+    assert fs._changes_now() != before
 
 
 def written_elsewhere(fs: Any) -> None:
