@@ -72,6 +72,8 @@ def has_bounds(source: ObjectSource, length: int) -> bool:
 
 def options_of(ops: Ops, row: int, source: ObjectSource) -> Any:
     """Return the options of one request: the range that is still to be read, and the version."""
+    if source.is_end:
+        return {"range": {"suffix": -(source.bounds[0] or 0)}}
     start, end = span_of(ops, row, source)  # an end of None is that of the object
     options: dict[str, Any] = {} if end is None else {"range": (start, end)}
     if source.condition:

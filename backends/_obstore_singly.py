@@ -36,6 +36,7 @@ class SingleReads(AsyncBackend):
     def __init__(self, bulk: ObstoreBackend) -> None:
         super().__init__(bulk.target)
         self._bulk = bulk
+        self.is_s3fs, self.are_versions_unique = bulk.is_s3fs, bulk.are_versions_unique
         self.defaults: Defaults = replace(bulk.defaults, io_parallelism=128, window_ops=64)  # type: ignore[misc]
 
     @classmethod
@@ -57,6 +58,11 @@ class SingleReads(AsyncBackend):
     def open(self, path: str, **options: Any) -> PathSource:
         """Return the object's name."""
         return self._bulk.open(path, **options)
+
+    @override
+    def open_end(self, path: str, nbytes: int) -> PathSource | None:
+        """Open the end of an object, where the bulk backend does."""
+        return self._bulk.open_end(path, nbytes)
 
     @override
     def version_of(self, info: Mapping[str, Any]) -> str | None:

@@ -258,7 +258,7 @@ class ObstoreBackend(BulkBackend):
 
         try:
             store = getattr(self._stores.bucket(str(source.bucket)), "store", None)  # none is an error here
-            options: Any = {"range": {"suffix": -(source.bounds[0] or 0)}}
+            options = options_of(ops, row, source)
             take(ops, row, source, obstore.get(store, source.key, options=options))  # type: ignore[arg-type]
         except Exception:  # noqa: BLE001
             ops.fail(row, NoEndError(source.path))
@@ -317,6 +317,9 @@ class ObstoreBackend(BulkBackend):
     async def read(self, ops: Ops, row: int) -> None:
         """Perform one op by a request of its own, on whatever loop runs; raises its error."""
         source: ObjectSource = ops.sources[int(ops.file[row])]
+        if source.is_end:
+            await self._await_end(ops, row, source)
+            return
         bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         was_refused = row in progress_of(ops).refused
         if bucket is None or was_refused or not has_bounds(source, int(ops.length[row])):
@@ -334,6 +337,15 @@ class ObstoreBackend(BulkBackend):
             bucket.note(1, has_failed=False)
         if not is_answered:
             await self._ask_one(ops, row)
+
+    async def _await_end(self, ops: Ops, row: int, source: ObjectSource) -> None:
+        try:
+            store = self._stores.bucket(str(source.bucket)).store  # type: ignore[union-attr]
+            is_answered = await receive(store, source, ops, row, self._client.decodes)
+        except Exception as error:
+            raise NoEndError(source.path) from error
+        if not is_answered:
+            raise NoEndError(source.path)
 
     @override
     def singly(self) -> AsyncBackend:

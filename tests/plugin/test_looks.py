@@ -44,10 +44,14 @@ def server() -> Iterator[ObjectServer]:
         yield server
 
 
+def made(server: ObjectServer, **options: Any) -> headrace.HeadraceFileSystem:
+    target_options = {**server.storage_options(), "skip_instance_cache": True}
+    return headrace.HeadraceFileSystem(target_protocol="s3", target_options=target_options, **options)
+
+
 @pytest.fixture
 def fs(server: ObjectServer, cloud_engine: str, scheduled_mode: str) -> headrace.HeadraceFileSystem:
-    options = {**server.storage_options(), "skip_instance_cache": True}
-    return headrace.HeadraceFileSystem(target_protocol="s3", target_options=options, scheduler=scheduled_mode)
+    return made(server, scheduler=scheduled_mode)
 
 
 def arrows(fs: Any) -> pa.fs.PyFileSystem:
@@ -85,6 +89,18 @@ def test_arrow_opens_a_parquet_file_and_reads_its_end_with_one_request(
     server.forget()
     assert ds.dataset("bucket/table", filesystem=fs).to_table().num_rows == 9
     assert not any(map(is_end, server.requests)), "the listing tells of them"
+
+
+def test_hedged_reads_look_at_an_end_and_know_it_again(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
+) -> None:
+    fs = made(server, scheduler=scheduled_mode, hedge=0.1)
+    scan = ds.dataset(["bucket/table/0.parquet"], filesystem=fs, format="parquet")
+    server.forget()
+    assert scan.to_table().column("a").to_pylist() == [1, 2, 3]
+    assert [one.range for one in server.requests] == ["bytes=-65536"]
+    server.script = lambda request: Fault("truncate") if is_end(request) else Fault()
+    assert arrows(fs).open_input_file("bucket/long.parquet").read() == LONG
 
 
 @pytest.mark.parametrize("name", ["none", "empty", "other"])
