@@ -55,24 +55,26 @@ def load(name: str) -> type[Backend]:
 
 
 @functools.cache
-def _usable() -> tuple[type[Backend], ...]:
-    """Load all that can be and that this machine can use, of highest rank first."""
+def _loaded() -> tuple[tuple[str, type[Backend]], ...]:
+    """Load all that can be, of highest rank first."""
     found = []
     for name in entry_points():
         try:
-            backend = load(name)
+            found.append((name, load(name)))
         except BackendError as error:
             _log.warning("%s", error)
-            continue
-        why = _why_not(backend)
-        if why is None:
-            found.append(backend)
-        else:
-            _log.info("backend %r is not used: %s", name, why)
-    return tuple(sorted(found, key=lambda backend: -backend.rank))
+    return tuple(sorted(found, key=lambda named: -named[1].rank))
 
 
-def _why_not(backend: type[Backend]) -> str | None:
+@functools.cache
+def _is_usable(name: str, backend: type[Backend]) -> bool:
+    why = why_not(backend)
+    if why is not None:
+        _log.info("backend %r is not used: %s", name, why)
+    return why is None
+
+
+def why_not(backend: type[Backend]) -> str | None:
     """Say why this machine cannot use a backend; one that cannot tell is not used, and the others are."""
     try:
         return backend.unavailable()
@@ -88,8 +90,9 @@ def backend_for(target: Any, excluded: frozenset[str] = frozenset()) -> Backend:
     BackendError
         No installed backend serves it.
     """
-    for backend in _usable():
-        if backend.name not in excluded and backend.serves(target):
+    for name, backend in _loaded():
+        # What is excluded is not even asked: who forbids a probe may kill for it.
+        if backend.name not in excluded and _is_usable(name, backend) and backend.serves(target):
             return backend(target)
     msg = f"no installed backend serves {type(target).__name__}; there are {sorted(entry_points())}"
     raise BackendError(msg)

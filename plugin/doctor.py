@@ -12,7 +12,8 @@ prints.  Every check tries the thing itself instead of deducing it from version 
 6. with a URL: the filesystem behind it, and the backend and mode that would serve it.
 
 A check that fails says so and never raises, on any operating system; secrets are redacted.  The
-ring is set up in a child process, since a seccomp profile may kill who asks for one.
+ring is set up in a child process, since a seccomp profile may kill who asks for one: without a URL,
+behind which a read would do so, nothing here does.
 
 Threading: single-threaded, blocking.  Not done: measuring speed, changing anything.
 """
@@ -23,7 +24,6 @@ import ctypes
 import dataclasses
 import errno
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -34,9 +34,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from headrace.backends.abc import Backend
+from headrace.backends import registry
 from headrace.backends.uring import UringBackend
 from headrace.dask_config import read_dask_config
+from headrace.errors import BackendError
 from headrace.limits import soft_limit
 from headrace.redact import redact_text, redact_url, secrets_of
 from headrace.settings import (
@@ -56,28 +57,22 @@ Status = Literal["ok", "warn", "fail"]
 
 _REQUIRED: Final = ("fsspec", "s3fs", "pyarrow", "dask", "numpy", "rich")
 _OPTIONAL: Final = ("obstore", "gcsfs", "adlfs", "distributed", "pandas", "matplotlib")
-_GROUP: Final = "headrace.backends"
 _FEW_FILES: Final = 1024
 _PROBE_LIMIT_S: Final = 20.0
 _INSTEAD: Final = "local reads use preadv"
 _NO_LIMIT_V1: Final = 2**60  # control groups v1 write "no limit" as a number of about 2**63
 
-# io_uring_setup(2) is system call 425 on every architecture but Alpha (110 higher there).  First
-# as a fast ring would be made (SINGLE_ISSUER | DEFER_TASKRUN, kernel 6.1), then without flags.
+# What a thread does that wants a ring: errno of io_uring_setup(2), and why the ring does not read.
 _PROBE: Final = """
-import ctypes, json, os
-libc = ctypes.CDLL(None, use_errno=True)
-found = {"errno": 0, "deferred": True}
-for flags in (1 << 12 | 1 << 13, 0):
-    params = (ctypes.c_uint32 * 30)()
-    params[2] = flags
-    fd = libc.syscall(ctypes.c_long(425), ctypes.c_long(8), ctypes.byref(params))
-    if fd >= 0:
-        os.close(fd)
-        found = {"errno": 0, "deferred": bool(flags)}
-        break
-    found = {"errno": ctypes.get_errno(), "deferred": False}
-print(json.dumps(found))
+import json
+from headrace.backends._ring import LinuxKernel, Ring
+from headrace.backends._rings import probe
+number = 0
+try:
+    Ring(8, LinuxKernel()).close()
+except OSError as error:
+    number = error.errno
+print(json.dumps({"errno": number, "why": probe()}))
 """
 
 
@@ -131,8 +126,9 @@ def diagnose(url: str | None = None) -> Report:
     """
     system = _system()
     settings, checks = _settings()
-    checks += [*_limits(system, settings), _io_uring(), _nowait(), *map(_symbol, _SYMBOLS)]
-    checks += [*_libraries(), _registered(), *_backends()]
+    ring = _io_uring()
+    checks += [*_limits(system, settings), ring, _nowait(), *map(_symbol, _SYMBOLS)]
+    checks += [*_libraries(), _registered(), *_backends(ring)]
     target = None
     if url is not None:
         target, check = _target(url)
@@ -242,32 +238,26 @@ def _io_uring() -> Check:
     if sys.platform != "linux":
         return Check("io_uring", "ok", f"Linux only, not needed here: {_INSTEAD}")
     try:
-        number, deferred = _set_up_ring()
+        number, why = _set_up_ring()
     except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
         return Check("io_uring", "warn", f"could not be probed ({error}): {_INSTEAD}", "none needed")
-    if number == 0 and deferred:
-        why_not = UringBackend.unavailable()  # a ring can be made; whether it reads is another question
-        if why_not is None:
-            return Check("io_uring", "ok", "works: batches of local reads can go through a ring")
-        return Check("io_uring", "warn", f"{why_not}: {_INSTEAD}", "allow io_uring_enter and _register, too")
-    if number == 0:
-        detail = f"without DEFER_TASKRUN, which is of Linux 6.1: {_INSTEAD}"
-        return Check("io_uring", "warn", detail, "use a newer kernel")
-    why, cure = _why_no_ring(number)
+    if number == 0 and why is None:
+        return Check("io_uring", "ok", "works: batches of local reads can go through a ring")
+    why, cure = (why, "allow io_uring_enter and _register, too") if number == 0 else _why_no_ring(number)
     return Check("io_uring", "warn", f"{why}: {_INSTEAD}", cure)
 
 
-def _set_up_ring() -> tuple[int, bool]:
-    """Set up a ring in a child: (errno or 0, with deferred task running).
+def _set_up_ring() -> tuple[int, str | None]:
+    """Set up a ring in a child: errno or 0, and why it does not read.
 
     A child that a signal ended counts as refused: a seccomp filter may kill instead of refusing.
     """
-    command = [sys.executable, "-I", "-S", "-c", _PROBE]
+    command = [sys.executable, "-P", "-c", _PROBE]
     child = subprocess.run(command, capture_output=True, check=False, timeout=_PROBE_LIMIT_S)  # noqa: S603
     if child.returncode < 0:
-        return errno.EPERM, False
+        return errno.EPERM, None
     found = json.loads(child.stdout)
-    return int(found["errno"]), bool(found["deferred"])
+    return int(found["errno"]), found["why"]
 
 
 def _why_no_ring(number: int) -> tuple[str, str]:
@@ -281,6 +271,8 @@ def _why_no_ring(number: int) -> tuple[str, str]:
     if number == errno.EPERM:
         why = "refused, most likely by the container's seccomp profile"
         return why, "run with a profile that allows io_uring_setup, io_uring_enter and _register"
+    if number == errno.EINVAL:
+        return "without DEFER_TASKRUN, which is of Linux 6.1", "use a newer kernel"
     if number == errno.ENOMEM:
         return "too little lockable memory (RLIMIT_MEMLOCK)", "raise it: ulimit -l unlimited"
     return f"refused: {os.strerror(number)}", "none known"
@@ -352,25 +344,26 @@ def _registered() -> Check:
     return Check(name, "warn", "not known to fsspec", cure)
 
 
-def _backends() -> list[Check]:
-    points = sorted(importlib.metadata.entry_points(group=_GROUP), key=lambda point: point.name)
+def _backends(ring: Check) -> list[Check]:
+    points = registry.entry_points()
     if not points:
         cure = "install headrace with pip; a folder on PYTHONPATH registers nothing"
-        return [Check("backends", "fail", f"none in the entry-point group {_GROUP}", cure)]
-    return [_backend(point) for point in points]
+        return [Check("backends", "fail", f"none in the entry-point group {registry.GROUP}", cure)]
+    return [_backend(points[name], ring) for name in sorted(points)]
 
 
-def _backend(point: importlib.metadata.EntryPoint) -> Check:
-    name = f"backend {point.name}"
-    cure = "repair or uninstall the distribution that ships it"
+def _backend(point: importlib.metadata.EntryPoint, ring: Check) -> Check:
     try:
-        found = point.load()
-        if not (inspect.isclass(found) and issubclass(found, Backend)):
-            return Check(name, "fail", f"{point.value}: no subclass of headrace.backends.abc.Backend", cure)
-        why = found.unavailable()
-    except Exception as error:  # noqa: BLE001 - whatever a third party's import raises
-        return Check(name, "fail", f"{point.value}: {type(error).__name__}: {error}", cure)
-    return Check(name, "ok", point.value if why is None else f"{point.value}: not used here, {why}")
+        found = registry.load(point.name)
+    except BackendError as error:
+        cure = "repair or uninstall the distribution that ships it"
+        return Check(f"backend {point.name}", "fail", str(error), cure)
+    if found is UringBackend:
+        why = None if ring.status == "ok" else "see io_uring"
+    else:
+        why = registry.why_not(found)
+    detail = point.value if why is None else f"{point.value}: not used here, {why}"
+    return Check(f"backend {point.name}", "ok", detail)
 
 
 # --- settings ------------------------------------------------------------------------------------

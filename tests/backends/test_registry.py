@@ -54,7 +54,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
 
 def _forget() -> None:
     registry.load.cache_clear()
-    registry._usable.cache_clear()
+    registry._loaded.cache_clear()
+    registry._is_usable.cache_clear()
 
 
 def _here(name: str) -> str:

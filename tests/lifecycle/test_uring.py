@@ -65,12 +65,26 @@ print(fs.backend_name)
 
 
 @needs_uring
-def test_where_it_is_forbidden_the_doctor_says_so() -> None:
-    ended = denied("-m", "headrace", "doctor", "--json")
+@pytest.mark.parametrize("how", [[], ["--kill"]], ids=["refused", "killed"])
+def test_where_it_is_forbidden_the_doctor_says_so(how: list[str]) -> None:
+    ended = denied(*how, "-m", "headrace", "doctor", "--json")
     (check,) = [check for check in json.loads(ended.out)["checks"] if check["name"] == "io_uring"]
     assert check["status"] == "warn"
     assert "seccomp" in check["detail"]
     assert "io_uring_setup" in check["cure"]
+
+
+@needs_uring
+def test_who_chose_to_do_without_is_not_killed_for_asking(tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(b"0123456789")
+    script = tmp_path / "reads.py"
+    script.write_text(f"""
+import headrace
+fs = headrace.HeadraceFileSystem(target_protocol="file", local_backend="pread")
+print(fs.cat_file({str(tmp_path / "data.bin")!r}, 2, 5), fs.backend_name)
+""")
+    ended = denied("--kill", script)
+    assert (ended.status, ended.out) == (0, "b'234' local\n"), ended.err
 
 
 OF_LOCAL_FILES = [

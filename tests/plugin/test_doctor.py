@@ -216,19 +216,23 @@ def test_limits_of_control_groups(monkeypatch, tmp_path, files, memory, cores):
 
 # --- system calls --------------------------------------------------------------------------------
 
+RING = Check("io_uring", "ok", "works")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="system calls of Linux")
 
 
 @needs_linux
 def test_the_ring_is_really_tried():
-    number, deferred = doctor._set_up_ring()
+    number, why = doctor._set_up_ring()
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(ctypes.c_long(425), ctypes.c_long(4), (ctypes.c_uint32 * 30)())
+    flags = 1 << 12 | 1 << 13  # SINGLE_ISSUER, DEFER_TASKRUN
+    params = (ctypes.c_uint32 * 30)(0, 0, flags)
+    fd = libc.syscall(ctypes.c_long(425), ctypes.c_long(4), params)
     if fd >= 0:
         os.close(fd)
-        assert number == 0
+        assert (number, why) == (0, None)
     else:
-        assert (number, deferred) == (ctypes.get_errno(), False)
+        assert number == ctypes.get_errno()
+        assert why
 
 
 @needs_linux
@@ -240,12 +244,13 @@ def test_the_ring_is_really_tried():
         (errno.EPERM, "1", "kernel.io_uring_disabled = 1"),
         (errno.EPERM, "0", "seccomp"),
         (errno.EPERM, None, "seccomp"),
+        (errno.EINVAL, None, "without DEFER_TASKRUN"),
         (errno.ENOMEM, None, "RLIMIT_MEMLOCK"),
         (errno.EMFILE, None, os.strerror(errno.EMFILE)),
     ],
 )
 def test_a_refused_ring_is_explained(monkeypatch, number, disabled, words):
-    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (number, False))
+    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (number, f"io_uring: {os.strerror(number)}"))
     monkeypatch.setattr(doctor, "_text", lambda _path: disabled)
     check = doctor._io_uring()
     assert check.status == "warn"
@@ -255,19 +260,22 @@ def test_a_refused_ring_is_explained(monkeypatch, number, disabled, words):
 
 
 @needs_linux
-@pytest.mark.parametrize("deferred", [True, False])
-def test_a_ring_is_used_where_the_kernel_can_defer(monkeypatch, deferred):
-    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (0, deferred))
+@pytest.mark.parametrize("why", [None, "io_uring: a read failed"])
+def test_a_ring_is_used_where_it_reads(monkeypatch, why):
+    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (0, why))
     check = doctor._io_uring()
-    assert check.status == ("ok" if deferred else "warn")
-    assert ("without DEFER_TASKRUN" in check.detail) is not deferred
-    assert ("local reads use preadv" in check.detail) is not deferred
+    if why is None:
+        assert check.status == "ok"
+    else:
+        assert (check.status, check.detail) == ("warn", f"{why}: {doctor._INSTEAD}")
+    (backend,) = [found for found in doctor._backends(check) if found.name == "backend uring"]
+    assert ("see io_uring" in backend.detail) is (why is not None)
 
 
 @needs_linux
 def test_a_probe_that_is_killed_counts_as_refused(monkeypatch):
     monkeypatch.setattr(doctor, "_PROBE", f"import os; os.kill(os.getpid(), {int(signal.SIGSYS)})")
-    assert doctor._set_up_ring() == (errno.EPERM, False)
+    assert doctor._set_up_ring() == (errno.EPERM, None)
 
 
 @needs_linux
@@ -344,24 +352,26 @@ def test_a_missing_library_fails_and_a_missing_optional_one_does_not(monkeypatch
 
 
 def test_each_backend_is_loaded_and_one_that_cannot_be_is_a_failure(monkeypatch):
-    points = [
-        EntryPoint("good", "headrace.backends.memory:MemoryBackend", "headrace.backends"),
-        EntryPoint("else", "headrace.settings:Settings", "headrace.backends"),
-        EntryPoint("gone", "headrace.no_such_module:Backend", "headrace.backends"),
-        EntryPoint("less", "headrace.settings:NoSuchClass", "headrace.backends"),
-    ]
-    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda **_: points)
-    found = {check.name: check for check in doctor._backends()}
+    values = {
+        "good": "headrace.backends.memory:MemoryBackend",
+        "else": "headrace.settings:Settings",
+        "gone": "headrace.no_such_module:Backend",
+        "less": "headrace.settings:NoSuchClass",
+    }
+    points = {name: EntryPoint(name, value, "headrace.backends") for name, value in values.items()}
+    monkeypatch.setattr(doctor.registry, "entry_points", lambda: points)
+    found = {check.name: check for check in doctor._backends(RING)}
     assert found["backend good"] == Check("backend good", "ok", "headrace.backends.memory:MemoryBackend")
     assert "no subclass" in found["backend else"].detail
-    assert "ModuleNotFoundError" in found["backend gone"].detail
-    assert "AttributeError" in found["backend less"].detail
+    assert "No module named 'headrace.no_such_module'" in found["backend gone"].detail
+    assert "NoSuchClass" in found["backend less"].detail
     assert [found[f"backend {name}"].status for name in ("gone", "less", "else")] == ["fail"] * 3
 
 
 def test_without_an_installation_there_are_no_entry_points(monkeypatch):
+    monkeypatch.setattr(doctor.registry, "entry_points", dict)
+    assert [check.status for check in doctor._backends(RING)] == ["fail"]
     monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda **_: [])
-    assert [check.status for check in doctor._backends()] == ["fail"]
     assert doctor._registered().status == "warn"
 
 
@@ -431,13 +441,6 @@ def test_no_temporary_folder_is_a_warning(monkeypatch):
     monkeypatch.setattr(doctor.tempfile, "gettempdir", refuse)
     found = doctor._nowait()
     assert (found.status, "TMPDIR" in found.cure) == ("warn", True)
-
-
-def test_a_ring_that_can_be_made_and_does_not_read_is_a_warning(monkeypatch):
-    monkeypatch.setattr(doctor, "_set_up_ring", lambda: (0, True))
-    monkeypatch.setattr(doctor.UringBackend, "unavailable", lambda: "io_uring: a read failed")
-    found = doctor._io_uring()
-    assert (found.status, found.detail) == ("warn", f"io_uring: a read failed: {doctor._INSTEAD}")
 
 
 def test_what_dask_has_under_headrace_and_is_no_setting_is_told(monkeypatch):
