@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from typing_extensions import override
 
 from headrace.backends.abc import InlineBackend
 from headrace.core.request import Request, State
@@ -19,10 +21,10 @@ from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.redact import redact_url
-from headrace.types import Ops, Priority
+from headrace.types import UNKNOWN_LENGTH, Ops, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from headrace.core.plan import Plan
     from headrace.runtime import Channel
@@ -56,6 +58,38 @@ class Urgency:
         return Urgency(Priority(base, position + offset), self.scan)
 
 
+class OpRange(NamedTuple):
+    """What one op reads: bytes ``[start, end)`` of a file; to the file's end where `end` is None."""
+
+    path: str
+    start: int
+    end: int | None
+
+
+class Places:
+    """The label of a traced request: a file's name to errors, and where each op reads to the trace."""
+
+    __slots__ = ("_file", "_length", "_name", "_paths", "_start")
+
+    def __init__(self, name: str, ops: Ops) -> None:
+        self._name = name
+        # Not the ops: their buffer would live as long as the trace.
+        self._paths = [redact_url(str(getattr(source, "path", name))) for source in ops.sources]
+        self._file, self._start, self._length = ops.file, ops.start, ops.length
+
+    @override
+    def __str__(self) -> str:
+        return self._name
+
+    def ranges(self, lo: int, hi: int) -> tuple[OpRange, ...]:
+        """Return what the ops ``[lo, hi)`` read."""
+        columns = (self._file[lo:hi], self._start[lo:hi], self._length[lo:hi])
+        return tuple(
+            OpRange(self._paths[file], start, None if length == UNKNOWN_LENGTH else start + length)
+            for file, start, length in zip(*(column.tolist() for column in columns), strict=True)
+        )
+
+
 class JobMaker:
     """Makes and runs jobs on one channel."""
 
@@ -79,20 +113,23 @@ class JobMaker:
         ops.series_ops = self._series_ops(ops, result_bytes)
         request = self.request(
             ops.length,
-            path,
             result_bytes,
             urgency,
             group=group,
             unknown_bytes=unknown_bytes or channel.max_op_bytes,
             series_ops=ops.series_ops,
             is_speculative=is_speculative,
+            label=self.label(path, lambda: ops),
         )
         scheduler = channel.scheduler(path)
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
 
-    def request(
-        self, op_length: Any, path: str, result_bytes: int, urgency: Urgency, **options: Any
-    ) -> Request:
+    def label(self, path: str, ops: Callable[[], Ops]) -> object:
+        """Return what errors call a request; traces want the places of its ops besides."""
+        name = redact_url(path)
+        return name if self.channel.engine.hub.trace is None else Places(name, ops())
+
+    def request(self, op_length: Any, result_bytes: int, urgency: Urgency, **options: Any) -> Request:
         """Make the request of ops of these lengths: nested inside an op of ours (I1)."""
         self.channel.shorten_turns()
         return Request(
@@ -101,7 +138,6 @@ class JobMaker:
             priority=urgency.priority,
             scan=urgency.scan,
             is_nested=current_permit() is not None,
-            label=redact_url(path),
             **options,
         )
 

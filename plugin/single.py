@@ -127,7 +127,9 @@ class SingleReader(QuickReader):
 
     def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         channel, nbytes = self.channel, len(out)
-        request = self.request([nbytes], path, nbytes, urgency)
+        columns = (_ZERO, np.array([start]), np.array([nbytes]), _ZERO)
+        label = self.label(path, lambda: Ops.of([source], columns, result_buffer(0)))
+        request = self.request([nbytes], nbytes, urgency, label=label)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
         request.is_awaited = True

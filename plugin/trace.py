@@ -7,12 +7,15 @@ open. What is drawn and exported is made afterwards.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import override
 
+from headrace.jobs import OpRange, Places
 from headrace.runtime import runtime
 
 if TYPE_CHECKING:
@@ -35,11 +38,12 @@ class TraceEvent(NamedTuple):
     request
         Its number, in the order in which requests are met in the trace.
     path
-        A file it reads: the first, where there are several.
+        The file that its first op reads.
     priority
         ``(base, position)``.
-    start, end
-        Bytes of the request's ops, counted from its first one.
+    ranges
+        What each of the ops reads, in the order in which they are performed: file, and bytes. Empty for a
+        request that was made before the trace began.
     """
 
     time_s: float
@@ -49,19 +53,34 @@ class TraceEvent(NamedTuple):
     priority: tuple[int, int]
     first_op: int
     end_op: int
-    start: int
-    end: int
+    ranges: tuple[OpRange, ...]
+
+    @property
+    def start(self) -> int | None:
+        """Offset in the file of the first op's first byte."""
+        return self.ranges[0].start if self.ranges else None
+
+    @property
+    def end(self) -> int | None:
+        """Offset behind the last op's last byte, in its file; None also where that ends with the file."""
+        return self.ranges[-1].end if self.ranges else None
 
 
 class Trace:
     """What was recorded; see `trace`."""
 
     def __init__(self) -> None:
-        self._raw: list[tuple[float, str, Request, int, int]] = []
+        self._raw: list[tuple[float, str, _Traced, tuple[int, int], int, int]] = []
+        # Not the requests themselves, which hold what they have read.
+        self._requests: weakref.WeakKeyDictionary[Request, _Traced] = weakref.WeakKeyDictionary()
+        self._numbers = itertools.count(1)
 
     def record(self, event: str, request: Request, lo: int, hi: int, now: float) -> None:
-        """Append one event; called by hubs, atomic."""
-        self._raw.append((now, event, request, lo, hi))
+        """Append one event; called by hubs."""
+        traced = self._requests.get(request)
+        if traced is None:
+            traced = self._requests[request] = _Traced(next(self._numbers), request.label)
+        self._raw.append((now, event, traced, request.priority, lo, hi))
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -69,14 +88,10 @@ class Trace:
     @property
     def events(self) -> list[TraceEvent]:
         """All events, in order of time."""
-        numbers: dict[int, int] = {}  # several engines count from one
-        return [
-            _event(numbers.setdefault(id(raw[2]), len(numbers) + 1), *raw)
-            for raw in sorted(self._raw, key=lambda raw: raw[0])
-        ]
+        return [_event(*raw) for raw in sorted(self._raw, key=lambda raw: raw[0])]
 
     def to_json(self, path: str | Path) -> None:
-        """Write the events as JSON: a list of objects with the fields of `TraceEvent`."""
+        """Write the events as JSON: a list of objects with the fields of `TraceEvent`; ranges are lists."""
         rows: list[dict[str, Any]] = [event._asdict() for event in self.events]
         Path(path).write_text(json.dumps(rows, indent=0), encoding="utf-8")
 
@@ -97,19 +112,19 @@ class Trace:
         return f"<headrace.Trace of {len(self)} events>"
 
 
-def _event(number: int, now: float, event: str, request: Request, lo: int, hi: int) -> TraceEvent:
-    start = request.bytes_between(0, lo)
-    return TraceEvent(
-        now,
-        event,
-        number,
-        str(request.label or ""),
-        (request.priority.base, request.priority.position),
-        lo,
-        hi,
-        start,
-        start + request.bytes_between(lo, hi),
-    )
+class _Traced(NamedTuple):
+    """A request as the trace knows it: several engines count theirs from one."""
+
+    number: int
+    label: object
+
+
+def _event(
+    now: float, event: str, traced: _Traced, priority: tuple[int, int], lo: int, hi: int
+) -> TraceEvent:
+    ranges = traced.label.ranges(lo, hi) if isinstance(traced.label, Places) else ()
+    path = ranges[0].path if ranges else str(traced.label or "")
+    return TraceEvent(now, event, traced.number, path, priority, lo, hi, ranges)
 
 
 @contextlib.contextmanager
