@@ -38,7 +38,7 @@ from headrace.backends import registry
 from headrace.backends.uring import UringBackend
 from headrace.dask_config import read_dask_config
 from headrace.errors import BackendError
-from headrace.limits import soft_limit
+from headrace.limits import memory_bytes, soft_limit
 from headrace.redact import redact_text, redact_url, secrets_of
 from headrace.settings import (
     SettingRow,
@@ -148,7 +148,7 @@ def _system() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cores_usable": _usable_cores(),
         "cores_of_cgroup": _cgroup_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "memory_limit_bytes": _cgroup_memory_bytes(),
         "open_files_limit": soft_limit("RLIMIT_NOFILE"),
         "locked_memory_limit_bytes": soft_limit("RLIMIT_MEMLOCK"),
@@ -158,13 +158,6 @@ def _system() -> dict[str, Any]:
 def _usable_cores() -> int | None:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # no sysconf on Windows
-        return None
 
 
 def _text(path: Path) -> str | None:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+
+def memory_bytes() -> int | None:
+    """Return how much memory the machine has; None where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no sysconf on Windows
+        return None
 
 
 def soft_limit(name: str) -> int | None:

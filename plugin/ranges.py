@@ -127,8 +127,10 @@ def _integers(name: str, values: Any) -> Int64Array:
     array = np.asarray(values)
     if array.size == 0:
         return array.astype(np.int64).reshape(-1)
-    if array.dtype == object and all(isinstance(value, int) for value in array.flat):
-        _check_offsets(name, array.flat)  # what NumPy has no integers for
+    if array.dtype.kind == "O" or (array.dtype.kind == "f" and not isinstance(values, np.ndarray)):
+        flat = np.asarray(values, object).ravel().tolist()  # what NumPy has no integers for, or makes floats of
+        if all(isinstance(value, int) for value in flat):
+            _check_offsets(name, flat)
     if array.dtype.kind not in "iu":
         msg = f"{name} must be integers, not {array.dtype}"
         raise TypeError(msg)

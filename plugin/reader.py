@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from headrace.arenas import arenas
-from headrace.backends.abc import AsyncBackend, BulkBackend
 from headrace.batch import RangeBatch, are_alike
 from headrace.cached import read_cached
 from headrace.columns import BLOCK, offsets_of
@@ -38,7 +38,7 @@ from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
-from headrace.ranges import MOST_OFFSET, MOST_OPEN, checked_out, or_error
+from headrace.ranges import MOST_OFFSET, MOST_OPEN, as_ranges, checked_out, is_plain, or_error, raise_first
 from headrace.read import Part, Read
 from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from headrace.core.plan import Settled
     from headrace.core.request import Request
-    from headrace.ranges import Ranges, Single
+    from headrace.ranges import Bounds, Ranges, Single
 
 FEW_REQUESTS = 10_000
 """Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
@@ -137,6 +137,19 @@ class Reader(SingleReader):
             answers[row] = error
         return answers
 
+    @override
+    def cat(self, path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]) -> bytes:
+        """Return the bytes between bounds; of an object, what is long in several ops."""
+        start, end = bounds
+        if self.is_by_path and not options and is_plain(start, end):
+            ranges = as_ranges(path, start, end)
+            if self._cut_files(ranges):
+                found = self.read_long(ranges, urgency)
+                if found is None:
+                    found = self.read(ranges, urgency).to_pylist(on_error="return")
+                return raise_first(found)[0]  # type: ignore[no-any-return]
+        return super().cat(path, bounds, urgency, options)
+
     @contextlib.contextmanager
     def _performed(self, parts: list[Part]) -> Iterator[None]:
         """Run the parts of a read to their end, and leave nothing of them behind."""
@@ -188,7 +201,7 @@ class Reader(SingleReader):
         self, asked: Sequence[Single | Exception], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
         """Async twin of `cat_many`: what is given up ends, and holds no thread till then."""
-        if not isinstance(self.channel.backend, AsyncBackend | BulkBackend):
+        if not self.is_by_path:
             return await call_apart(self.cat_many, asked, urgency, options)
         loop, jobs, ends = asyncio.get_running_loop(), list[Job](), list[asyncio.Future[None]]()
 
@@ -262,21 +275,34 @@ class Reader(SingleReader):
         """Open each file; one that cannot be opened fails its own ranges."""
         sources: list[Any] = []
         failed: dict[int, Exception] = {}
+        cut = self._cut_files(ranges)
         for number, path in enumerate(ranges.paths):
             try:
-                source = self.channel.backend.open(path)
+                # The parts of a range are of one version: that of the first answer.
+                options = {"etag": None} if number in cut else {}
+                source = self.channel.backend.open(path, **options)
                 advise_scattered(source)
             except Exception as error:  # noqa: BLE001 - the answer of that file's ranges
                 # Without its traceback, which holds the other files open as long as it lives.
                 failed[number], source = error.with_traceback(None), None
             sources.append(source)
-        longest = CLIP_ABOVE_BYTES if self.keeps_open else CLIP_ASKED_ABOVE_BYTES
-        if len(ranges) and int((ranges.ends - ranges.starts).max()) > longest:
+        lengths = ranges.ends - ranges.starts
+        longest = int(lengths.max(initial=0))
+        # As a float: thousands of ranges to the end of any file are more than an integer holds.
+        is_too_much = float(lengths.sum(dtype=np.float64)) > CLIP_ASKED_ABOVE_BYTES
+        if is_too_much or (self.keeps_open and longest > CLIP_ABOVE_BYTES):
             self._clip(ranges, sources)
         if failed:
             for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
                 ranges.errors[row] = failed[int(ranges.file[row])]
         return sources
+
+    def _cut_files(self, ranges: Ranges) -> set[int]:
+        """Return which objects have a range that takes more than one op."""
+        if not self.is_by_path:
+            return set()
+        is_cut = ranges.ends - ranges.starts > self.channel.max_op_bytes
+        return set(ranges.file[is_cut].tolist())
 
     def _clip(self, ranges: Ranges, sources: list[Any]) -> None:
         """Have no range end behind its file: who wants all of that may ask for more than there is memory."""

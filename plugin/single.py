@@ -23,6 +23,7 @@ from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over, until, wait_until
 from headrace.lifecycle import check_not_exiting
+from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
 from headrace.ranges import Bounds, is_plain, or_error, resolve_bounds
@@ -68,6 +69,11 @@ class SingleReader(QuickReader):
     def keeps_open(self) -> bool:
         """Whether what is read is opened, and not named by a path."""
         return isinstance(self.channel.backend, InlineBackend)
+
+    @property
+    def is_by_path(self) -> bool:
+        """Whether what is read is an object of a store."""
+        return isinstance(self.channel.backend, AsyncBackend | BulkBackend)
 
     @property
     def is_drained(self) -> bool:
@@ -193,15 +199,17 @@ class SingleReader(QuickReader):
                 answer: bytes = self.channel.backend.target.cat_file(path, *bounds)
                 return answer
         start, end = bounds
-        if isinstance(self.channel.backend, AsyncBackend | BulkBackend) and self._is_one_op(start, end):
+        if self.is_by_path and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
-        return _within(bounds, self._read_whole(source, urgency))
+        return _within(bounds, self._read_whole(source, urgency, _length_of(bounds)))
 
     def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> Any:
         check_not_exiting()
         for bound in bounds:
             if bound is not None:
                 operator.index(bound)  # a TypeError, where ctypes would say that an argument is wrong
+        if is_plain(*bounds):
+            resolve_bounds(bounds, lambda: None)  # or a store is asked for the range "bytes=10-2"
         return self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
 
     def read_end(self, path: str, nbytes: int, urgency: Urgency) -> tuple[int, str, bytes] | None:
@@ -268,9 +276,7 @@ class SingleReader(QuickReader):
         source = self._open_for(path, bounds, options)
         if not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds
-        start, end = bounds
-        length = end - start if self._is_one_op(start, end) else None  # type: ignore[operator]
-        job = self._whole_job(source, urgency, length)
+        job = self._whole_job(source, urgency, _length_of(bounds))
         jobs.append(job)
         launch(job)
         return job, bounds
@@ -311,7 +317,7 @@ class SingleReader(QuickReader):
         with neither that nor `etag`, of the version that the first of them meets.
         """
         backend = self.channel.backend
-        if not isinstance(backend, AsyncBackend | BulkBackend):
+        if not self.is_by_path:
             return backend.open(path, as_file=True, **options), size
         options = self.read_options(options)
         if size is None:
@@ -338,9 +344,8 @@ class SingleReader(QuickReader):
 
     def only_target_opens(self, options: dict[str, Any]) -> bool:
         """Whether a version is asked for that ``cat_file`` of the store cannot be told."""
-        is_by_path = isinstance(self.channel.backend, AsyncBackend | BulkBackend)
         named = {name for name in _SAY_WHICH if options.get(name) is not None}
-        return is_by_path and not named <= self.read_options(options).keys()
+        return self.is_by_path and not named <= self.read_options(options).keys()
 
     @property
     def block_bytes(self) -> int:
@@ -358,6 +363,13 @@ def _within(bounds: Bounds, data: bytes) -> bytes:
     return data[: max(end - start, 0)] if is_plain(start, end) else data  # type: ignore[operator]
 
 
+def _length_of(bounds: Bounds) -> int | None:
+    """Return how many bytes lie between two offsets; None of other bounds, and of all that any file has."""
+    start, end = bounds
+    length = end - start if is_plain(start, end) else 0  # type: ignore[operator]
+    return length if 0 < length <= MOST_CHARGED_BYTES else None
+
+
 def _take_whole(job: Job) -> bytes:
     check_outcome(job)
     hand_over(job, None, len(job.ops.whole[0]))
@@ -370,10 +382,13 @@ _SAY_WHICH = ("version_id", "generation")
 _SAY_HOW = frozenset({"path", "start", "end", "chunksize", "max_concurrency", "mrd"})
 """What ``cat_file`` of some filesystem takes besides, and what has nothing to do with what is read."""
 
+MOST_CHARGED_BYTES = 1 << 30
+"""What asks for more in one op means the end of the file, and is charged as that."""
+
 CLIP_ABOVE_BYTES = 64 << 20
 """No memory is taken for more of a file than it has, of ranges longer than this."""
 
-CLIP_ASKED_ABOVE_BYTES = 1 << 40
+CLIP_ASKED_ABOVE_BYTES = (memory_bytes() or 1 << 41) // 2
 """The same where the filesystem has to be asked, which may know an older length: what is meant is the end."""
 
 _ZERO = np.zeros(1, np.int64)

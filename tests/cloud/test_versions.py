@@ -110,6 +110,48 @@ def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_m
     assert fs.cat_file("bucket/folder/key", start=0, end=10) == NEW[:10], "the next call reads what is there"
 
 
+def test_a_long_range_is_read_in_parts_of_one_version(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
+) -> None:
+    fs = filesystem(server, cloud_engine, scheduled_mode, max_op_bytes=65_536, io_parallelism=1)
+    before = fs.stats()
+    assert fs.cat_file("bucket/folder/key", start=1, end=390_000) == OLD[1:390_000]
+    after = fs.stats()
+    assert after.bytes_admitted - before.bytes_admitted == 389_999
+    assert after.bytes_delivered - before.bytes_delivered == 389_999
+    assert methods(server) == ["GET"] * 6
+    assert fs.cat_file("bucket/folder/key", start=10, end=500_000) == OLD[10:], "as plain S3 has it"
+
+    def script(request: ServedRequest) -> None:
+        if request.number == 3:
+            server.replace("bucket", "folder/key", NEW)
+
+    server.forget()
+    server.script = script
+    with pytest.raises(ObjectChangedError):
+        fs.cat_file("bucket/folder/key", start=0, end=400_000)
+    server.script = None
+    assert fs.cat_file("bucket/folder/key", start=0, end=400_000) == NEW
+    assert fs.stats().reserved_bytes == 0
+
+
+@pytest.mark.parametrize("end", [1 << 36, 1 << 45, 2**63 - 1])
+def test_a_range_that_means_the_end_takes_no_memory_for_more(
+    server: ObjectServer, cloud_engine: str, end: int
+) -> None:
+    fs, key = filesystem(server, cloud_engine), "bucket/folder/key"
+    assert fs.cat_ranges([key, key], [0, 100], [3, end]) == [OLD[:3], OLD[100:]]
+    assert bytes(fs.read_ranges(key, [399_000], [end])[0]) == OLD[399_000:]
+    assert fs.cat_file(key, start=399_990, end=end) == OLD[399_990:]
+
+
+def test_a_range_that_ends_before_it_starts_is_refused(server: ObjectServer, cloud_engine: str) -> None:
+    fs = filesystem(server, cloud_engine)
+    with pytest.raises(ValueError, match="end 3 is before start 10"):
+        fs.cat_file("bucket/folder/key", start=10, end=3)
+    assert not server.requests
+
+
 @pytest.mark.parametrize("kind", ["break_body", "truncate"])
 def test_a_body_is_not_resumed_with_another_version(server: ObjectServer, kind: Any) -> None:
     fs = filesystem(server, "fsspec")
