@@ -14,6 +14,7 @@ import errno
 import re
 
 from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED, TOO_MANY_OPEN
+from headrace.errors import HeadraceError
 from headrace.types import Verdict
 
 _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
@@ -40,7 +41,7 @@ _CREDENTIALS = frozenset(
 )
 
 
-class StoreError(OSError):
+class StoreError(HeadraceError, OSError):
     """The store, or the way to it, failed; another attempt may succeed."""
 
     verdict: Verdict = Verdict(is_retryable=True)

@@ -308,6 +308,8 @@ def _address(url: str, bucket: str) -> dict[str, Any]:
     origin = f"{parts.scheme}://{parts.netloc}"
     if parts.query:
         raise InexactError("requests carry a query")
+    if "@" in parts.netloc:
+        raise InexactError("the endpoint has a user in it, whom s3fs sends otherwise")
     if parts.path == f"/{bucket}/{KEY}":
         return {"endpoint": origin, "aws_endpoint_url_s3": origin}
     if parts.path == f"/{KEY}" and parts.netloc.startswith(f"{bucket}."):

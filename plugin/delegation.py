@@ -25,7 +25,8 @@ from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
 from headrace.drivers.permit import Permit, call_permitted
-from headrace.ranges import answer_or_error, batch_of
+from headrace.ranges import answer_or_error, batch_of, listed
+from headrace.redact import redacted_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -104,12 +105,12 @@ class Delegation:
         """Take note that something was written, or may have been."""
 
     def _of_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        with uploads.counted(self, name, args, kwargs):
+        with redacted_errors(), uploads.counted(self, name, args, kwargs):
             return self._exclusively(getattr(self.target, name), *args, **kwargs)
 
     async def _of_target_async(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Await the target's coroutine `name`, wherever its loop is."""
-        with uploads.counted(self, name, args, kwargs):
+        with redacted_errors(), uploads.counted(self, name, args, kwargs):
             method = getattr(self.target, name, None)
             if method is None or not getattr(self.target, "async_impl", False):
                 return await self._in_thread(getattr(self.target, name.lstrip("_")), *args, **kwargs)
@@ -147,9 +148,7 @@ class Delegation:
         return file
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
-        paths = [ranges.paths[k] for k in ranges.file.tolist()]
-        starts, ends = ranges.starts.tolist(), ranges.ends.tolist()
-        return batch_of(self.target.cat_ranges(paths, starts, ends, on_error="return"), ranges, out)
+        return batch_of(self.target.cat_ranges(*listed(ranges), on_error="return"), ranges, out)
 
     def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
         data: bytes = self.target.cat_file(self._file_path(path), start=start, end=end, **kwargs)

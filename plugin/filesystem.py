@@ -38,10 +38,21 @@ from headrace.jobs import Urgency
 from headrace.looks import Looks
 from headrace.prefetch import Prefetcher
 from headrace.quick import FEW
-from headrace.ranges import MOST_OPEN, answer_or_error, as_ranges, ask, collect_cat, is_plain, raise_first
+from headrace.ranges import (
+    MOST_OPEN,
+    answer_or_error,
+    as_ranges,
+    ask,
+    batch_of,
+    check_gap,
+    collect_cat,
+    is_plain,
+    listed,
+    raise_first,
+)
 from headrace.read import Read
 from headrace.reader import Reader
-from headrace.redact import redact
+from headrace.redact import redact, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
 from headrace.target import make_target
@@ -286,12 +297,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         ValueError, TypeError
             What was asked makes no sense; nothing was read.
         """
-        ranges = as_ranges(paths, starts, ends, self._file_path)
+        ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)
         reader = self._reader
         if reader is None:
             return self._ranges_of_target(ranges, out)
         interrupts.arm()
-        return reader.read(ranges, self._urgency(priority), out)
+        return reader.read(ranges, urgency, out)
 
     def submit_ranges(
         self, paths: str | Sequence[str], starts: Any, ends: Any, priority: int | None = None
@@ -300,23 +311,31 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
 
         Under ``off`` there is no scheduler to submit to: the read is done when this returns.
         """
-        ranges = as_ranges(paths, starts, ends, self._file_path)
+        ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)
         reader = self._reader
         if reader is None:
             return Read.finished(ranges, self._ranges_of_target(ranges))
         interrupts.arm()
-        return reader.submit(ranges, self._urgency(priority))
+        return reader.submit(ranges, urgency)
 
     async def _read_ranges(
-        self, paths: str | Sequence[str], starts: Any, ends: Any, priority: int | None = None
+        self,
+        paths: str | Sequence[str],
+        starts: Any,
+        ends: Any,
+        priority: int | None = None,
+        out: Any = None,
     ) -> RangeBatch:
-        """Async twin of `read_ranges`."""
-        ranges = as_ranges(paths, starts, ends, self._file_path)
+        """Async twin of `read_ranges`; nothing is written to `out` before all is there."""
+        ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)
         reader = self._reader
-        if reader is None:
-            batch: RangeBatch = await self._in_thread(self._ranges_of_target, ranges)
-            return batch
-        return await reader.read_async(ranges, self._urgency(priority))
+        if reader is not None:
+            return await reader.read_async(ranges, urgency, out)
+        if getattr(self.target, "async_impl", False):
+            answers = await self._of_target_async("_cat_ranges", *listed(ranges), on_error="return")
+            return batch_of(answers, ranges, out)
+        batch: RangeBatch = await self._in_thread(self._ranges_of_target, ranges, out)
+        return batch
 
     # -- fsspec's reads
 
@@ -353,6 +372,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         """
         reader = self._reader
         found: list[Any]
+        check_gap(max_gap)
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
             asked_of_target = self._ranges_for_target(paths, starts, ends)
@@ -519,7 +539,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         options = {"cache_options": cache_options, "compression": compression, **kwargs}
         # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
         if set(mode) not in _READING or self._reader is None:
-            options.pop("priority", None)
+            self._urgency(options.pop("priority", None))
             file = self._open_of_target(path, mode, block_size, options)
         else:
             interrupts.arm()
@@ -552,7 +572,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         if block_size == 0 and is_http(self.target):
             return self._of_target("open", path, "rb", block_size=0, **kwargs)
         try:
-            source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
+            with redacted_errors():
+                source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
         except UnsizedFileError:
             return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))

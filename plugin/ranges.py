@@ -8,7 +8,7 @@ error of its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,11 +124,12 @@ def _check(first: Int64Array, last: Int64Array) -> None:
 
 
 def _integers(name: str, values: Any) -> Int64Array:
+    values = _kept(values)
     array = np.asarray(values)
     if array.size == 0:
         return array.astype(np.int64).reshape(-1)
     if array.dtype.kind == "O" or (array.dtype.kind == "f" and not isinstance(values, np.ndarray)):
-        flat = np.asarray(values, object).ravel().tolist()  # what NumPy has no integers for, or makes floats of
+        flat = np.asarray(values, object).ravel().tolist()  # no integers of NumPy's
         if all(isinstance(value, int) for value in flat):
             _check_offsets(name, flat)
     if array.dtype.kind not in "iu":
@@ -279,6 +280,10 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
         raise ValueError(msg)
     rows = None
     first, last = np.asarray(firsts), np.asarray(lasts)
+    for name, column in (("starts", first), ("ends", last)):
+        if column.dtype.kind not in "iufO":
+            msg = f"{name} must be integers or None, not {column.dtype}"
+            raise TypeError(msg)
     if object in (first.dtype, last.dtype) or first_bad(first, last) is not None:
         rows = [k for k in range(len(paths)) if is_plain(firsts[k], lasts[k]) and firsts[k] <= lasts[k]]
         named, begins, stops = ([column[k] for k in rows] for column in (paths, firsts, lasts))
@@ -291,7 +296,29 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
 
 def _column(values: Any, n: int) -> Any:
     """Return one bound for each range: an integer or None stands for all."""
-    return values if isinstance(values, Iterable) else [values] * n
+    return _kept(values) if isinstance(values, Iterable) else [values] * n
+
+
+def _kept(values: Any) -> Any:
+    """Return what can be looked at more than once."""
+    return list(values) if isinstance(values, Iterator) else values
+
+
+def check_gap(max_gap: Any) -> None:
+    """Raise TypeError or ValueError for what is no gap in bytes; None is the default."""
+    if max_gap is None:
+        return
+    if not hasattr(max_gap, "__index__"):
+        msg = f"max_gap is a number of bytes, or None; not {max_gap!r}"
+        raise TypeError(msg)
+    if max_gap < 0:
+        msg = f"max_gap is not negative: {max_gap}"
+        raise ValueError(msg)
+
+
+def listed(ranges: Ranges) -> tuple[list[str], list[int], list[int]]:
+    """Return paths, starts and ends as other filesystems take them."""
+    return [ranges.paths[k] for k in ranges.file.tolist()], ranges.starts.tolist(), ranges.ends.tolist()
 
 
 def batch_of(answers: list[Any], ranges: Ranges, out: Any = None) -> RangeBatch:

@@ -167,11 +167,11 @@ class Reader(SingleReader):
             self.channel.engine.settle_lost()
             raise
 
-    async def read_async(self, ranges: Ranges, urgency: Urgency) -> RangeBatch:
+    async def read_async(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None) -> RangeBatch:
         """Read without blocking the caller's event loop, which need not be ours."""
         check_not_exiting()
-        if self.opens_too_many(ranges):
-            return await call_apart(self.read, ranges, urgency)
+        if out is not None or self.opens_too_many(ranges):
+            return await call_apart(self.read, ranges, urgency, out)
         ranges.own()
         parts, buffer = self._prepare(ranges, urgency, None)
         read = Read(self, ranges, parts, buffer)

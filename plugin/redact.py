@@ -20,6 +20,7 @@ session, and inside base64.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -240,6 +241,46 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     for pattern in (_HEADER, _ASSIGNMENT):
         text = pattern.sub(_mask_value, text)
     return text
+
+
+def redact_error(error: BaseException) -> None:
+    """Mask what `redact_text` does in an exception's own words, and in those of what caused it, in place.
+
+    It stays the exception it was. aiohttp's tell the URL of their request in what they print.
+    """
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        seen.append(found)
+        if redact_text(str(found)) != str(found):
+            _mask_words(found)
+        found = found.__cause__ or found.__context__
+
+
+@contextlib.contextmanager
+def redacted_errors() -> Iterator[None]:
+    """Mask the secrets of what the block raises."""
+    try:
+        yield
+    except Exception as error:
+        redact_error(error)
+        raise
+
+
+def _mask_words(error: Any) -> None:
+    error.args = tuple(redact_text(arg) if isinstance(arg, str) else arg for arg in error.args)
+    for name in ("filename", "filename2", "strerror", "message"):
+        value = getattr(error, name, None)
+        if isinstance(value, str):
+            setattr(error, name, redact_text(value))
+    request = getattr(error, "request_info", None)
+    if request is not None:
+        urls = {name: _masked_url(getattr(request, name)) for name in ("url", "real_url")}
+        error.request_info = request._replace(**urls)
+
+
+def _masked_url(url: Any) -> Any:
+    return type(url)(redact_url(str(url)), encoded=True)
 
 
 def _mask_value(match: re.Match[str]) -> str:

@@ -27,6 +27,7 @@ from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
 from headrace.ranges import Bounds, is_plain, or_error, resolve_bounds
+from headrace.redact import redacted_errors
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -175,7 +176,10 @@ class SingleReader(QuickReader):
     def size(self, source: Any, path: str) -> int:
         """Bytes of an open source, by its backend or by what the filesystem says of the path."""
         found = self.channel.backend.size(source)
-        return int(self.channel.backend.target.info(path)["size"]) if found is None else found
+        if found is not None:
+            return found
+        with redacted_errors():
+            return int(self.channel.backend.target.info(path)["size"])
 
     def release(self, source: Any) -> None:
         """Let go of a source."""

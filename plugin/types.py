@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from headrace.redact import redact_error, redact_url
+
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -122,9 +124,18 @@ class Ops:
         self.deliver(row, found.buffer[: int(found.got[0])].data if data is None else data)
 
     def fail(self, row: int, error: BaseException) -> None:
-        """Note that op `row` raised `error`."""
+        """Note that op `row` raised `error`, which tells its file and range in a note (I10), no secret."""
+        redact_error(error)
+        if not hasattr(error, "__notes__"):  # of ops that fail together the first is named
+            error.add_note(self._place(row))
         self.errors[row] = error
         self.got[row] = 0
+
+    def _place(self, row: int) -> str:
+        path = redact_url(str(getattr(self.sources[self.file[row]], "path", "a file")))
+        start, length = int(self.start[row]), int(self.length[row])
+        span = "" if length == UNKNOWN_LENGTH else f", bytes {start} to {start + length}"
+        return f"headrace read {path!r}{span}"
 
     def deliver(self, row: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data`, the bytes of op `row`, into the buffer; longer than asked is cut (I9)."""

@@ -188,6 +188,27 @@ def test_ranges_that_make_no_sense_are_the_targets_under_off(disk: Target) -> No
     assert cat_ranges(disk.headrace(scheduler="off")) == cat_ranges(disk.plain)
 
 
+@pytest.mark.parametrize(("max_gap", "kind"), [("x", TypeError), (0.5, TypeError), (-1, ValueError)])
+def test_what_is_no_gap_is_named(
+    disk: Target, options: dict[str, object], max_gap: Any, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match="max_gap"):
+        disk.headrace(**options).cat_ranges([disk.big], [0], [5], max_gap=max_gap)
+
+
+def test_bounds_that_are_texts_are_named(disk: Target, scheduled_mode: str) -> None:
+    with pytest.raises(TypeError, match="starts must be integers"):
+        disk.headrace(scheduler=scheduled_mode).cat_ranges([disk.big] * 20, ["0"] * 20, [5] * 20)
+
+
+def test_bounds_that_can_be_looked_at_once(disk: Target, options: dict[str, object]) -> None:
+    fs, starts = disk.headrace(**options), [3, 9]
+    ends = [start + 5 for start in starts]
+    expected = [CONTENT[start : start + 5] for start in starts]
+    assert fs.cat_ranges([disk.big] * 2, iter(starts), iter(ends)) == expected
+    assert fs.read_ranges(disk.big, iter(starts), iter(ends)).to_pylist() == expected
+
+
 @pytest.mark.parametrize("kind", [tuple, set])
 def test_cat_of_other_collections(disk: Target, options: dict[str, object], kind: Any) -> None:
     paths = kind([disk.big, disk.small])

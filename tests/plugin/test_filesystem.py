@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec import AbstractFileSystem
 from targets import CONTENT, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
@@ -287,6 +288,8 @@ async def _twins(fs: Any, target: Target) -> list[Any]:
         list((await fs._cat(f"{folder}/*.bin")).values()),
         await fs._cat([target.small, target.missing], on_error="omit"),
         await fs._cat_ranges([target.small] * 3, [5, None, -7], [10, 3, None]),
+        (await fs._read_ranges(target.small, [5, 0], [10, 3])).to_pylist(),
+        (await fs._read_ranges(target.small, [5, 0], [10, 3], out=bytearray(100))).to_pylist(),
         [(sorted(folders), sorted(files)) async for _, folders, files in fs._walk(folder)],
     ]
     if getattr(fs.target, "_s3", None) is not None:
@@ -296,7 +299,8 @@ async def _twins(fs: Any, target: Target) -> list[Any]:
 
 def _plain_answers() -> list[Any]:
     ranges = [OTHER[5:10], OTHER[:3], OTHER[-7:]]
-    return [OTHER, sorted([OTHER, CONTENT]), [OTHER], [OTHER], ranges, [([], ["small.bin"])]]
+    plain = [ranges[:2]] * 2
+    return [OTHER, sorted([OTHER, CONTENT]), [OTHER], [OTHER], ranges, *plain, [([], ["small.bin"])]]
 
 
 @pytest.mark.parametrize("protocol", ["file", "arecording", "s3", "s3-s3fs"])
@@ -323,6 +327,40 @@ def test_callers_that_have_no_frame(
     fs, found = disk.headrace(**options), list[Any]()
     _thread.start_new_thread(found.extend, (map(getattr(fs, name), [disk.small]),))
     wait_until(lambda: bool(found))
+
+
+@pytest.mark.parametrize("priority", ["x", 0.5, (0, 3)])
+def test_what_is_no_priority_is_refused_in_every_mode(
+    disk: Target, options: dict[str, object], priority: Any
+) -> None:
+    fs = disk.headrace(**options)
+    for read in (fs.read_ranges, fs.submit_ranges):
+        with pytest.raises(TypeError, match="priority"):
+            read(disk.small, [0], [5], priority=priority)
+    with pytest.raises(TypeError, match="priority"):
+        fs.open(disk.small, "rb", priority=priority)
+    with pytest.raises(TypeError, match="priority"):
+        asyncio.run(fs._read_ranges(disk.small, [0], [5], priority=priority))
+
+
+class Broken(AbstractFileSystem):
+    """Its reads fail without a word of what was read."""
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        raise OSError(5, "boom")
+
+
+def test_an_error_tells_file_and_range(scheduled_mode: str) -> None:
+    """In a note: its type and its words are the wrapped filesystem's (I10)."""
+    fs = headrace.wrap(Broken(), scheduler=scheduled_mode)
+    batch = fs.read_ranges("folder/key", [0, 100], [10, 110])
+    (listed,) = fs.cat_ranges(["folder/key"], [100], [110])
+    for error in (batch.errors[1], listed):
+        assert (type(error), str(error)) == (OSError, "[Errno 5] boom")
+        assert error.__notes__ == ["headrace read 'folder/key', bytes 100 to 110"]
+    with pytest.raises(OSError, match="boom") as caught:
+        fs.cat_file("folder/key")
+    assert caught.value.__notes__ == ["headrace read 'folder/key'"]
 
 
 def test_ranges_of_a_path_object(disk: Target, options: dict[str, object]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
+import traceback
 from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -12,9 +15,10 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_http import PlainServer, Said
 
 import headrace
-from headrace.redact import MASK, is_secret_name, redact, redact_text, redact_url, secrets_of
+from headrace.redact import MASK, is_secret_name, redact, redact_error, redact_text, redact_url, secrets_of
 
 SECRET = "s3cr3t/Va+lue=="
 
@@ -335,3 +339,42 @@ def test_a_url_says_no_secrets_of_an_open_file(tmp_path: Path, scheduled_mode: s
     assert trace.events
     assert "127.0.0.1" in said[1]
     assert "SECRET" not in "".join(said)
+
+
+def _reads(fs: headrace.HeadraceFileSystem, url: str) -> Iterator[Callable[[], object]]:
+    yield lambda: fs.cat_file(url, 0, 5)
+    yield lambda: fs.cat_file(url)
+    yield lambda: fs.info(url)
+    yield lambda: fs.open(url)
+    yield lambda: fs.open(url, size=10).read()
+    yield lambda: asyncio.run(fs._info(url))
+    yield lambda: fs.cat_ranges([url], [0], [5], on_error="raise")
+    yield lambda: fs.read_ranges(url, [0], [5])[0]
+
+
+@pytest.mark.parametrize("status", [403, 404, 416])
+@pytest.mark.parametrize("engine", ["fsspec", "auto"])
+def test_what_an_http_client_raises_tells_no_signature(status: int, engine: str, scheduled_mode: str) -> None:
+    with PlainServer(lambda _asked: Said(status)) as server:
+        url = f"http://127.0.0.1:{server.port}/nope?X-Amz-Signature=SECRETSECRET&part=7"
+        fs = headrace.HeadraceFileSystem(
+            target_protocol="http", cloud_engine=engine, scheduler=scheduled_mode, skip_instance_cache=True
+        )
+        for read in _reads(fs, url):
+            with pytest.raises(Exception) as caught:  # whatever fsspec says of the status
+                read()
+            said = "".join(traceback.format_exception(caught.value))
+            assert "SECRETSECRET" not in f"{said} {caught.value!r}"
+
+
+def test_an_exception_stays_what_it_was_when_it_is_masked() -> None:
+    cause = ValueError("at https://u:hunter2hunter2@host/key")
+    error = OSError(5, "at https://host/key?sig=hunter2hunter2", "https://host/key?sig=hunter2hunter2")
+    error.__cause__ = cause
+    cause.__context__ = error  # a circle
+    redact_error(error)
+    assert (error.errno, type(error)) == (5, OSError)
+    assert "hunter2" not in f"{error} {error!r} {error.filename} {cause}"
+    plain = KeyError("a")
+    redact_error(plain)
+    assert plain.args == ("a",)
