@@ -70,7 +70,7 @@ class Defaults:
     mode
         Who drives under ``HEADRACE_SCHEDULER=auto``.
     max_gap_bytes
-        Ranges of one file closer than this are read as one op.
+        Ranges of one file no further apart than this are read as one op.
     max_op_bytes
         Longer reads are split into ops of this size.
     short_op_bytes

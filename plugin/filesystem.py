@@ -358,7 +358,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         starts, ends : int or list of int or None
             Bytes; negative ones count from the end, None is the start or end of the file.
         max_gap : int, optional
-            Ranges of one file closer than this many bytes are read as one.
+            Ranges of one file no further apart than so many bytes are read as one.
         on_error : {"return", "raise"}
             Whether a range that fails yields its exception or raises it.
         **kwargs

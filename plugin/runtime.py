@@ -95,7 +95,7 @@ class Channel:
 
     @property
     def max_gap_bytes(self) -> int:
-        """Ranges closer than this are read as one op."""
+        """Ranges no further apart than this are read as one op."""
         chosen = self.settings.max_gap_bytes
         return self.backend.defaults.max_gap_bytes if chosen is None else chosen
 

@@ -91,7 +91,7 @@ class Settings:
     timeout_s: float | None = None
     """Seconds that a caller waits for a read; None: as long as it takes."""
     try_timeout_s: float | None = None
-    """Seconds for one attempt of an op, on async stores."""
+    """Seconds for one attempt of an op at a store."""
     hedge: float = 0.0
     """Second requests for late ops, for each op of a store; 0: none."""
     switch_interval_s: float = 0.001

@@ -18,7 +18,10 @@ def make_target(
 ) -> Any:
     """Return the filesystem to wrap, made where it was only named."""
     if (fs is None) == (protocol is None):
-        msg = "HeadraceFileSystem takes either fs= or target_protocol=; a URL chains, as in headrace::s3://"
+        msg = (
+            "HeadraceFileSystem takes either fs= or target_protocol=; a URL chains, as in headrace::s3://, "
+            "or has storage_options={'target_protocol': 's3', ...}"
+        )
         raise TypeError(msg)
     if fs is not None and not isinstance(fs, AbstractFileSystem):
         msg = f"fs must be a filesystem of fsspec's, not {type(fs).__name__}; by name: target_protocol="
