@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from headrace.backends.abc import InlineBackend
 from headrace.core.request import Request, State
+from headrace.core.series import series_ops
 from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
@@ -110,17 +111,17 @@ class JobMaker:
     ) -> Job:
         """Make the job of some ops on the device of `path`; an unknown length counts as `unknown_bytes`."""
         channel = self.channel
-        ops.series_ops = self._series_ops(ops, result_bytes)
         request = self.request(
             ops.length,
             result_bytes,
             urgency,
             group=group,
             unknown_bytes=unknown_bytes or channel.max_op_bytes,
-            series_ops=ops.series_ops,
+            series_ops=series_ops(ops.length, result_bytes, channel.series_limits),
             is_speculative=is_speculative,
             label=self.label(path, lambda: ops),
         )
+        ops.series_ops = request.series_ops
         scheduler = channel.scheduler(path)
         return Job(channel.engine, scheduler, request, ops, channel.backend, fails_fast=fails_fast)
 
@@ -140,25 +141,6 @@ class JobMaker:
             is_nested=current_permit() is not None,
             **options,
         )
-
-    def _series_ops(self, ops: Ops, result_bytes: int) -> int:
-        """Return how many ops are performed one after the other: of long reads in short ops.
-
-        Half as many series as the window has room for at first: a read that is not much longer has most of
-        them, and while the round of one ends that of another goes on. With few ops allowed in flight there
-        are none, for a round would keep them for long.
-        """
-        channel = self.channel
-        backend, short_bytes = channel.backend, channel.short_op_bytes
-        if not isinstance(backend, InlineBackend) or backend.series_ops == 1:
-            return 1
-        if result_bytes <= short_bytes or result_bytes < len(ops) * channel.urgent_op_bytes // 2:
-            return 1
-        longest = int(ops.length.max())
-        side_by_side = max(backend.defaults.window_bytes // longest // 2, 1)
-        if longest > short_bytes or channel.most_ops < 4 * side_by_side:
-            return 1
-        return min(-(-len(ops) // side_by_side), backend.series_ops)
 
     def launch_unpolled(self, job: Job) -> None:
         """Submit a job that nobody polls: on an event loop the keeper drives at once."""

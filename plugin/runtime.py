@@ -24,6 +24,7 @@ from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBack
 from headrace.core.hedge import Hedge
 from headrace.core.link import Link
 from headrace.core.retry import Retries
+from headrace.core.series import SeriesLimits
 from headrace.core.window import Window
 from headrace.drivers import bulk
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
@@ -79,9 +80,18 @@ class Channel:
     quick_bytes: int = 0
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
     tails: Tails = field(init=False)
+    series_limits: SeriesLimits = field(init=False)
 
     def __post_init__(self) -> None:
         self.tails = Tails(self.settings.buffer_bytes)
+        backend = self.backend
+        self.series_limits = SeriesLimits(
+            backend.series_ops if isinstance(backend, InlineBackend) else 1,
+            self.short_op_bytes,
+            self.urgent_op_bytes,
+            backend.defaults.window_bytes,
+            self.most_ops,
+        )
 
     @property
     def io_parallelism(self) -> int:

@@ -11,11 +11,14 @@ Both are daemons, started when they are first called and, should they die, again
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import queue
 import threading
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from headrace.drivers.starting import start_thread
 
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("headrace")
 
 
-class LoopThread:
-    """An event loop and the thread that runs it.
+class _OneThread(abc.ABC):
+    """A daemon thread that serves until it is closed, and is started again should it die.
 
     Parameters
     ----------
@@ -36,79 +39,6 @@ class LoopThread:
 
     def __init__(self, name: str = "headrace-loop") -> None:
         self.name = name
-        self.loop = asyncio.new_event_loop()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()  # a signal handler may read, too
-        self._is_served = threading.Lock()
-        self._ident = 0
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._is_served.locked()
-
-    def is_current(self) -> bool:
-        """Whether the calling thread is this one."""
-        return self._ident == threading.get_ident()
-
-    def ensure(self) -> None:
-        """Start the thread, unless it runs."""
-        if self.is_alive or self.loop.is_closed():
-            return
-        with self._lock:
-            if not self.is_alive:
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                start_thread(self._thread)
-
-    def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Have `function(*args)` called on the loop; never blocks."""
-        self.loop.call_soon_threadsafe(function, *args)
-        if not self.is_alive:
-            self.ensure()
-
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Stop and close the loop; what is still scheduled on it is dropped."""
-        thread = self._thread
-        if thread is not None and thread.is_alive() and not self.is_current():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            thread.join(timeout_s)
-        if not self.loop.is_running():
-            self.loop.close()
-
-    def _run(self) -> None:
-        # An interrupt may cut the wait for a thread's start, and the next read starts a second.
-        if not self._is_served.acquire(blocking=False):
-            return
-        is_cut = False
-        try:
-            self._ident = threading.get_ident()
-            asyncio.set_event_loop(self.loop)
-            self.loop.run_forever()
-        except Exception:  # noqa: BLE001 - told, and mended by the next read
-            _log.exception("the background loop stopped; it is started again by the next read")
-        except BaseException:
-            is_cut = True
-            raise
-        finally:
-            self._ident = 0
-            self._is_served.release()
-            if is_cut:  # others' reads are on this loop, and who awaits one on another cannot look after it
-                self.ensure()
-
-
-class Dispatcher:
-    """A thread that makes the calls it is given, in order.
-
-    Parameters
-    ----------
-    name
-        Of the thread.
-    """
-
-    def __init__(self, name: str = "headrace-loop") -> None:
-        self.name = name
-        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
-        self._calls = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # a signal handler may read, too
         self._is_served = threading.Lock()
@@ -132,6 +62,71 @@ class Dispatcher:
                 self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
                 start_thread(self._thread)
 
+    def _run(self) -> None:
+        # An interrupt may cut the wait for a thread's start, and the next read starts a second.
+        if not self._is_served.acquire(blocking=False):
+            return
+        is_cut = True
+        try:
+            self._ident = threading.get_ident()
+            self._serve()
+            is_cut = False
+        finally:
+            self._ident = 0
+            self._is_served.release()
+            if is_cut:  # others' reads are with it, and who awaits one on a loop cannot look after it
+                self.ensure()
+
+    @abc.abstractmethod
+    def _serve(self) -> None:
+        """Serve until the thread is closed."""
+
+
+class LoopThread(_OneThread):
+    """An event loop and the thread that runs it."""
+
+    def __init__(self, name: str = "headrace-loop") -> None:
+        super().__init__(name)
+        self.loop = asyncio.new_event_loop()
+
+    @override
+    def ensure(self) -> None:
+        """Start the thread, unless it runs or the loop is closed."""
+        if not self.loop.is_closed():
+            super().ensure()
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Have `function(*args)` called on the loop; never blocks."""
+        self.loop.call_soon_threadsafe(function, *args)
+        if not self.is_alive:
+            self.ensure()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Stop and close the loop; what is still scheduled on it is dropped."""
+        thread = self._thread
+        if thread is not None and thread.is_alive() and not self.is_current():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            thread.join(timeout_s)
+        if not self.loop.is_running():
+            self.loop.close()
+
+    @override
+    def _serve(self) -> None:
+        try:
+            asyncio.set_event_loop(self.loop)
+            self.loop.run_forever()
+        except Exception:  # noqa: BLE001 - told, and mended by the next read
+            _log.exception("the background loop stopped; it is started again by the next read")
+
+
+class Dispatcher(_OneThread):
+    """A thread that makes the calls it is given, in order."""
+
+    def __init__(self, name: str = "headrace-loop") -> None:
+        super().__init__(name)
+        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
+        self._calls = queue.SimpleQueue()
+
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function(*args)` called on the thread; never blocks."""
         self._calls.put((function, args))
@@ -145,16 +140,7 @@ class Dispatcher:
             self._calls.put(None)
             thread.join(timeout_s)
 
-    def _run(self) -> None:
-        if not self._is_served.acquire(blocking=False):
-            return  # as in `LoopThread`
-        try:
-            self._ident = threading.get_ident()
-            self._serve()
-        finally:
-            self._ident = 0
-            self._is_served.release()
-
+    @override
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             function, args = call
