@@ -58,7 +58,7 @@ FINAL = Verdict(is_retryable=False)
 
 
 class NoEndError(OSError):
-    """What was opened by `Backend.open_end` did not come; asked once, for a plain look says what is wrong."""
+    """The read of a file's end failed. It is not tried again: a plain ``info`` will say why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Backend(abc.ABC):
     def open_end(self, path: str, nbytes: int) -> Any:  # noqa: ARG002
         """Open a file for one op, of unknown length, that reads its last bytes and learns `size` and `etag`.
 
-        None where that is no single request. What fails, fails of `NoEndError`.
+        None where that is no single request. Any failure is a `NoEndError`.
         """
         return None
 

@@ -3,8 +3,8 @@
 Copying a short range costs less than planning it. So ranges are copied in the caller's order, a slice at a
 time, while there is room for it and nobody waits (`Scheduler.has_room`; numbers are only looked at, so
 nobody's section is kept waiting). The first miss ends that: the batch is planned and scheduled like any
-other. What the probes of that slice have set going was asked of the window, but not charged to it: of each
-thread that meets a miss it is a slice.
+other. Reads that the probes of that slice set going fitted the window then, but are not charged to it: at the
+most a slice for each thread that meets a miss.
 
 The consumer copies in every mode: no device has a turn to give, and the way to the loop thread and back costs
 two turns of the GIL.

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 BLOCK = 500
 """``NPY_BEGIN_THREADS_THRESHOLDED`` of NumPy's loops: up to so many elements they keep the GIL."""
 
+ZERO = np.zeros(1, np.int64)
+"""A column of one zero, which plans and ops of one row share."""
+ZERO.flags.writeable = False  # so that a slip cannot spoil those of others
+
 
 def blocks(n: int) -> Iterator[slice]:
     """Cut ``range(n)`` into blocks."""

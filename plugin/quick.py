@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from headrace.columns import ZERO
 from headrace.core.request import Request, State
 from headrace.drivers.inline import LoopDriver
 from headrace.drivers.job import Job
@@ -252,7 +253,5 @@ def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:
     )
 
 
-_ZERO = np.zeros(1, np.int64)
-_ZERO.flags.writeable = False
-NO_OPS = Ops.of([], (_ZERO, _ZERO, _ZERO, _ZERO), np.empty(0, np.uint8))
+NO_OPS = Ops.of([], (ZERO, ZERO, ZERO, ZERO), np.empty(0, np.uint8))
 """Of reads that the backend answers by itself, without columns."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from headrace.arenas import arenas
 from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
+from headrace.columns import ZERO
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
@@ -134,7 +135,7 @@ class SingleReader(QuickReader):
 
     def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         channel, nbytes = self.channel, len(out)
-        columns = (_ZERO, np.array([start]), np.array([nbytes]), _ZERO)
+        columns = (ZERO, np.array([start]), np.array([nbytes]), ZERO)
         label = self.label(path, lambda: Ops.of([source], columns, result_buffer(0)))
         request = self.request([nbytes], nbytes, urgency, label=label)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
@@ -395,14 +396,11 @@ CLIP_ABOVE_BYTES = 64 << 20
 CLIP_ASKED_ABOVE_BYTES = (memory_bytes() or 1 << 41) // 2
 """The same where the filesystem has to be asked, which may know an older length: what is meant is the end."""
 
-_ZERO = np.zeros(1, np.int64)
-_ZERO.flags.writeable = False
-
 
 def split_range(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:
     """Cut one range into the columns ``(file, start, length, dest)`` of its ops."""
     if length <= max_op_bytes:
-        return _ZERO, np.array([start]), np.array([length]), _ZERO
+        return ZERO, np.array([start]), np.array([length]), ZERO
     dest = np.arange(0, length, max_op_bytes, dtype=np.int64)
     lengths = np.full(len(dest), max_op_bytes, np.int64)
     lengths[-1] = length - dest[-1]

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from headrace.columns import ZERO
 from headrace.types import Int64Array
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ _MAX_TOTAL_BYTES = 2**62
 # A plan costs about 100 bytes an op: beyond this the machine would swap before the first read.
 _MAX_OPS = 2**28
 
-# Shared by every plan of one op. Read-only, so that a slip cannot spoil other plans.
-_ZERO, _ONE = np.zeros(1, np.int64), np.ones(1, np.int64)
-_ZERO.flags.writeable = _ONE.flags.writeable = False
+_ONE = np.ones(1, np.int64)
+_ONE.flags.writeable = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +183,7 @@ def plan_one(file: int, start: int, length: int, max_op_bytes: int) -> Plan:
     _check_one(file, start, length, max_op_bytes)
     range_file, range_start, range_length = np.array([[file], [start], [length]], np.int64)
     if 0 < length <= max_op_bytes:
-        ops, count = (range_file, range_start, range_length, _ZERO), _ONE
+        ops, count = (range_file, range_start, range_length, ZERO), _ONE
     else:
         # Not arange with a step: it counts in floats, and loses the last op of a huge range.
         count = -(-range_length // max_op_bytes)
@@ -191,7 +191,7 @@ def plan_one(file: int, start: int, length: int, max_op_bytes: int) -> Plan:
         op_length = np.minimum(length - dest, max_op_bytes)
         ops = (np.broadcast_to(range_file, dest.size), dest + start, op_length, dest)
     # Positional, in the order of the fields: this is the path of every single small read.
-    asked = (_ZERO, range_length, range_file, range_start, _ZERO, count)
+    asked = (ZERO, range_length, range_file, range_start, ZERO, count)
     return Plan(*ops, length, *asked, True, 0, 0)  # noqa: FBT003
 
 

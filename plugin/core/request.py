@@ -162,7 +162,7 @@ class Request:
         series_ops: int = 1,
     ) -> None:
         self.n_ops = len(op_length)
-        self.series_ops = 1 if self.n_ops < 2 or is_nested else series_ops  # noqa: PLR2004 - nothing comes after
+        self.series_ops = 1 if self.n_ops < 2 or is_nested else series_ops  # noqa: PLR2004 - one is no series
         self.step_bytes = int(np.max(op_length)) if self.series_ops > 1 else 0
         self.cumulative: list[int] | Int64Array
         if self.n_ops == 1:

@@ -64,7 +64,7 @@ class Attempts:
         self.in_vain += 1
 
     def note_kept(self, op: int, nbytes: int) -> None:
-        """Take note of what is there of an op after an attempt that failed: the next one is the second."""
+        """Note how much of an op is there after a failed attempt: with more than before, it counts anew."""
         if nbytes > self._kept.get(op, 0):
             self._kept[op] = nbytes
             self.in_vain = 1

@@ -48,7 +48,7 @@ WHOLE_SHARE = 8
 """Whole grants wait for room only while so many of them fit the window."""
 
 SHORT_SHARE = 64
-"""What is one part in so many of a link's limit does not wait for it, while fewer ops are in flight."""
+"""An op of one part in so many of a link's limit is admitted in spite of it, beside fewer ops."""
 
 
 class Scheduler:
@@ -272,7 +272,7 @@ class Scheduler:
         """Return how many of so many ops the link brings in time; it tells the window nothing."""
         left = self._share(request, link.limit_bytes) - self.in_flight_bytes
         if self.in_flight_ops < SHORT_SHARE:
-            # It would wait for what is hardly slower for it.
+            # It would wait for long ops, which it hardly slows down.
             left = max(left, link.limit_bytes // SHORT_SHARE)
         if request.bytes_between(request.next_op, request.next_op + max(ops, 0)) <= left:
             return ops
@@ -314,7 +314,7 @@ class Scheduler:
             return limit // SPECULATIVE_SHARE
         if is_urgent or not (bases or request.step_bytes):
             return limit
-        # A round begins with nothing in flight, and lasts: it leaves room as what comes second does.
+        # A round lasts: one that begins with nothing in flight leaves room for urgent reads, too.
         return limit - limit // URGENT_SHARE
 
     def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
+from headrace.columns import ZERO
 from headrace.core.retry import Attempts
 from headrace.drivers import interrupts
 from headrace.drivers.inline import forfeit, give_back
@@ -57,9 +58,6 @@ LEAST_CALL_BYTES = 1 << 20
 
 MOST_CALLS = 64
 """Threads that make calls, at the most."""
-
-_ONLY = np.zeros(1, np.int64)
-_ONLY.flags.writeable = False
 
 
 class BulkDriver(ThreadedDriver):
@@ -165,7 +163,7 @@ def _call_in_turn(job: Job) -> None:
         wait_until_over(job, until=lambda: bool(request.inbox))
         grant = job.take()
         if grant is not None:
-            perform(job, grant, _ONLY)
+            perform(job, grant, ZERO)
     except BaseException:
         give_back(job)  # nobody else performs it
         raise

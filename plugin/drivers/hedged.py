@@ -42,7 +42,7 @@ async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:
 async def _is_late(first: asyncio.Future[None], job: Job, length: int) -> bool:
     """Wait until the op is done, or to be asked for again.
 
-    What is late is not known when the first ops of a store begin, and the budget of them buys nothing yet.
+    When a store's first ops begin, it is not known what is late, and the budget for second requests is empty.
     """
     began_s = perf_counter()
     while not first.done():

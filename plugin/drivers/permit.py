@@ -7,7 +7,7 @@ so it follows coroutines; threads that headrace starts for an op set it themselv
 Ops of inline backends (local files, memory, rings) never call back into Python code of others. Where their
 consumer performs them itself it does so on a permit all the same: a signal handler that reads meanwhile would
 wait for what the frame below it holds. It takes the permit before it submits, and has it until nothing of the
-request is in flight. Reads of one section need none, and it would cost as much as they do.
+request is in flight. Reads that are over in one section need no permit, which would cost as much as they do.
 """
 
 from __future__ import annotations
