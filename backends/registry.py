@@ -67,10 +67,10 @@ def _loaded() -> tuple[tuple[str, type[Backend]], ...]:
 
 
 @functools.cache
-def _is_usable(name: str, backend: type[Backend]) -> bool:
+def _is_usable(name: str, backend: type[Backend], level: int) -> bool:
     why = why_not(backend)
     if why is not None:
-        _log.info("backend %r is not used: %s", name, why)
+        _log.log(level, "backend %r is not used: %s", name, why)
     return why is None
 
 
@@ -82,8 +82,10 @@ def why_not(backend: type[Backend]) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def backend_for(target: Any, excluded: frozenset[str] = frozenset()) -> Backend:
+def backend_for(target: Any, excluded: frozenset[str] = frozenset(), wanted: str = "") -> Backend:
     """Return a new backend for the filesystem `target`, none of the names `excluded`.
+
+    Why one is not used is told once: as a warning of that which was asked for by name.
 
     Raises
     ------
@@ -92,7 +94,8 @@ def backend_for(target: Any, excluded: frozenset[str] = frozenset()) -> Backend:
     """
     for name, backend in _loaded():
         # What is excluded is not even asked: who forbids a probe may kill for it.
-        if backend.name not in excluded and _is_usable(name, backend) and backend.serves(target):
+        level = logging.WARNING if name == wanted else logging.INFO
+        if backend.name not in excluded and _is_usable(name, backend, level) and backend.serves(target):
             return backend(target)
     msg = f"no installed backend serves {type(target).__name__}; there are {sorted(entry_points())}"
     raise BackendError(msg)

@@ -27,7 +27,7 @@ from typing_extensions import override
 from headrace.arenas import arenas
 from headrace.batch import RangeBatch, are_alike
 from headrace.cached import read_cached
-from headrace.columns import BLOCK, offsets_of
+from headrace.columns import BLOCK, difference, largest, offsets_of
 from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
@@ -143,7 +143,7 @@ class Reader(SingleReader):
         start, end = bounds
         if self.is_by_path and not options and is_plain(start, end):
             ranges = as_ranges(path, start, end)
-            if self._cut_files(ranges):
+            if self._cut_files(ranges, end - start):  # type: ignore[operator]
                 found = self.read_long(ranges, urgency)
                 if found is None:
                     found = self.read(ranges, urgency).to_pylist(on_error="return")
@@ -275,7 +275,8 @@ class Reader(SingleReader):
         """Open each file; one that cannot be opened fails its own ranges."""
         sources: list[Any] = []
         failed: dict[int, Exception] = {}
-        cut = self._cut_files(ranges)
+        longest = largest(difference(ranges.ends, ranges.starts)) if len(ranges) else 0
+        cut = self._cut_files(ranges, longest)
         for number, path in enumerate(ranges.paths):
             try:
                 # The parts of a range are of one version: that of the first answer.
@@ -286,20 +287,26 @@ class Reader(SingleReader):
                 # Without its traceback, which holds the other files open as long as it lives.
                 failed[number], source = error.with_traceback(None), None
             sources.append(source)
-        lengths = ranges.ends - ranges.starts
-        longest = int(lengths.max(initial=0))
-        # As a float: thousands of ranges to the end of any file are more than an integer holds.
-        is_too_much = float(lengths.sum(dtype=np.float64)) > CLIP_ASKED_ABOVE_BYTES
-        if is_too_much or (self.keeps_open and longest > CLIP_ABOVE_BYTES):
+        if self._asks_too_much(ranges, longest):
             self._clip(ranges, sources)
         if failed:
             for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
                 ranges.errors[row] = failed[int(ranges.file[row])]
         return sources
 
-    def _cut_files(self, ranges: Ranges) -> set[int]:
+    def _asks_too_much(self, ranges: Ranges, longest: int) -> bool:
+        """Whether memory for all that is asked would be more than there is, or is better not taken."""
+        if self.keeps_open and longest > CLIP_ABOVE_BYTES:
+            return True
+        if longest * len(ranges) <= CLIP_ASKED_ABOVE_BYTES:
+            return False
+        # In floats: thousands of ranges to the end of any file are more than an integer holds.
+        total = float((ranges.ends - ranges.starts).sum(dtype=np.float64))
+        return total > CLIP_ASKED_ABOVE_BYTES
+
+    def _cut_files(self, ranges: Ranges, longest: int) -> set[int]:
         """Return which objects have a range that takes more than one op."""
-        if not self.is_by_path:
+        if not self.is_by_path or longest <= self.channel.max_op_bytes:
             return set()
         is_cut = ranges.ends - ranges.starts > self.channel.max_op_bytes
         return set(ranges.file[is_cut].tolist())

@@ -12,6 +12,7 @@ The runtime is never pickled.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import threading
@@ -268,7 +269,7 @@ class Runtime:
     def _make(self, target: Any, settings: Settings) -> Channel:
         if settings.log is not None:
             _log.setLevel(settings.log)
-        backend = registry.backend_for(target, _excluded(settings))
+        backend = registry.backend_for(target, _excluded(settings), wanted=settings.local_backend)
         _check_engine(backend, target, settings)
         backend.configure(**{name: getattr(settings, name) for name in backend.options})
         if settings.hedge and isinstance(backend, BulkBackend):
@@ -310,6 +311,11 @@ class Runtime:
             if self._loop_thread is None:
                 self._loop_thread = LoopThread()
             return self._loop_thread
+
+    def keep_for_ever(self) -> None:
+        """In a forked child: never free the parent's sessions, which cannot be closed here and say so."""
+        for channel in list(self._channels.values()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(channel.driver))
 
     def close(self, error: BaseException) -> None:
         """Fail what is pending, close sessions and stop the loops."""
@@ -394,3 +400,4 @@ def forget() -> None:
     _guard = threading.RLock()
     if parents is not None:
         parents.turns.forget()
+        parents.keep_for_ever()

@@ -135,8 +135,7 @@ class SingleReader(QuickReader):
 
     def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
         channel, nbytes = self.channel, len(out)
-        columns = (ZERO, np.array([start]), np.array([nbytes]), ZERO)
-        label = self.label(path, lambda: Ops.of([source], columns, result_buffer(0)))
+        label = self.label(path, lambda: _one_op(source, start, nbytes))
         request = self.request([nbytes], nbytes, urgency, label=label)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
@@ -206,7 +205,7 @@ class SingleReader(QuickReader):
         start, end = bounds
         if self.is_by_path and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
-        return _within(bounds, self._read_whole(source, urgency, _length_of(bounds)))
+        return _within(bounds, self._read_whole(source, urgency, self._charged_bytes(bounds)))
 
     def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> Any:
         check_not_exiting()
@@ -243,6 +242,17 @@ class SingleReader(QuickReader):
     def _is_one_op(self, start: int | None, end: int | None) -> bool:
         """Whether the bounds are offsets, and what lies between them one op: its length is known then."""
         return is_plain(start, end) and 0 < end - start <= self.channel.max_op_bytes  # type: ignore[operator]
+
+    def _charged_bytes(self, bounds: Bounds) -> int | None:
+        """Return how many bytes one op between two offsets is charged for, if it is for so many.
+
+        What is long on a store lasts, and would keep out what shares its link; what is longer than any file
+        means the end of it.
+        """
+        start, end = bounds
+        most = self.channel.max_op_bytes if self.is_by_path else MOST_CHARGED_BYTES
+        length = end - start if is_plain(start, end) else 0  # type: ignore[operator]
+        return length if 0 < length <= most else None
 
     def _cat_source(self, source: Any, path: str, bounds: Bounds, urgency: Urgency) -> bytes:
         start, end = resolve_bounds(bounds, partial(self.size, source, path))
@@ -281,7 +291,7 @@ class SingleReader(QuickReader):
         source = self._open_for(path, bounds, options)
         if not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds
-        job = self._whole_job(source, urgency, _length_of(bounds))
+        job = self._whole_job(source, urgency, self._charged_bytes(bounds))
         jobs.append(job)
         launch(job)
         return job, bounds
@@ -368,11 +378,8 @@ def _within(bounds: Bounds, data: bytes) -> bytes:
     return data[: max(end - start, 0)] if is_plain(start, end) else data  # type: ignore[operator]
 
 
-def _length_of(bounds: Bounds) -> int | None:
-    """Return how many bytes lie between two offsets; None of other bounds, and of all that any file has."""
-    start, end = bounds
-    length = end - start if is_plain(start, end) else 0  # type: ignore[operator]
-    return length if 0 < length <= MOST_CHARGED_BYTES else None
+def _one_op(source: Any, start: int, length: int) -> Ops:
+    return Ops.of([source], (ZERO, np.array([start]), np.array([length]), ZERO), result_buffer(0))
 
 
 def _take_whole(job: Job) -> bytes:
@@ -388,7 +395,7 @@ _SAY_HOW = frozenset({"path", "start", "end", "chunksize", "max_concurrency", "m
 """What ``cat_file`` of some filesystem takes besides, and what has nothing to do with what is read."""
 
 MOST_CHARGED_BYTES = 1 << 30
-"""What asks for more in one op means the end of the file, and is charged as that."""
+"""What asks for more in one op means the end of the file."""
 
 CLIP_ABOVE_BYTES = 64 << 20
 """No memory is taken for more of a file than it has, of ranges longer than this."""

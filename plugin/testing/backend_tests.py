@@ -151,7 +151,7 @@ class BackendTests(abc.ABC):
         """Headrace over the backend, whose limits must be free again afterwards."""
         own = headrace.runtime.Runtime()
         monkeypatch.setattr(headrace.runtime, "_current", own)
-        monkeypatch.setattr(registry, "backend_for", lambda target, _excluded: self.backend_class(target))
+        monkeypatch.setattr(registry, "backend_for", lambda target, *_, **__: self.backend_class(target))
         monkeypatch.delenv("HEADRACE_SCHEDULER", raising=False)
         fs = HeadraceFileSystem(fs=target, scheduler=request.param, skip_instance_cache=True)
         try:

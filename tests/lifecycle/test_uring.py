@@ -49,8 +49,6 @@ def test_where_it_is_forbidden_local_files_are_read_without(tmp_path: Path) -> N
     (tmp_path / "data.bin").write_bytes(bytes(range(256)) * 400)
     script = tmp_path / "reads.py"
     script.write_text(f"""
-import logging
-logging.basicConfig(level=logging.INFO, format="%(message)s")
 import headrace
 for _ in range(3):
     fs = headrace.HeadraceFileSystem(target_protocol="file", local_backend="uring", skip_instance_cache=True)

@@ -580,7 +580,7 @@ def test_a_backend_that_cannot_probe_is_never_asked_to(path: Path, scheduled_mod
                 ops.deliver(row, CONTENT[start : start + int(ops.length[row])])
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("headrace.backends.registry.backend_for", lambda target, _excluded: Plain(target))
+        patched.setattr("headrace.backends.registry.backend_for", lambda target, *_, **__: Plain(target))
         fs = headrace.HeadraceFileSystem(
             target_protocol="file", scheduler=scheduled_mode, buffer_bytes=(1 << 20) + 7
         )

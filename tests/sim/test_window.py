@@ -300,6 +300,34 @@ def test_a_pause_is_not_low_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [leg.log_rate for leg in legs] == pytest.approx([math.log(OP / 1e-4)] * len(legs))
 
 
+def test_a_pause_does_not_end_a_trial_where_demand_is_high() -> None:
+    """A consumer that stops for a moment after every thirty reads, on a device that has channels left."""
+    window = Window(initial=4 * OP, least=OP, most=64 * OP)
+    now = 0.0
+    for n in range(4000):
+        is_first = n % 30 == 0
+        now += 1.0 if is_first else 1e-3 * OP / window.limit
+        in_flight = OP if is_first else window.limit
+        window.observe(now=now, units=OP, latency_s=1e-3, in_flight=in_flight, is_limited=True)
+    assert window.held > 8 * OP
+
+
+def test_what_a_store_could_do_no_longer_is_less_when_it_recovers() -> None:
+    """Rounds with some refusals lower what is gone back to."""
+    window = Window(initial=100, least=1, most=100)
+    for _ in range(20):
+        for _ in range(70):
+            window.observe(now=0.0, units=1, latency_s=0.02, in_flight=100, is_limited=True)
+        for _ in range(40):
+            window.note_throttled(0.0)
+    assert window.state is WindowState.THROTTLED
+    for _ in range(10_000):
+        window.observe(now=0.0, units=1, latency_s=0.02, in_flight=100, is_limited=True)
+        if window.state is not WindowState.THROTTLED:
+            break
+    assert window.limit == window.held < 100
+
+
 def test_grows_again_from_the_least() -> None:
     """A hard disk wants one op; put the same window on a store and it grows a hundredfold."""
     window = Window(initial=64, least=1, most=4096)

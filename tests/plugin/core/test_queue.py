@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from headrace.core.queue import AGEING_S, PriorityQueue
+from headrace.core.queue import AGEING_S, PriorityQueue, _Level
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -165,6 +165,94 @@ def test_a_sweep_keeps_the_turns() -> None:
         item.is_waiting = False
     queue.sweep(2)
     assert queue.head().scan == "b"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sweep_changes_no_order(seed: int) -> None:
+    """Beside a queue that drops its dead rows one by one."""
+    draw = random.Random(seed)
+    rows = [(seq, draw.randrange(3), draw.randrange(50), draw.randrange(6)) for seq in range(300)]
+    alive = set(draw.sample(range(300), 40))
+    orders = []
+    for is_swept in (False, True):
+        queue: Queue = PriorityQueue()
+        items = [Item(*row) for row in rows]
+        push_all(queue, items)
+        for item in items:
+            item.is_waiting = item.seq in alive
+        if is_swept:
+            queue.sweep(len(alive))
+            assert {item.seq for item in queue} == alive
+        orders.append(served_seqs(queue))
+    assert orders[0] == orders[1]
+    assert set(orders[0]) == alive
+
+
+def test_a_scan_that_comes_back_has_had_its_turn() -> None:
+    """It had three times as much as the other, and gave its place up before that had as much."""
+    queue: Queue = PriorityQueue()
+    push_all(queue, [Item(1, scan="back"), Item(2, scan="steady")])
+    assert serve(queue, units=30).scan == "back"  # type: ignore[union-attr]
+    assert [serve(queue, is_last=False).scan for _ in range(3)] == ["steady"] * 3  # type: ignore[union-attr]
+    assert queue.head() is not None  # as every settle looks
+    push_all(queue, [Item(3, scan="back")])
+    assert queue.head().scan == "steady"  # type: ignore[union-attr]
+
+
+def sweeps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the sweeps that look at rows."""
+    swept: list[int] = []
+    sweep = _Level.sweep
+
+    def counted(level: Any) -> int:
+        swept.append(1)
+        return sweep(level)
+
+    monkeypatch.setattr(_Level, "sweep", counted)
+    return swept
+
+
+def test_rows_are_looked_at_only_when_most_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = sweeps_of(monkeypatch)
+    queue: Queue = PriorityQueue()
+    items = [Item(seq) for seq in range(400)]
+    push_all(queue, items)
+    for item in items[100:]:
+        item.is_waiting = False
+    queue.sweep(200)
+    assert not swept, "half of them might be alive"
+    queue.sweep(100)
+    assert len(swept) == 1
+    queue.sweep(100)
+    assert len(swept) == 1, "those are gone"
+    assert served_seqs(queue) == list(range(100))
+    push_all(queue, [Item(1000)])
+    queue.sweep(1)
+    assert len(swept) == 1, "and so are those that were served"
+
+
+def test_where_nothing_is_left_nothing_is_kept() -> None:
+    queue: Queue = PriorityQueue()
+    items = [Item(seq, base=seq, scan=seq) for seq in range(5)]
+    push_all(queue, items)
+    for item in items:
+        item.is_waiting = False
+    gone = [weakref.ref(item) for item in items]
+    queue.sweep(0)
+    del items, item
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 5
+
+
+def test_levels_and_scans_that_ended_are_forgotten() -> None:
+    queue: Queue = PriorityQueue()
+    items = [Item(seq, base=seq % 50, scan=seq) for seq in range(1000)]
+    push_all(queue, items)
+    for item in items[1:]:
+        item.is_waiting = False
+    queue.sweep(1)
+    assert (len(queue._levels), len(queue._keys)) == (1, 1)
+    assert [len(level.scans) for level in queue._levels.values()] == [1]
 
 
 def test_pushing_again_moves_a_request() -> None:

@@ -81,7 +81,7 @@ def fs(
 ) -> Iterator[HeadraceFileSystem]:
     own = headrace.runtime.Runtime()
     monkeypatch.setattr(headrace.runtime, "_current", own)
-    monkeypatch.setattr(registry, "backend_for", lambda *_: backend)
+    monkeypatch.setattr(registry, "backend_for", lambda *_, **__: backend)
     fs = HeadraceFileSystem(fs=backend.target, scheduler=request.param, skip_instance_cache=True)
     yield fs
     own.close(SchedulerClosedError("the test is over"))
