@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -41,21 +42,34 @@ def in_flight(fs: Any, server: ObjectServer) -> tuple[Any, Future[None]]:
     return read, gate
 
 
-def fork(fs: Any, file: Any, server: ObjectServer) -> None:
-    """The child reads by the parent's objects, while the parent's requests are in flight."""
-    read, gate = in_flight(fs, server)
+def forked(work: Callable[[], None]) -> int:
+    """Do some work in a forked child, which ends with status 0 if nothing was wrong; returns its number."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            check(fs, file)
-            assert fs.stats().in_flight_ops == 0
+            work()
             status = 0
         except BaseException:  # noqa: BLE001
             sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         finally:
             os._exit(status)
+    return pid
+
+
+def wait_for(pid: int) -> None:
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def fork(fs: Any, file: Any, server: ObjectServer) -> None:
+    """The child reads by the parent's objects, while the parent's requests are in flight."""
+    read, gate = in_flight(fs, server)
+
+    def work() -> None:
+        check(fs, file)
+        assert fs.stats().in_flight_ops == 0
+
+    wait_for(forked(work))
     gate.set_result(None)
     assert bytes(read.result(WAIT_S)[0]) == CONTENT[:100]
 
@@ -73,19 +87,15 @@ def fork_ahead(fs: Any, _file: Any, server: ObjectServer) -> None:
     while not server.in_progress:
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            assert file.read() == CONTENT[2 * size :]
-            del file
-            status = 0
-        except BaseException:  # noqa: BLE001
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        finally:
-            os._exit(status)
+
+    def work() -> None:
+        nonlocal file
+        assert file.read() == CONTENT[2 * size :]
+        file = None
+
+    pid = forked(work)
     server.script = None
-    assert os.waitpid(pid, 0)[1] == 0
+    wait_for(pid)
     gate.set_result(None)
     while piece := file.read(size):
         assert piece == CONTENT[file.tell() - len(piece) : file.tell()]
@@ -95,18 +105,12 @@ def fork_ahead(fs: Any, _file: Any, server: ObjectServer) -> None:
 
 def fork_quiet(fs: Any, file: Any, _server: ObjectServer) -> None:
     """What the parent has opened is let go of in the child, and no client complains of that."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            check(fs, file)
-            gc.collect()
-            status = 0
-        except BaseException:  # noqa: BLE001
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def work() -> None:
+        check(fs, file)
+        gc.collect()
+
+    wait_for(forked(work))
 
 
 def die() -> None:
