@@ -414,6 +414,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         """Async twin of `cat_ranges`."""
         reader = self._reader
         found: list[Any]
+        check_gap(max_gap)
         if reader is None and getattr(self.target, "async_impl", False):
             given = self._ranges_for_target(paths, starts, ends)
             found = await self._of_target_async("_cat_ranges", *given, on_error=on_error, **kwargs)

@@ -192,8 +192,11 @@ def test_ranges_that_make_no_sense_are_the_targets_under_off(disk: Target) -> No
 def test_what_is_no_gap_is_named(
     disk: Target, options: dict[str, object], max_gap: Any, kind: type[Exception]
 ) -> None:
+    fs = disk.headrace(**options)
     with pytest.raises(kind, match="max_gap"):
-        disk.headrace(**options).cat_ranges([disk.big], [0], [5], max_gap=max_gap)
+        fs.cat_ranges([disk.big], [0], [5], max_gap=max_gap)
+    with pytest.raises(kind, match="max_gap"):
+        asyncio.run(fs._cat_ranges([disk.big], [0], [5], max_gap=max_gap))
 
 
 def test_bounds_that_are_texts_are_named(disk: Target, scheduled_mode: str) -> None:
