@@ -17,7 +17,7 @@ import mmap
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +26,6 @@ from headrace.threads import after_fork_in_child, call_if_free
 
 if TYPE_CHECKING:
     from headrace.types import UInt8Array
-
-T = TypeVar("T")
 
 UNLIMITED_BYTES = 512 << 20
 """What stays idle at the most where the byte budget is no limit."""

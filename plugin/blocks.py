@@ -42,11 +42,6 @@ class Blocks:
         self._start, self._data = 0, b""
         self._kept: list[tuple[int, bytes]] = []
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all blocks that are kept."""
-        return sum(len(data) for _, data in self._kept)
-
     def keep(self, start: int, data: bytes) -> None:
         """Have the block at hand be the one that begins at `start`."""
         self._start, self._data = start, data
@@ -56,7 +51,7 @@ class Blocks:
 
     def has(self, position: int, length: int) -> bool:
         """Whether it holds so many bytes from `position` on."""
-        return self._start <= position and position + length <= self._start + len(self._data)
+        return _holds(self._start, self._data, position, length)
 
     def take(self, position: int, length: int | None = None) -> bytes:
         """Return what it holds from `position` on, `length` bytes at the most."""
@@ -80,7 +75,7 @@ class Blocks:
     def turn_to(self, position: int, length: int) -> bool:
         """Make a kept block that holds so many bytes from `position` on the one at hand, if there is one."""
         for number, (start, data) in enumerate(self._kept):
-            if start <= position and position + length <= start + len(data):
+            if _holds(start, data, position, length):
                 self._kept.insert(0, self._kept.pop(number))
                 self._start, self._data = start, data
                 return True
@@ -101,3 +96,7 @@ class Blocks:
         """
         start = position - position % self.size_bytes
         return start if position + length <= start + self.size_bytes else position
+
+
+def _holds(start: int, data: bytes, position: int, length: int) -> bool:
+    return start <= position and position + length <= start + len(data)

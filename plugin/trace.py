@@ -88,7 +88,10 @@ class Trace:
     @property
     def events(self) -> list[TraceEvent]:
         """All events, in order of time."""
-        return [_event(*raw) for raw in sorted(self._raw, key=lambda raw: raw[0])]
+        return self._events(has_ranges=True)
+
+    def _events(self, *, has_ranges: bool) -> list[TraceEvent]:
+        return [_event(*raw, has_ranges=has_ranges) for raw in sorted(self._raw, key=lambda raw: raw[0])]
 
     def to_json(self, path: str | Path) -> None:
         """Write the events as JSON: a list of objects with the fields of `TraceEvent`; ranges are lists."""
@@ -105,7 +108,7 @@ class Trace:
         """
         from headrace.timeline import draw  # noqa: PLC0415
 
-        draw(self.events, path)
+        draw(self._events(has_ranges=False), path)  # of a million ops they are many, and none is drawn
 
     @override
     def __repr__(self) -> str:
@@ -120,9 +123,16 @@ class _Traced(NamedTuple):
 
 
 def _event(
-    now: float, event: str, traced: _Traced, priority: tuple[int, int], lo: int, hi: int
+    now: float,
+    event: str,
+    traced: _Traced,
+    priority: tuple[int, int],
+    lo: int,
+    hi: int,
+    *,
+    has_ranges: bool,
 ) -> TraceEvent:
-    ranges = traced.label.ranges(lo, hi) if isinstance(traced.label, Places) else ()
+    ranges = traced.label.ranges(lo, hi) if has_ranges and isinstance(traced.label, Places) else ()
     path = ranges[0].path if ranges else str(traced.label or "")
     return TraceEvent(now, event, traced.number, path, priority, lo, hi, ranges)
 

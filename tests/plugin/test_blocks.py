@@ -127,9 +127,9 @@ def test_few_blocks_are_kept(opened: Callable[..., Any]) -> None:
         for start in range(0, 8 * BLOCK, 500):
             file.seek(start)
             file.read(10)
-    assert BLOCK < file._blocks.held_bytes <= 4 * BLOCK
+    assert BLOCK < sum(len(data) for _, data in file._blocks._kept) <= 4 * BLOCK
     file.close()
-    assert not file._blocks.held_bytes
+    assert not file._blocks._kept
 
 
 def test_a_buffer_of_pythons_takes_blocks(opened: Callable[..., Any], server: ObjectServer) -> None:
