@@ -72,7 +72,7 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
 def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest: int) -> bool:
     """Copy all, a slice at a time; False at the first miss."""
     engine, scheduler = channel.engine, channel.scheduler(path)
-    rows = max(1, min(SLICE_ROWS, min(SLICE_BYTES, scheduler.limit_bytes) // max(longest, 1)))
+    rows = max(1, min(SLICE_ROWS, min(SLICE_BYTES, scheduler.room.limit_bytes) // max(longest, 1)))
     # Where few ops may be in flight one thread copies at a time (I1).
     may_share = channel.most_ops >= MOST_COPIES
     done = 0

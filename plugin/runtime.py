@@ -25,6 +25,7 @@ from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBack
 from headrace.core.hedge import Hedge
 from headrace.core.link import Link
 from headrace.core.retry import Retries
+from headrace.core.room import Limits
 from headrace.core.series import SeriesLimits
 from headrace.core.window import Window
 from headrace.drivers import bulk
@@ -127,7 +128,7 @@ class Channel:
 
     def op_bytes(self, path: str) -> int:
         """Size of the ops of a read that is planned now."""
-        is_urgent = self.urgent_op_bytes < self.max_op_bytes and self.scheduler(path).expects_urgent
+        is_urgent = self.urgent_op_bytes < self.max_op_bytes and self.scheduler(path).room.expects_urgent
         return self.urgent_op_bytes if is_urgent else self.max_op_bytes
 
     def shorten_turns(self) -> None:
@@ -146,19 +147,20 @@ class Channel:
         if found is not None:
             return found
         with self.engine.lock, self.engine as hub:
-            scheduler = hub.scheduler(
-                device,
-                window=self._window(),
-                max_in_flight_ops=self.io_parallelism,
-                max_grant_ops=_max_grant_ops(self.backend),
-                retries=self._retries(),
-                counts_ops=self.backend.defaults.window_ops > 0,
-                has_whole_grants=isinstance(self.backend, BulkBackend),
-                link=self._link(),
-            )
+            scheduler = hub.scheduler(device, self._limits(), self._retries())
             if self.settings.hedge and scheduler.hedge is None:
                 scheduler.hedge = Hedge(self.settings.hedge)
             return scheduler
+
+    def _limits(self) -> Limits:
+        return Limits(
+            window=self._window(),
+            counts_ops=self.backend.defaults.window_ops > 0,
+            max_in_flight_ops=self.io_parallelism,
+            max_grant_ops=_max_grant_ops(self.backend),
+            has_whole_grants=isinstance(self.backend, BulkBackend),
+            link=self._link(),
+        )
 
     def _link(self) -> Link | None:
         # No other backend's attempts run out of time.

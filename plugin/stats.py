@@ -132,19 +132,19 @@ def _shown(value: Any) -> str:
 
 
 def _device(scheduler: Scheduler) -> DeviceStats:
-    window = scheduler.window
+    window = scheduler.room.window
     return DeviceStats(
         device=redact_url(
             ":".join(map(str, scheduler.device))
             if isinstance(scheduler.device, tuple)
             else str(scheduler.device)
         ),
-        in_flight_ops=scheduler.in_flight_ops,
-        in_flight_bytes=scheduler.in_flight_bytes,
+        in_flight_ops=scheduler.room.in_flight_ops,
+        in_flight_bytes=scheduler.room.in_flight_bytes,
         queued_requests=scheduler.waiting,
-        window_bytes=None if window is None or scheduler.counts_ops else window.limit,
-        window_ops=window.limit if window is not None and scheduler.counts_ops else None,
-        uploading_ops=scheduler.uploads.ops,
+        window_bytes=None if window is None or scheduler.room.counts_ops else window.limit,
+        window_ops=window.limit if window is not None and scheduler.room.counts_ops else None,
+        uploading_ops=scheduler.room.uploads.ops,
         retries=scheduler.retries.granted,
         retries_refused=scheduler.retries.refused,
         hedges=0 if scheduler.hedge is None else scheduler.hedge.sent,

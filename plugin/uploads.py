@@ -66,7 +66,7 @@ def _under_way(fs: Delegation, path: str, nbytes: int) -> Iterator[None]:
         yield
         return
     path = fs.target._strip_protocol(path)  # noqa: SLF001
-    engine, uploads, write = channel.engine, channel.scheduler(path).uploads, object()
+    engine, uploads, write = channel.engine, channel.scheduler(path).room.uploads, object()
     try:
         with engine.lock, engine:
             uploads.begin(write, nbytes)

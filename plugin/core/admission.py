@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from headrace.core.budget import ByteBudget
     from headrace.core.request import Request
 
-URGENT_SHARE = 8
-"""One part in so many of the window is kept for reads more urgent than all in flight."""
-
 SPECULATIVE_SHARE = 2
 """Speculation may fill one part in so many of each limit, and only while no demand is queued (I7)."""
 

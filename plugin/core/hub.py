@@ -30,12 +30,11 @@ from headrace.core.admission import is_behind_speculation
 from headrace.core.budget import ByteBudget
 from headrace.core.request import State, stay_asleep
 from headrace.core.retry import Retries
+from headrace.core.room import Limits
 from headrace.core.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from headrace.core.link import Link
     from headrace.core.request import Request
-    from headrace.core.window import Window
 
 TraceSink = Callable[[str, "Request", int, int, float], None]
 
@@ -91,29 +90,14 @@ class Hub:
     def scheduler(
         self,
         device: Hashable,
-        *,
-        window: Window | None = None,
-        max_in_flight_ops: int = 128,
-        max_grant_ops: int = 1 << 30,
+        limits: Limits | None = None,
         retries: Retries | None = None,
-        counts_ops: bool = False,
-        has_whole_grants: bool = False,
-        link: Link | None = None,
     ) -> Scheduler:
         """Return the scheduler of `device`, made with these limits the first time."""
         found = self.schedulers.get(device)
         if found is None:
-            found = self.schedulers[device] = Scheduler(
-                self,
-                device,
-                window=window,
-                max_in_flight_ops=max_in_flight_ops,
-                max_grant_ops=max_grant_ops,
-                retries=retries or Retries(),
-                counts_ops=counts_ops,
-                has_whole_grants=has_whole_grants,
-                link=link,
-            )
+            made = Scheduler(self, device, limits=limits or Limits(), retries=retries or Retries())
+            found = self.schedulers[device] = made
         return found
 
     # -- what schedulers ask and tell
@@ -268,7 +252,7 @@ class Hub:
         self.budget.validate()
         for scheduler in self.schedulers.values():
             scheduler.validate()
-        total = sum(scheduler.in_flight_ops for scheduler in self.schedulers.values())
+        total = sum(scheduler.room.in_flight_ops for scheduler in self.schedulers.values())
         if total != self.in_flight_ops:
             msg = f"hub: {self.in_flight_ops} ops in flight, schedulers say {total}"
             raise AssertionError(msg)

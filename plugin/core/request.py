@@ -27,8 +27,6 @@ from headrace.types import UNKNOWN_LENGTH, Int64Array, Priority
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from headrace.core.ranking import Ranking
-
 
 class State(enum.IntEnum):
     """Where a request is in its life; integers, because they are compared for every op."""
@@ -118,17 +116,19 @@ class Request:
     ----------
     step_bytes
         The longest op, which is what each series has in flight; 0 where there are no series.
+    is_awaited
+        Whether somebody waits for it: set by its driver before it is submitted, by `Scheduler.note_awaited`
+        afterwards.
     """
 
     __slots__ = (
         "__weakref__",
-        "_is_awaited",
-        "awaited",
         "cumulative",
         "error",
         "grants",
         "group",
         "inbox",
+        "is_awaited",
         "is_nested",
         "is_speculative",
         "label",
@@ -179,8 +179,7 @@ class Request:
         self.on_wake = on_wake
         self.group = group
         self.label = label
-        self._is_awaited = False
-        self.awaited: Ranking[int] | None = None
+        self.is_awaited = False
         self.state = State.QUEUED
         self.error: BaseException | None = None
         self.seq = 0
@@ -189,23 +188,6 @@ class Request:
         self.ops_done = 0
         self.grants: list[Grant] = []
         self.inbox: list[Grant] = []  # a deque takes 760 bytes while it is empty
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody waits for it now; its scheduler ranks those by themselves."""
-        return self._is_awaited
-
-    @is_awaited.setter
-    def is_awaited(self, is_awaited: bool) -> None:
-        self._is_awaited = is_awaited
-        self.list_awaited()
-
-    def list_awaited(self) -> None:
-        """Take its place among its scheduler's that somebody waits for: demand, on permits of its own."""
-        if self.awaited is None or self.is_speculative or self.is_nested:
-            return
-        if self._is_awaited and self.is_waiting:
-            self.awaited.rank(self.seq, (self.priority, self.seq))
 
     @property
     def is_waiting(self) -> bool:
@@ -231,7 +213,7 @@ class Request:
         floor = int(self.cumulative[self.next_op]) + max(room_bytes, 0)
         if self.n_ops == 1:
             return 1 if int(self.cumulative[1]) <= floor else 0
-        return int(np.searchsorted(self.cumulative, floor, side="right")) - 1 - self.next_op
+        return int(self.cumulative.searchsorted(floor, side="right")) - 1 - self.next_op  # type: ignore[union-attr]
 
     def mend(self) -> None:
         """Complete a grant, or the end of one, that an exception cut in two."""

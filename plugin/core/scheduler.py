@@ -4,17 +4,9 @@ One call of `admit_one`:
 
 1. take the head of the queue (demand before speculation, `core.queue` decides the order, I4);
 2. reserve its whole result unless it has its reservation already (I2, `core.admission`);
-3. grant the slice of its ops that fits the window of bytes and the limits of ops (I1): one `cumsum` made
-   at submission and one `searchsorted` here, so the cost is per slice and not per op;
+3. grant the slice of its ops for which there is room (I1, `core.room`): one `cumsum` made at submission and
+   one `searchsorted` here, so the cost is per slice and not per op;
 4. the hub calls again: a more urgent request that arrived meanwhile goes next.
-
-Progress (I1): with nothing in flight to the device one op is admitted however large it is. The last part
-of the window is kept for reads of a more urgent base than all in flight (`URGENT_SHARE`). Speculation has a
-part of each limit (`SPECULATIVE_SHARE`), and need not go on: what is wanted after all is demand then.
-
-The ops of a slice are in flight side by side, or, where the request says so, in *series*: in each some ops
-one after the other, which take the room of one. So a long slice costs its driver one turn, and keeps the
-device's queue as short as a few ops do.
 
 A page-cache hit is refunded: its completion frees the window and tells the controller nothing.
 
@@ -27,11 +19,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from headrace.core.admission import SPECULATIVE_SHARE, URGENT_SHARE, can_reserve, pick_passing
+from headrace.core.admission import SPECULATIVE_SHARE, can_reserve, pick_passing
 from headrace.core.queue import PriorityQueue
 from headrace.core.ranking import Ranking
 from headrace.core.request import LEGAL, Grant, Request, State
-from headrace.core.uploads import Uploads
+from headrace.core.room import Limits, Room
 from headrace.errors import IllegalTransitionError
 from headrace.types import Priority
 
@@ -40,15 +32,7 @@ if TYPE_CHECKING:
 
     from headrace.core.hedge import Hedge
     from headrace.core.hub import Hub
-    from headrace.core.link import Link
     from headrace.core.retry import Retries
-    from headrace.core.window import Window
-
-WHOLE_SHARE = 8
-"""Whole grants wait for room only while so many of them fit the window."""
-
-SHORT_SHARE = 64
-"""An op of one part in so many of a link's limit is admitted in spite of it, beside fewer ops."""
 
 
 class Scheduler:
@@ -60,58 +44,31 @@ class Scheduler:
         The process-wide owner of budget, limits and wake-ups.
     device
         What it schedules, for statistics and traces.
-    window
-        What is allowed in flight, or None for no such limit.
-    counts_ops
-        Whether the window is one of requests; of bytes otherwise.
-    has_whole_grants
-        Whether a slice shorter than it could be waits for room while anything is in flight: slices are
-        performed by a call each, and once short they would stay so.
-    max_in_flight_ops
-        Ops allowed in flight.
-    max_grant_ops
-        The largest slice: 1 where every op is performed by a thread or task of its own.
+    limits
+        What the device bears.
     retries
         Decides on ops that failed.
-    link
-        Bytes allowed in flight beside a window of requests, or None for no such limit.
     """
 
     def __init__(
         self,
         hub: Hub,
         device: Hashable,
-        *,
-        window: Window | None,
-        max_in_flight_ops: int,
-        max_grant_ops: int,
+        limits: Limits,
         retries: Retries,
-        counts_ops: bool = False,
-        has_whole_grants: bool = False,
-        link: Link | None = None,
     ) -> None:
         self.hub = hub
         self.device = device
-        self.window = window
-        self.max_in_flight_ops = max_in_flight_ops
-        self.max_grant_ops = max_grant_ops
+        self.room = Room(limits)
         self.retries = retries
-        self.counts_ops = counts_ops
-        self.has_whole_grants = has_whole_grants
-        self.link = link
         self.hedge: Hedge | None = None
-        self.uploads = Uploads()
         self.requests: dict[int, Request] = {}
         self.queue: PriorityQueue[Request] = PriorityQueue()
         self.speculative: PriorityQueue[Request] = PriorityQueue()
-        self.in_flight_ops = 0
-        self.in_flight_bytes = 0
-        self.in_flight_bases: dict[int, int] = {}
         self.started: dict[int, Request] = {}
         self.awaited: Ranking[int] = Ranking()
         # Requests that will want more when their round is over, and whether the window cut it.
         self.in_rounds: dict[int, tuple[Request, bool]] = {}
-        self.is_held_back = False
         self.waiting = 0
         self.last_turn = 0
 
@@ -119,15 +76,14 @@ class Scheduler:
         """Queue a request; one without ops is complete at once."""
         self.hub.register(request)
         self.requests[request.seq] = request
-        request.awaited = self.awaited
-        request.list_awaited()
+        self._list_awaited(request)
         self.hub.traced("queued", request, 0, request.n_ops, now)
         if request.n_ops == 0:
             self._end(request, State.COMPLETE)
         elif request.is_nested:
             self._grant_nested(request, now)
         else:
-            self._note_urgent(request, now)  # it may wait for all that is in flight, and start alone
+            self.room.note_urgent(request, now)  # it may wait for all that is in flight, and start alone
             self._queue_of(request).push(request, now)
             self._count_waiting(1)
 
@@ -149,29 +105,20 @@ class Scheduler:
         request = head
         if head is not None and not self._may_reserve(head):
             first = self.requests.get(self.awaited.first() or 0)
-            request = pick_passing(head, self.started.values(), first, self.hub.budget, self.in_flight_ops)
+            request = pick_passing(
+                head, self.started.values(), first, self.hub.budget, self.room.in_flight_ops
+            )
         if request is None:
-            self.is_held_back = self.in_rounds != {} and any(cut for _, cut in self.in_rounds.values())
+            self.room.is_held_back = self.in_rounds != {} and any(cut for _, cut in self.in_rounds.values())
             return False
         if self.in_rounds and self._is_outranked(request.priority.base):
             return False
-        count = self._grantable_ops(request)
+        share = SPECULATIVE_SHARE if request.is_speculative else 1
+        count = self.room.grantable(request, self.hub.room_ops(share))
         if count <= 0:
             return False
         self._grant(request, count, now, is_head=request is head)
         return True
-
-    @property
-    def limit_ops(self) -> int:
-        """Ops that may be in flight now, as far as their number is limited."""
-        if self.window is None or not self.counts_ops:
-            return self.max_in_flight_ops
-        return min(self.uploads.left_of(self.window.limit), self.max_in_flight_ops)
-
-    @property
-    def limit_bytes(self) -> int:
-        """Bytes that may be in flight now, as far as they are limited."""
-        return 1 << 62 if self.window is None or self.counts_ops else self.window.limit
 
     def head_priority(self) -> tuple[bool, float]:
         """How urgent the next request is, its age included, for schedulers that share a limit."""
@@ -179,11 +126,6 @@ class Scheduler:
             return True, math.inf
         key = self.queue.head_key()
         return (False, key) if key < math.inf else (True, self.speculative.head_key())
-
-    @property
-    def expects_urgent(self) -> bool:
-        """Whether reads come that are more urgent than others, and wait for what is in flight."""
-        return self.window is not None and self.window.expects_urgent
 
     def has_room(self, nbytes: int, ops: int = 1, base: int | None = None, now: float = 0.0) -> bool:
         """Whether ops that are performed at once may start: nobody waits, and they fit.
@@ -195,19 +137,14 @@ class Scheduler:
             return False
         return (
             (not self.waiting or (base is not None and self.queue.is_ahead(base, now)))
-            and self.in_flight_ops + ops <= self.max_in_flight_ops
+            and self.room.fits(ops, nbytes)
             and self.hub.room_ops() >= ops
-            and (self.window is None or self._would_fill(nbytes, ops) <= self.window.limit)
             and self.hub.budget.fits(nbytes)
         )
 
-    def _would_fill(self, nbytes: int, ops: int) -> int:
-        """Return what is in the window with some ops more, of so many bytes together."""
-        return self.in_flight_ops + ops if self.counts_ops else self.in_flight_bytes + nbytes
-
     def start_now(self, request: Request, now: float) -> Grant:
         """Admit all ops of a request past the queue; the caller asked `has_room` in this section."""
-        self._note_urgent(request, now)
+        self.room.note_urgent(request, now)
         self.hub.register(request)
         self.requests[request.seq] = request
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
@@ -238,87 +175,14 @@ class Scheduler:
         while self.hub.is_short_for(request) and self.hub.shed_speculation():
             if budget.fits(request.result_bytes):
                 return True
-        return can_reserve(request, budget, self.in_flight_ops)
-
-    def _grantable_ops(self, request: Request) -> int:
-        if request.step_bytes:
-            return self._grantable_series(request)
-        share = SPECULATIVE_SHARE if request.is_speculative else 1
-        room_ops = min(self.max_grant_ops, self.hub.room_ops(share), request.n_ops - request.next_op)
-        free_ops = self.max_in_flight_ops // share - self.in_flight_ops
-        self.is_held_back = False
-        if self.window is None or not self.counts_ops:
-            room_ops = min(room_ops, free_ops)
-        if self.link is not None:
-            room_ops = self._carried(self.link, request, room_ops)
-        if room_ops <= 0 or self.window is None:
-            return room_ops
-        if self.counts_ops:
-            # Its window ends where the limit of ops does: either holds demand back.
-            fitting = min(self._share(request) - self.in_flight_ops, free_ops)
-        else:
-            fitting = request.ops_within(self._share(request) - self.in_flight_bytes)
-        # Only what the window itself holds back tells its controller anything about the device.
-        self.is_held_back = fitting < room_ops and not request.is_speculative
-        if fitting <= 0 and self.in_flight_ops == 0 and not request.is_speculative:
-            return 1  # progress, I1
-        if self.has_whole_grants and self.in_flight_ops:
-            # In a small window that would leave much of it unused.
-            least = min(room_ops, max(self._share(request) // WHOLE_SHARE, 1))
-            return 0 if fitting < least else min(room_ops, fitting)
-        return min(room_ops, fitting)
-
-    def _carried(self, link: Link, request: Request, ops: int) -> int:
-        """Return how many of so many ops the link brings in time; it tells the window nothing."""
-        left = self._share(request, link.limit_bytes) - self.in_flight_bytes
-        if self.in_flight_ops < SHORT_SHARE:
-            # It would wait for long ops, which it hardly slows down.
-            left = max(left, link.limit_bytes // SHORT_SHARE)
-        if request.bytes_between(request.next_op, request.next_op + max(ops, 0)) <= left:
-            return ops
-        fitting = min(ops, request.ops_within(left))
-        is_idle = self.in_flight_ops == 0 and not request.is_speculative
-        return min(ops, 1) if fitting <= 0 and is_idle else fitting  # progress, I1
-
-    def _grantable_series(self, request: Request) -> int:
-        """Return the ops of so many series as there is room for one op of each."""
-        most = min(self.max_grant_ops, request.n_ops - request.next_op)
-        wanted = -(-most // request.series_ops)
-        share = SPECULATIVE_SHARE if request.is_speculative else 1
-        room = min(self.max_in_flight_ops // share - self.in_flight_ops, self.hub.room_ops(share), wanted)
-        self.is_held_back = False
-        if self.window is not None and room > 0:
-            step, used = (
-                (1, self.in_flight_ops) if self.counts_ops else (request.step_bytes, self.in_flight_bytes)
-            )
-            fitting = max((self._share(request) - used) // step, 0)
-            self.is_held_back = fitting < room and not request.is_speculative
-            must_go_on = not (self.in_flight_ops or request.is_speculative)
-            room = min(room, max(fitting, 1) if must_go_on else fitting)  # progress, I1
-        return min(room * request.series_ops, most)
+        return can_reserve(request, budget, self.room.in_flight_ops)
 
     def _is_outranked(self, base: int) -> bool:
         """Whether a more urgent request is in a round: what comes free meanwhile is for its next one (I4)."""
         return any(other.priority.base < base for other, _ in self.in_rounds.values())
 
-    def _share(self, request: Request, limit: int | None = None) -> int:
-        """Return how much this request may use of a limit: of the window, where none is given."""
-        bases = self.in_flight_bases
-        is_urgent = bases != {} and not request.is_speculative and request.priority.base < min(bases)
-        if limit is None:
-            assert self.window is not None  # noqa: S101 - the caller asked
-            limit = self.window.urgent_limit if is_urgent else self.window.limit
-            if self.uploads.ops:
-                limit = self.uploads.left_of(limit)
-        if request.is_speculative:
-            return limit // SPECULATIVE_SHARE
-        if is_urgent or not (bases or request.step_bytes):
-            return limit
-        # A round lasts: one that begins with nothing in flight leaves room for urgent reads, too.
-        return limit - limit // URGENT_SHARE
-
     def _grant(self, request: Request, count: int, now: float, *, is_head: bool) -> None:
-        self._note_urgent(request, now)
+        self.room.note_urgent(request, now)
         self._reserve(request)
         grant = self._hand_out(request, count, now)
         if is_head:
@@ -329,13 +193,7 @@ class Scheduler:
             return
         self._leave_queue(request)
         if request.next_op < request.n_ops:
-            self.in_rounds[request.seq] = request, self.is_held_back
-
-    def _note_urgent(self, request: Request, now: float) -> None:
-        """Tell the window who waits for all of it; a store's requests are served side by side."""
-        bases = self.in_flight_bases
-        if bases and self.window is not None and not self.counts_ops and request.priority.base < max(bases):
-            self.window.note_urgent(now)
+            self.in_rounds[request.seq] = request, self.room.is_held_back
 
     def _reserve(self, request: Request) -> None:
         if self.hub.budget.is_holding(request.seq):
@@ -346,6 +204,17 @@ class Scheduler:
             # On others siblings may pass now, and what was started behind a head that fitted until now.
             self.hub.changed()
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
+
+    def note_awaited(self, request: Request) -> None:
+        """Note that somebody waits for a request from now on: it may pass the budget (I2)."""
+        request.is_awaited = True
+        self._list_awaited(request)
+        self.hub.changed()
+
+    def _list_awaited(self, request: Request) -> None:
+        """Rank a request that somebody waits for among those: demand, on permits of its own."""
+        if request.is_awaited and request.is_waiting and not (request.is_speculative or request.is_nested):
+            self.awaited.rank(request.seq, (request.priority, request.seq))
 
     def _leave_queue(self, request: Request) -> None:
         """Note that nothing of it may be admitted now."""
@@ -358,7 +227,7 @@ class Scheduler:
     def _hand_out(self, request: Request, count: int, now: float) -> Grant:
         """Put a grant of the next `count` ops into the inbox."""
         lo = request.next_op
-        arrived = 0 if self.link is None else self.link.arrived_bytes
+        arrived = 0 if self.room.link is None else self.room.link.arrived_bytes
         grant = Grant(request, lo, lo + count, request.bytes_between(lo, lo + count), now, arrived)
         # The grant is the primary fact: from here on `recover` can derive the rest.
         request.grants.append(grant)
@@ -377,21 +246,14 @@ class Scheduler:
         Deadlock prevented: with a limit of 1 the parent would wait for a permit that it holds itself.
         """
         while request.next_op < request.n_ops:
-            self._hand_out(request, min(self.max_grant_ops, request.n_ops - request.next_op), now)
+            self._hand_out(request, min(self.room.max_grant_ops, request.n_ops - request.next_op), now)
         self.hub.counters.requests_nested += 1
 
     def _count(self, request: Request, ops: int, nbytes: int) -> None:
         if request.is_nested:
             return
-        base = request.priority.base
-        self.in_flight_ops += ops
-        self.in_flight_bytes += nbytes
+        self.room.count(request.priority.base, ops, nbytes)
         self.hub.in_flight_ops += ops
-        left = self.in_flight_bases.get(base, 0) + ops
-        if left:
-            self.in_flight_bases[base] = left
-        else:
-            self.in_flight_bases.pop(base, None)
 
     # -- completion
 
@@ -417,17 +279,11 @@ class Scheduler:
         if not 0 <= ops <= grant.ops_left or not 0 <= nbytes <= grant.bytes_left:
             msg = f"{ops} ops completed of {grant!r}, which has {grant.ops_left} left"
             raise IllegalTransitionError(msg)
-        if self.window is not None and ops and not (is_hit or is_failed or grant.request.is_nested):
-            self.window.observe(
-                now=now,
-                units=ops if self.counts_ops else nbytes,
-                latency_s=now - grant.admitted_s,
-                in_flight=self.in_flight_ops + self.uploads.ops if self.counts_ops else self.in_flight_bytes,
-                is_limited=self.is_held_back,
-                ops=ops,
-            )
-        if self.link is not None and not is_failed:
-            self.link.note_arrival(nbytes, grant.arrived_before, now - grant.admitted_s)
+        elapsed_s = now - grant.admitted_s
+        if not (is_hit or is_failed or grant.request.is_nested):
+            self.room.observe(ops, nbytes, elapsed_s, now)
+        if self.room.link is not None and not is_failed:
+            self.room.link.note_arrival(nbytes, grant.arrived_before, elapsed_s)
         self._give_back(grant, ops, nbytes)
         request = grant.request
         request.ops_done += ops
@@ -446,15 +302,8 @@ class Scheduler:
         self.in_rounds.pop(request.seq, None)
         self._queue_of(request).push(request, now)
         self.started[request.seq] = request
-        request.list_awaited()
+        self._list_awaited(request)
         self._count_waiting(1)
-
-    def note_throttled(self, now: float, *, is_late: bool = False) -> None:
-        """Note that the store asks for less: its window shrinks, once per round trip."""
-        if self.window is not None:
-            self.window.note_throttled(now)
-        if is_late and self.link is not None:
-            self.link.note_late(self.in_flight_ops)
 
     def forfeit(self, grant: Grant) -> None:
         """Take back a grant that its driver will not perform; only an ended request's.
@@ -482,15 +331,16 @@ class Scheduler:
         ops_before, bytes_before = grant.in_flight()
         grant.ops_left -= ops
         grant.bytes_left -= nbytes
-        ops_after, bytes_after = grant.in_flight()
+        ops_after, bytes_after = grant.in_flight() if grant.ops_left else (0, 0)
         self._count(grant.request, ops_after - ops_before, bytes_after - bytes_before)
         if grant.ops_left == 0 and grant in grant.request.grants:
             grant.request.grants.remove(grant)
         self.hub.changed()
 
     def _after(self, request: Request) -> None:
-        if request.state is State.RUNNING and request.ops_done == request.n_ops:
-            self._end(request, State.COMPLETE)
+        if request.state is State.RUNNING:
+            if request.ops_done == request.n_ops:
+                self._end(request, State.COMPLETE)
         elif request.is_over:
             self._drain(request)
 
@@ -554,7 +404,7 @@ class Scheduler:
         if moved:
             self._move(request, Priority(*priority))
         if request.is_waiting and (moved or was_speculative):
-            request.list_awaited()
+            self._list_awaited(request)
             self.queue.push(request, now)
             self.queue.sweep(self.waiting)
             self.speculative.sweep(self.waiting)
@@ -571,10 +421,8 @@ class Scheduler:
 
     def recount(self, now: float) -> None:
         """Derive everything from requests and grants again, after an exception at any line."""
-        self.in_flight_ops = self.in_flight_bytes = 0
+        self.room.clear()
         self._count_waiting(-self.waiting)
-        self.uploads.recount()
-        self.in_flight_bases = {}
         self.started.clear()
         self.awaited.clear()
         self.in_rounds.clear()
@@ -593,7 +441,7 @@ class Scheduler:
         if request.is_waiting and request.is_nested:
             self._grant_nested(request, now)
         self._count_waiting(int(request.is_waiting))
-        request.list_awaited()
+        self._list_awaited(request)
         if request.step_bytes and request.grants and request.next_op < request.n_ops and not request.is_over:
             self.in_rounds[request.seq] = request, True
         if request.is_waiting and self.hub.budget.is_holding(request.seq):
@@ -608,10 +456,8 @@ class Scheduler:
         ops = sum(ops for ops, _ in flying)
         nbytes = sum(nbytes for _, nbytes in flying)
         waiting = sum(r.is_waiting for r in self.requests.values())
-        found = (self.in_flight_ops, self.in_flight_bytes, self.waiting)
+        found = (self.room.in_flight_ops, self.room.in_flight_bytes, self.waiting)
         if found != (ops, nbytes, waiting) or (self.device in self.hub.backlogged) is not bool(waiting):
             msg = f"{self.device}: counted {found}, facts say {(ops, nbytes, waiting)}"
             raise AssertionError(msg)
-        if self.in_flight_ops > self.max_in_flight_ops or sum(self.in_flight_bases.values()) != ops:
-            msg = f"{self.device}: {ops} ops in flight, limit {self.max_in_flight_ops}"
-            raise AssertionError(msg)
+        self.room.validate(self.device)

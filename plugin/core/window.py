@@ -44,9 +44,10 @@ import math
 from headrace.core.evidence import Evidence, Leg
 from headrace.core.throttle import Throttle
 
-# What ordinary work may use of the limit; the scheduler keeps the rest for more urgent reads.
-ORDINARY_SHARE = 7 / 8
+URGENT_SHARE = 8
+"""One part in so many of the limit is kept for reads more urgent than all in flight."""
 
+_ORDINARY_SHARE = 1 - 1 / URGENT_SHARE
 _ELASTICITY = 1 / 8  # stop growing where 1% more in flight brings less than 1/8% more throughput
 _LEG_OPS = 16  # a leg is at least so many ops ...
 _LEG_SLICES = 4  # ... and slices, and one window
@@ -399,8 +400,8 @@ class Window:
     def _larger(self) -> int:
         """Return the next limit up: a step, and enough for one op more; the held one if there is none."""
         op = self._op_units
-        fitting = max(1, int(self._held * ORDINARY_SHARE / op)) if op > 0 else 1
-        one_more = (fitting + 1) * op / ORDINARY_SHARE
+        fitting = max(1, int(self._held * _ORDINARY_SHARE / op)) if op > 0 else 1
+        one_more = (fitting + 1) * op / _ORDINARY_SHARE
         step = _WIDE_GROW_STEP if self._steep >= _LEAST_STEEP and not self._urgent_legs else _FINE_STEP
         most = self._most
         if self._urgent_legs and self._sure_trials < _URGENT_TRIALS:
@@ -414,4 +415,4 @@ class Window:
 
     def _one_op(self) -> int:
         """Return the limit under which just one op fits."""
-        return math.ceil(self._op_units / ORDINARY_SHARE)
+        return math.ceil(self._op_units / _ORDINARY_SHARE)

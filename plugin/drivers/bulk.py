@@ -186,7 +186,7 @@ def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
     if len(rows) == 1:
         yield rows
         return
-    even = -(-min(job.request.n_ops, job.scheduler.limit_ops) // CALLS)
+    even = -(-min(job.request.n_ops, job.scheduler.room.limit_ops) // CALLS)
     ops = min(max(even, backend.least_call_ops), backend.max_grant_ops)
     even_bytes = job.request.bytes_between(0, job.request.n_ops) // CALLS
     nbytes = min(max(even_bytes, LEAST_CALL_BYTES), backend.max_call_bytes)

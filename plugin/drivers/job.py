@@ -172,7 +172,7 @@ class Job:
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
             if verdict.is_throttled:
-                scheduler.note_throttled(perf_counter(), is_late=verdict.is_late)
+                scheduler.room.note_throttled(perf_counter(), is_late=verdict.is_late)
             return scheduler.retries.next_delay(attempts.in_vain, verdict, random.random())  # noqa: S311
 
     def is_hedged(self, row: int) -> bool:

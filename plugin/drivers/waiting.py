@@ -33,9 +33,8 @@ def _nothing() -> None:
 def announce(job: Job) -> None:
     """Tell the scheduler that somebody waits: a request that is waited for may pass the budget (I2)."""
     if not job.request.is_awaited:
-        with job.engine.lock, job.engine as hub:
-            job.request.is_awaited = True
-            hub.changed()
+        with job.engine.lock, job.engine:
+            job.scheduler.note_awaited(job.request)
 
 
 def wait_until_over(

@@ -141,7 +141,7 @@ def test_a_hot_batch_is_copied_in_slices_that_fit_a_small_window(
     """As beside urgent reads: what the page cache holds goes no slower for it."""
     path.read_bytes()
     small = Window(initial=64 << 10, least=64 << 10, most=64 << 10)
-    monkeypatch.setattr(fs.channel.scheduler(str(path)), "window", small)
+    monkeypatch.setattr(fs.channel.scheduler(str(path)).room, "window", small)
     starts, ends = _ranges(1_000, 5_000)
     before = _counted(fs)
     batch = fs.read_ranges(str(path), starts, ends)

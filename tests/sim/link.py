@@ -14,6 +14,7 @@ from headrace.core.hub import Hub
 from headrace.core.link import Link
 from headrace.core.request import Grant, Request
 from headrace.core.retry import Attempts, Retries
+from headrace.core.room import Limits
 from headrace.core.window import Window
 from headrace.types import Verdict
 
@@ -71,12 +72,14 @@ class SharedLink:
         hub, retries, rng = Hub(), Retries(), random.Random(1)
         scheduler = hub.scheduler(
             "store",
-            window=Window(initial=self.window_ops, least=self.window_ops // 2, most=2 * self.window_ops),
-            max_in_flight_ops=2 * self.window_ops,
-            max_grant_ops=1,
+            Limits(
+                window=Window(initial=self.window_ops, least=self.window_ops // 2, most=2 * self.window_ops),
+                max_in_flight_ops=2 * self.window_ops,
+                max_grant_ops=1,
+                counts_ops=True,
+                link=self.link,
+            ),
             retries=retries,
-            counts_ops=True,
-            link=self.link,
         )
         request = Request(np.full(ops, self.op_bytes), result_bytes=0)
         scheduler.submit(request, now)
@@ -84,7 +87,7 @@ class SharedLink:
             hub.settle(now)
             while request.inbox:
                 flows.append(self._begin(_Flow(request.inbox.pop(0), self.op_bytes, 0, Attempts()), now))
-            played.most_in_flight = max(played.most_in_flight, scheduler.in_flight_ops)
+            played.most_in_flight = max(played.most_in_flight, scheduler.room.in_flight_ops)
             if not flows:
                 hub.validate()
                 return played
@@ -99,7 +102,7 @@ class SharedLink:
                     played.late += 1
                     kept = int(self.op_bytes - flow.left) if self.keeps else 0
                     flow.attempts.note_kept(0, kept)
-                    scheduler.note_throttled(now, is_late=True)
+                    scheduler.room.note_throttled(now, is_late=True)
                     delay_s = retries.next_delay(flow.attempts.in_vain, LATE, rng.random())
                     if delay_s is None:
                         played.failed += 1

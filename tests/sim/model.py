@@ -35,6 +35,7 @@ from headrace.core.hub import Hub
 from headrace.core.link import LEAST_RATE, Link
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
+from headrace.core.room import Limits
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class World:
                 "link": Link(LINK_BYTES / LEAST_RATE),
             },
         }
-        self.schedulers = {device: self.hub.scheduler(device, **limits[device]) for device in devices}
+        self.schedulers = {device: self.hub.scheduler(device, Limits(**limits[device])) for device in devices}
         self.known: list[Naive] = []
         # Since when each level waits, once for every way in which the core may have come here.
         self.histories: list[dict[Level, float]] = [{}]
@@ -218,7 +219,7 @@ class World:
         """Answer that the store asks for less."""
         with self.section():
             for _ in range(answers):
-                self.schedulers[device].note_throttled(self.now, is_late=is_late)
+                self.schedulers[device].room.note_throttled(self.now, is_late=is_late)
 
     def complete(self, grant: Grant, ops: int, short: int = 0, *, is_hit: bool = False) -> None:
         """Complete the next `ops` ops of a grant, charged `short` bytes too few at its end."""
@@ -277,8 +278,7 @@ class World:
 
     def await_(self, naive: Naive) -> None:
         with self.section():
-            naive.request.is_awaited = True
-            self.hub.changed()
+            self._of(naive).note_awaited(naive.request)
 
     def raise_priority(self, naive: Naive, base: int, position: int) -> None:
         before = naive.level
@@ -312,7 +312,7 @@ class World:
                 self.forfeit(grant)
 
     def of_requests(self) -> list[str]:
-        return [device for device, scheduler in self.schedulers.items() if scheduler.counts_ops]
+        return [device for device, scheduler in self.schedulers.items() if scheduler.room.counts_ops]
 
     def grants(self) -> list[Grant]:
         return [grant for naive in self.known for grant in naive.request.grants]
@@ -513,9 +513,11 @@ class World:
         in_process = sum(ops for _, ops, _ in self.flying()) + len(naive.lengths)
         return (
             not (ahead or rounds)
-            and ops <= scheduler.max_in_flight_ops
+            and ops <= scheduler.room.max_in_flight_ops
             and in_process <= (self.hub.process_io_limit or math.inf)
-            and (scheduler.window is None or self._used(naive, ops, nbytes) <= scheduler.window.limit)
+            and (
+                scheduler.room.window is None or self._used(naive, ops, nbytes) <= scheduler.room.window.limit
+            )
             and self.fits(naive)
         )
 
@@ -532,7 +534,7 @@ class World:
         scheduler, base = self._of(naive), naive.request.priority.base
         if min(self.rounds(naive.device), default=base) < base:
             return 0
-        most = min(scheduler.max_grant_ops, len(naive.lengths) - naive.next_op)
+        most = min(scheduler.room.max_grant_ops, len(naive.lengths) - naive.next_op)
         steps = naive.lengths[naive.next_op :][:most]
         if naive.series_ops > 1:
             steps = [max(naive.lengths)] * math.ceil(most / naive.series_ops)
@@ -542,7 +544,7 @@ class World:
         steps = steps[: self._brought(naive, steps)]
         fitting = self._fitting(naive, steps)
         is_cut = fitting < len(steps) and self.flying(naive.device)
-        if is_cut and scheduler.has_whole_grants and 8 * (fitting + 1) <= self._share(naive):
+        if is_cut and scheduler.room.has_whole_grants and 8 * (fitting + 1) <= self._share(naive):
             return 0
         return min(most, fitting * naive.series_ops)
 
@@ -553,14 +555,16 @@ class World:
         must_go_on = not (ops or naive.request.is_speculative)
         for fitting, length in enumerate(steps):
             ops, nbytes = ops + 1, nbytes + length
-            is_beyond = scheduler.window is not None and self._used(naive, ops, nbytes) > self._share(naive)
-            if ops > self._part(naive, scheduler.max_in_flight_ops) or is_beyond:
+            is_beyond = scheduler.room.window is not None and self._used(naive, ops, nbytes) > self._share(
+                naive
+            )
+            if ops > self._part(naive, scheduler.room.max_in_flight_ops) or is_beyond:
                 return 1 if must_go_on and not fitting else fitting
         return len(steps)
 
     def _brought(self, naive: Naive, steps: list[int]) -> int:
         """How many of these the link brings in time, beside what is under way on it."""
-        link = self._of(naive).link
+        link = self._of(naive).room.link
         if link is None:
             return len(steps)
         before = self.in_flight(naive.device)[1]
@@ -574,7 +578,7 @@ class World:
         return len(steps)
 
     def _used(self, naive: Naive, ops: int, nbytes: int) -> int:
-        return ops if self._of(naive).counts_ops else nbytes
+        return ops if self._of(naive).room.counts_ops else nbytes
 
     def _part(self, naive: Naive, limit: int) -> int:
         """I7: half of each limit is left to demand."""
@@ -582,7 +586,7 @@ class World:
 
     def _share(self, naive: Naive) -> int:
         """I1, I7: the part of the window it may use."""
-        window = self._of(naive).window
+        window = self._of(naive).room.window
         assert window is not None
         is_urgent = self._is_most_urgent(naive) and not naive.request.is_speculative
         return window.urgent_limit if is_urgent else self._share_of(naive, window.limit)
@@ -604,7 +608,7 @@ class World:
         self.hub.validate()
         assert self.hub.budget.reserved_bytes == self.reserved(), "I3"
         for device, scheduler in self.schedulers.items():
-            assert (scheduler.in_flight_ops, scheduler.in_flight_bytes) == self.in_flight(device)
+            assert (scheduler.room.in_flight_ops, scheduler.room.in_flight_bytes) == self.in_flight(device)
             assert scheduler.waiting == len(self.waiting(device))
             present = [n.request.seq for n in self.known if n.device == device and not n.is_gone]
             assert sorted(scheduler.requests) == sorted(present)
@@ -644,8 +648,8 @@ class World:
         assert self.hub.in_flight_ops == 0
         assert not self.hub.speculators
         for scheduler in self.schedulers.values():
-            assert (scheduler.in_flight_ops, scheduler.in_flight_bytes) == (0, 0)
-            assert not scheduler.in_flight_bases
+            assert (scheduler.room.in_flight_ops, scheduler.room.in_flight_bytes) == (0, 0)
+            assert not scheduler.room.in_flight_bases
             assert not scheduler.requests
             assert not scheduler.started
             assert not scheduler.awaited

@@ -16,6 +16,7 @@ import numpy as np
 from headrace.core.hub import Hub
 from headrace.core.request import Grant, Request
 from headrace.core.retry import Retries
+from headrace.core.room import Limits
 from headrace.core.window import Window
 from headrace.types import Verdict
 
@@ -98,11 +99,8 @@ class _Loop:
         self.hub = Hub()
         self.scheduler = self.hub.scheduler(
             "store",
-            window=self.window,
-            max_in_flight_ops=most,
-            max_grant_ops=1,
+            Limits(window=self.window, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True),
             retries=self.played.retries,
-            counts_ops=True,
         )
         self.request = Request(np.ones(ops, np.int64), result_bytes=0)
         self.rng, self.ties = random.Random(1), itertools.count()
@@ -139,7 +137,7 @@ class _Loop:
 
     def _fail(self, now: float, grant: Grant, attempt: int, verdict: Verdict) -> None:
         if verdict.is_throttled:
-            self.scheduler.note_throttled(now)
+            self.scheduler.room.note_throttled(now)
         delay_s = self.scheduler.retries.next_delay(attempt, verdict, self.rng.random())
         if delay_s is not None:
             self._push(now + delay_s, "send", grant, attempt + 1, None)

@@ -299,7 +299,8 @@ def _step(world: World, draw: random.Random) -> None:
             is_speculative=draw.random() < 0.2,
             series_ops=draw.choice([1, 1, 2]) if device in WITHOUT_LINK else 1,
         )
-        naive.request.is_awaited = not naive.request.is_speculative
+        if not naive.request.is_speculative:
+            world.await_(naive)
     elif roll < 0.45:
         lengths = [draw.randint(1, 20) for _ in range(draw.randint(1, 3))]
         device, priority = draw.choice(WITHOUT_LINK), Priority(draw.randint(-4, 1))

@@ -18,6 +18,7 @@ from headrace.core.admission import (
 from headrace.core.budget import ByteBudget
 from headrace.core.hub import Hub
 from headrace.core.request import Request, State
+from headrace.core.room import Limits
 from headrace.core.scheduler import Scheduler
 from headrace.core.window import Window
 from headrace.types import Priority
@@ -40,7 +41,7 @@ def submit(hub: Hub, device: str = "disk", **options: Any) -> Request:
 
 
 def scheduler_of(hub: Hub, device: str = "disk") -> Scheduler:
-    return hub.scheduler(device, max_in_flight_ops=2)
+    return hub.scheduler(device, Limits(max_in_flight_ops=2))
 
 
 def finish(hub: Hub, request: Request) -> None:
@@ -175,8 +176,7 @@ def test_those_who_wait_go_side_by_side_past_a_head_nobody_waits_for() -> None:
     ahead = submit(hub, nbytes=70)
     waiters = [submit(hub, nbytes=10, is_awaited=True) for _ in range(3)]
     assert [is_admitted(waiter) for waiter in waiters] == [True, True, False], "the device takes two"
-    ahead.is_awaited = True
-    hub.changed()
+    scheduler_of(hub).note_awaited(ahead)
     finish(hub, waiters[0])
     assert not is_admitted(waiters[2]), "now the head has its turn"
     for request in (*waiters[:2], unread, ahead, waiters[2]):
@@ -189,8 +189,7 @@ def test_waiting_later_counts_too() -> None:
     finish(hub, submit(hub, nbytes=100))
     ahead, waiter = submit(hub, nbytes=100), submit(hub, nbytes=100)
     assert not is_admitted(waiter)
-    waiter.is_awaited = True
-    hub.changed()
+    scheduler_of(hub).note_awaited(waiter)
     hub.settle(0.0)
     assert (is_admitted(ahead), is_admitted(waiter)) == (False, True)
 
@@ -226,7 +225,7 @@ def test_a_holder_on_another_device_that_leaves_too_little_lets_started_reads_go
     """The head has a right to the budget and waits for the window, until another device takes the budget."""
     hub = Hub(buffer_bytes=300)
     window = Window(initial=100, least=100, most=100)
-    disk = hub.scheduler("disk", window=window, max_in_flight_ops=20, max_grant_ops=20)
+    disk = hub.scheduler("disk", Limits(window=window, max_in_flight_ops=20, max_grant_ops=20))
     started = submit(hub, nbytes=200, ops=20, scan="a")
     head = submit(hub, nbytes=85, scan="b")
     disk.complete(started.inbox[0], 3, 30, 0.0)
@@ -289,8 +288,7 @@ def test_demand_that_nobody_waits_for_and_other_demand_keeps_out_leaves_speculat
     demand = submit(hub, nbytes=60)
     further = submit(hub, "store", nbytes=10, is_speculative=True)
     assert (is_admitted(demand), is_admitted(further), ahead.state) == (False, True, State.COMPLETE)
-    demand.is_awaited = True
-    hub.changed()
+    scheduler_of(hub).note_awaited(demand)
     hub.settle(0.0)
     assert (is_admitted(demand), ahead.state) == (True, State.RETIRED)
 
@@ -322,7 +320,7 @@ def test_speculation_leaves_room_for_demand_that_comes(limit: str) -> None:
     """I7: whatever limits what is in flight, demand finds half of it free."""
     hub = Hub(process_io_limit=4 if limit == "process" else 0)
     window = Window(initial=48, least=48, most=48) if limit == "window" else None
-    scheduler = hub.scheduler("disk", window=window, max_in_flight_ops=4 if limit == "ops" else 99)
+    scheduler = hub.scheduler("disk", Limits(window=window, max_in_flight_ops=4 if limit == "ops" else 99))
     ahead = [submit(hub, is_speculative=True) for _ in range(4)]
     assert [is_admitted(request) for request in ahead] == [True, True, False, False]
     assert is_admitted(submit(hub))
@@ -334,7 +332,7 @@ def test_speculation_leaves_room_for_demand_that_comes(limit: str) -> None:
 def test_speculation_has_no_right_to_go_on() -> None:
     """With room for a single op, that is demand's; what is larger than its part waits to be joined."""
     hub = Hub()
-    hub.scheduler("disk", max_in_flight_ops=1)
+    hub.scheduler("disk", Limits(max_in_flight_ops=1))
     assert not is_admitted(submit(hub, is_speculative=True))
     assert is_admitted(submit(hub))
 

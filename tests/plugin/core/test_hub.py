@@ -13,6 +13,7 @@ import headrace.core
 from headrace.core.hub import Hub
 from headrace.core.queue import AGEING_S, PriorityQueue
 from headrace.core.request import Request, State
+from headrace.core.room import Limits
 from headrace.core.window import Window
 from headrace.types import Priority
 
@@ -211,7 +212,7 @@ def test_who_waits_passes_a_head_that_nobody_waits_for_after_a_recovery_too() ->
 def test_what_comes_free_after_a_recovery_is_still_for_the_next_round_of_the_more_urgent() -> None:
     """I4: it does not wait in the queue, and is not to be overtaken by those who do."""
     hub = Hub()
-    disk = hub.scheduler("disk", max_in_flight_ops=2, max_grant_ops=2)
+    disk = hub.scheduler("disk", Limits(max_in_flight_ops=2, max_grant_ops=2))
     urgent = submit(hub, "disk", ops=4, series_ops=2)
     hub.settle(0.0)
     less = submit(hub, "disk", base=1)
@@ -235,7 +236,7 @@ def test_what_was_cut_in_two_is_given_back_once() -> None:
     hub.schedulers["a"].forfeit(grant)
     hub.settle(0.0)
     hub.validate()
-    assert hub.schedulers["a"].in_flight_bytes == other.grants[0].bytes_left == 10
+    assert hub.schedulers["a"].room.in_flight_bytes == other.grants[0].bytes_left == 10
 
 
 # -- an exception at any line
@@ -257,8 +258,8 @@ class Program:
         self.now = 0.0
         self.hub = Hub(buffer_bytes=60, process_io_limit=4)
         window = Window(initial=50, least=10, most=500)
-        self.disk = self.hub.scheduler("disk", window=window, max_in_flight_ops=3, max_grant_ops=2)
-        self.store = self.hub.scheduler("store", max_in_flight_ops=2, max_grant_ops=1)
+        self.disk = self.hub.scheduler("disk", Limits(window=window, max_in_flight_ops=3, max_grant_ops=2))
+        self.store = self.hub.scheduler("store", Limits(max_in_flight_ops=2, max_grant_ops=1))
         self.given_up: set[Request] = set()
         self.told: dict[Request, set[Any]] = {}
         self.ended: set[Request] = set()

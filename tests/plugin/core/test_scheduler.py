@@ -16,6 +16,7 @@ from headrace.core.link import Link
 from headrace.core.plan import plan_ranges
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
+from headrace.core.room import Limits
 from headrace.core.scheduler import Scheduler
 from headrace.core.window import Window
 from headrace.errors import IllegalTransitionError
@@ -27,7 +28,7 @@ REQUESTS = int(os.environ.get("HEADRACE_TEST_SOAK", "100000"))
 def a_scheduler(window: int = 0, ops: int = 100, grant: int = 100, **limits: int) -> tuple[Hub, Scheduler]:
     hub = Hub(**limits)
     shape = Window(initial=window, least=1, most=10 * window) if window else None
-    return hub, hub.scheduler("disk", window=shape, max_in_flight_ops=ops, max_grant_ops=grant)
+    return hub, hub.scheduler("disk", Limits(window=shape, max_in_flight_ops=ops, max_grant_ops=grant))
 
 
 def a_request(*lengths: int, base: int = 0, **options: Any) -> Request:
@@ -55,7 +56,7 @@ def complete(scheduler: Scheduler, grant: Grant) -> None:
 
 def state_of(scheduler: Scheduler) -> tuple[int, ...]:
     hub = scheduler.hub
-    flying = scheduler.in_flight_ops, scheduler.in_flight_bytes, len(scheduler.in_flight_bases)
+    flying = scheduler.room.in_flight_ops, scheduler.room.in_flight_bytes, len(scheduler.room.in_flight_bases)
     return (*flying, scheduler.waiting, hub.in_flight_ops, hub.budget.reserved_bytes)
 
 
@@ -64,18 +65,18 @@ def state_of(scheduler: Scheduler) -> tuple[int, ...]:
 
 def a_store(window: int, most: int = 100) -> Scheduler:
     shape = Window(initial=window, least=1, most=most)
-    return Hub().scheduler("store", window=shape, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True)
+    return Hub().scheduler(
+        "store", Limits(window=shape, max_in_flight_ops=most, max_grant_ops=1, counts_ops=True)
+    )
 
 
 def a_store_of_calls(window: int) -> Scheduler:
     shape = Window(initial=window, least=1, most=window)
     return Hub().scheduler(
         "store",
-        window=shape,
-        max_in_flight_ops=window,
-        max_grant_ops=10,
-        counts_ops=True,
-        has_whole_grants=True,
+        Limits(
+            window=shape, max_in_flight_ops=window, max_grant_ops=10, counts_ops=True, has_whole_grants=True
+        ),
     )
 
 
@@ -88,12 +89,14 @@ def a_slow_store(grant: int = 1, *, has_whole_grants: bool = False) -> Scheduler
     shape = Window(initial=100, least=1, most=100)
     return Hub().scheduler(
         "store",
-        window=shape,
-        max_in_flight_ops=100,
-        max_grant_ops=grant,
-        counts_ops=True,
-        has_whole_grants=has_whole_grants,
-        link=Link(32.0),
+        Limits(
+            window=shape,
+            max_in_flight_ops=100,
+            max_grant_ops=grant,
+            counts_ops=True,
+            has_whole_grants=has_whole_grants,
+            link=Link(32.0),
+        ),
     )
 
 
@@ -104,7 +107,7 @@ def test_a_link_has_no_more_bytes_in_flight_than_it_brings_in_time() -> None:
     scheduler = a_slow_store()
     request = submit(scheduler, *[OP] * 100)
     assert len(request.inbox) == 7, "an eighth is kept for urgent reads"
-    assert not scheduler.is_held_back, "which tells the window of requests nothing"
+    assert not scheduler.room.is_held_back, "which tells the window of requests nothing"
     urgent = submit(scheduler, OP, OP, base=-1)
     assert len(urgent.inbox) == 1
     grant = request.inbox.pop(0)
@@ -117,7 +120,7 @@ def test_an_attempt_that_is_late_takes_room_from_the_link() -> None:
     scheduler = a_slow_store()
     request = submit(scheduler, *[OP] * 100)
     for _ in range(7):
-        scheduler.note_throttled(32.0, is_late=True)
+        scheduler.room.note_throttled(32.0, is_late=True)
     scheduler.complete(request.inbox.pop(0), 1, OP, 1e6)
     settle(scheduler)
     assert len(request.inbox) == 6, "no other takes its place"
@@ -215,55 +218,55 @@ def test_whole_grants_are_cut_when_nothing_else_is_in_flight() -> None:
 def test_a_window_of_requests_counts_ops_and_not_bytes() -> None:
     scheduler = a_store(8)
     request = submit(scheduler, *[1 << 30] * 20)
-    assert scheduler.in_flight_ops == 7, "the last eighth is for what is more urgent"
-    assert scheduler.is_held_back
+    assert scheduler.room.in_flight_ops == 7, "the last eighth is for what is more urgent"
+    assert scheduler.room.is_held_back
     complete(scheduler, request.inbox.pop(0))
-    assert scheduler.in_flight_ops == 7
+    assert scheduler.room.in_flight_ops == 7
     submit(scheduler, 1, base=-1)
-    assert scheduler.in_flight_ops == 8
+    assert scheduler.room.in_flight_ops == 8
 
 
 def test_a_window_of_requests_at_the_limit_of_ops_still_says_that_it_holds_back() -> None:
     scheduler = a_store(4, most=4)
     submit(scheduler, *[1] * 20)
-    assert (scheduler.in_flight_ops, scheduler.is_held_back) == (4, True)
+    assert (scheduler.room.in_flight_ops, scheduler.room.is_held_back) == (4, True)
 
 
 def test_a_scheduler_says_what_may_be_in_flight_in_the_unit_of_its_window() -> None:
     """The other unit is limited by the device alone, or not at all."""
     _, disk = a_scheduler(window=80, ops=9)
     store = a_store(8, most=20)
-    assert (disk.limit_bytes, disk.limit_ops) == (80, 9)
-    assert store.limit_bytes > 1 << 60
-    assert store.limit_ops == 8
+    assert (disk.room.limit_bytes, disk.room.limit_ops) == (80, 9)
+    assert store.room.limit_bytes > 1 << 60
+    assert store.room.limit_ops == 8
 
 
 def test_throttling_shrinks_the_window_and_failures_tell_it_nothing() -> None:
     scheduler = a_store(64)
     request = submit(scheduler, *[1] * 200)
     for _ in range(64):
-        scheduler.note_throttled(1.0)
-    assert scheduler.window is not None
-    assert scheduler.window.limit == 32
+        scheduler.room.note_throttled(1.0)
+    assert scheduler.room.window is not None
+    assert scheduler.room.window.limit == 32
     for _ in range(56):
         grant = request.inbox.pop(0)
         scheduler.complete(grant, 1, 1, 1.0, is_failed=True)
     settle(scheduler)
-    assert scheduler.window.limit == 32
-    assert scheduler.in_flight_ops == 28
+    assert scheduler.room.window.limit == 32
+    assert scheduler.room.in_flight_ops == 28
 
 
 def test_bytes_in_flight_stay_inside_the_window() -> None:
     _, scheduler = a_scheduler(window=80)
     request = submit(scheduler, *[15] * 20)
-    assert (request.next_op, scheduler.in_flight_bytes) == (5, 75)
+    assert (request.next_op, scheduler.room.in_flight_bytes) == (5, 75)
 
 
 def test_the_last_part_of_the_window_is_kept_for_the_urgent() -> None:
     _, scheduler = a_scheduler(window=80)
     submit(scheduler, *[10] * 8)
     submit(scheduler, *[10] * 8)
-    assert scheduler.in_flight_bytes == 80, "the first found it empty"
+    assert scheduler.room.in_flight_bytes == 80, "the first found it empty"
     _, scheduler = a_scheduler(window=80)
     submit(scheduler, 10)
     ordinary, urgent = submit(scheduler, *[10] * 9), submit(scheduler, *[10] * 9, base=-1)
@@ -327,7 +330,7 @@ def test_the_last_op_gives_back_all_that_its_grant_was_charged() -> None:
     request = submit(scheduler, 40, 40)
     scheduler.complete(request.inbox[0], 2, 1, 0.0)
     settle(scheduler)
-    assert scheduler.in_flight_bytes == 0
+    assert scheduler.room.in_flight_bytes == 0
 
 
 @pytest.mark.parametrize("limits", [{"process_io_limit": 1}, {"buffer_bytes": 1}])
@@ -352,11 +355,11 @@ def test_a_hit_tells_the_controller_nothing() -> None:
 
     hub = Hub()
     window = Watched(initial=100, least=1, most=1000)
-    scheduler = hub.scheduler("disk", window=window)
+    scheduler = hub.scheduler("disk", Limits(window=window))
     for is_hit in (True, False):
         grant = submit(scheduler, 10).inbox.pop(0)
         scheduler.complete(grant, 1, 10, 0.0, is_hit=is_hit)
-    assert (window.seen, scheduler.in_flight_bytes, hub.counters.ops_hit) == (1, 0, 1)
+    assert (window.seen, scheduler.room.in_flight_bytes, hub.counters.ops_hit) == (1, 0, 1)
 
 
 class TrustingWindow(Window):
@@ -372,7 +375,7 @@ class TrustingWindow(Window):
 def test_the_window_is_told_of_what_it_admitted_alone(is_nested: bool) -> None:
     """A nested read was not, and an answer without an op is none."""
     shape = TrustingWindow(initial=10, least=1, most=10)
-    scheduler = Hub().scheduler("disk", window=shape)
+    scheduler = Hub().scheduler("disk", Limits(window=shape))
     grant = submit(scheduler, 10, is_nested=is_nested).inbox[0]
     scheduler.complete(grant, 0, 0, 0.0)
     assert shape.limited is None
@@ -396,9 +399,9 @@ def test_the_window_is_told_that_it_is_limited_where_it_held_demand_back(
 ) -> None:
     """Whatever else holds reads back, or whichever reads, says nothing of the device."""
     hub = Hub(process_io_limit=process)
-    submit(hub.scheduler("store", max_in_flight_ops=1), 10, 10)
+    submit(hub.scheduler("store", Limits(max_in_flight_ops=1)), 10, 10)
     shape = TrustingWindow(initial=window, least=1, most=window)
-    scheduler = hub.scheduler("disk", window=shape, max_in_flight_ops=ops)
+    scheduler = hub.scheduler("disk", Limits(window=shape, max_in_flight_ops=ops))
     request = submit(
         scheduler, *[10] * 40, base=-1, is_speculative="speculation" in holds_back, series_ops=series_ops
     )
@@ -434,7 +437,7 @@ def test_what_is_more_urgent_than_all_that_wait_starts_at_once() -> None:
     scan = submit(scheduler, *[20] * 9)
     scheduler.complete(scan.inbox[0], 1, 20, 0.0)
     hub.settle(0.0)
-    assert scheduler.in_flight_bytes == 80, "an eighth is kept for what is more urgent"
+    assert scheduler.room.in_flight_bytes == 80, "an eighth is kept for what is more urgent"
     assert scheduler.has_room(20, 1, -1)
     assert not scheduler.has_room(21, 1, -1), "beyond the window"
     assert not scheduler.has_room(20)
@@ -480,7 +483,7 @@ def test_a_series_takes_the_room_of_one_op() -> None:
         ops = grant.ops_left - left
         scheduler.complete(grant, ops, 10 * ops if left else 7, 0.0)
         settle(scheduler)
-        assert (scheduler.in_flight_ops, scheduler.in_flight_bytes) == flying
+        assert (scheduler.room.in_flight_ops, scheduler.room.in_flight_bytes) == flying
     assert (request.state, hub.in_flight_ops) == (State.COMPLETE, 0)
 
 
@@ -490,7 +493,7 @@ def test_series_keep_every_limit(limits: dict[str, int], series: int) -> None:
     _, scheduler = a_scheduler(window=40, **limits)
     request = submit(scheduler, *[10] * 100, series_ops=5)
     assert sizes_of(request.inbox) == [5 * series]
-    assert scheduler.in_flight_ops == series
+    assert scheduler.room.in_flight_ops == series
     assert scheduler.has_room(10, 1, -1, 0.0) == (not limits)
 
 
@@ -543,15 +546,15 @@ def test_what_waits_for_its_next_round_is_held_back_by_the_window() -> None:
     """Nobody is in the queue, and yet a larger window would be used: its controller must know."""
     _, scheduler = a_scheduler(window=40)
     request = submit(scheduler, *[10] * 12, series_ops=2)
-    assert (scheduler.waiting, scheduler.is_held_back) == (0, True)
+    assert (scheduler.waiting, scheduler.room.is_held_back) == (0, True)
     complete(scheduler, request.inbox.pop(0))
-    assert (request.next_op, scheduler.waiting, scheduler.is_held_back) == (12, 0, False)
+    assert (request.next_op, scheduler.waiting, scheduler.room.is_held_back) == (12, 0, False)
 
 
 def test_what_the_limit_of_ops_holds_back_says_nothing_of_the_window() -> None:
     _, scheduler = a_scheduler(window=400, ops=3)
     request = submit(scheduler, *[10] * 12, series_ops=2)
-    assert (sizes_of(request.inbox), scheduler.is_held_back) == ([6], False)
+    assert (sizes_of(request.inbox), scheduler.room.is_held_back) == ([6], False)
 
 
 @pytest.mark.parametrize("how", ["cancel", "fail"])
@@ -579,7 +582,7 @@ def test_what_is_raised_in_a_round_goes_first_afterwards() -> None:
     settle(scheduler)
     complete(scheduler, request.inbox.pop(0))
     assert (request.next_op, other.next_op) == (8, 2)
-    assert scheduler.in_flight_bases == {-1: 1, 0: 1}
+    assert scheduler.room.in_flight_bases == {-1: 1, 0: 1}
 
 
 # -- order
@@ -602,7 +605,7 @@ def test_raising_moves_what_is_in_flight_too() -> None:
     scheduler.raise_priority(joined, (-1, 0), 0.0)
     settle(scheduler)
     assert joined.priority == Priority(-1, 0)
-    assert scheduler.in_flight_bases == {-1: 2, 0: 2}
+    assert scheduler.room.in_flight_bases == {-1: 2, 0: 2}
     assert hub.budget.least_priority() == Priority(-1, 0)
     complete(scheduler, joined.inbox.pop(0))
     assert (joined.next_op, other.next_op) == (4, 2)
@@ -635,7 +638,7 @@ def test_what_waits_behind_a_started_read_goes_on_when_that_is_given_up() -> Non
     assert (started.next_op, behind.next_op) == (1, 0)
     scheduler.cancel(started)
     settle(scheduler)
-    assert (scheduler.in_flight_bytes, behind.next_op) == (70, 1)
+    assert (scheduler.room.in_flight_bytes, behind.next_op) == (70, 1)
 
 
 # -- ends
@@ -758,31 +761,31 @@ def test_the_window_is_told_of_urgent_reads(
 ) -> None:
     """Of those which wait for what a device has to do; a store does it beside them."""
     window = AttentiveWindow(initial=100, least=1, most=100)
-    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9, counts_ops=counts_ops)
+    scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=9, counts_ops=counts_ops))
     submit(scheduler, 10, base=first)
     assert window.urgent == 0
     submit(scheduler, 10, base=second)
     assert bool(window.urgent) == (is_told and not counts_ops)
-    assert scheduler.expects_urgent == bool(window.urgent)
+    assert scheduler.room.expects_urgent == bool(window.urgent)
 
 
 def test_the_window_is_told_of_an_urgent_read_that_starts_at_once() -> None:
     """The device serves it among what it has already, however it was admitted."""
     window = AttentiveWindow(initial=100, least=1, most=100)
-    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9)
+    scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=9))
     scheduler.start_now(a_request(10), 0.0)
-    assert not scheduler.expects_urgent
+    assert not scheduler.room.expects_urgent
     scheduler.start_now(a_request(10, base=-1), 0.0)
-    assert scheduler.expects_urgent
+    assert scheduler.room.expects_urgent
 
 
 def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:
     """It had waited for an op that fills the window, and was admitted when that was done."""
     window = AttentiveWindow(initial=10, least=1, most=10)
-    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=9)
+    scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=9))
     scan = submit(scheduler, 10, 10)
     urgent = submit(scheduler, 4, base=-1)
-    assert (urgent.next_op, scheduler.expects_urgent) == (0, True)
+    assert (urgent.next_op, scheduler.room.expects_urgent) == (0, True)
     complete(scheduler, scan.grants[0])
     assert urgent.next_op == 1
 
@@ -790,16 +793,16 @@ def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:
 def test_urgent_reads_start_while_a_smaller_limit_is_tried() -> None:
     """What the scan had in flight before is more than that."""
     window = Window(initial=100, least=1, most=100)
-    scheduler = Hub().scheduler("disk", window=window, max_in_flight_ops=1000)
+    scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=1000))
     scan = submit(scheduler, *[10] * 100)
     for now in range(1, 100):
         grant = scan.inbox[0]
         scheduler.complete(grant, 1, 10, now)
-        if window.limit < scheduler.in_flight_bytes:
+        if window.limit < scheduler.room.in_flight_bytes:
             break
         settle(scheduler)
         scan.inbox = [grant for grant in scan.inbox if grant.ops_left]
-    assert window.limit < scheduler.in_flight_bytes < 100
+    assert window.limit < scheduler.room.in_flight_bytes < 100
     assert submit(scheduler, 4, base=-1).next_op == 1
     assert submit(scheduler, 4, base=-1).next_op == 0, "as urgent as what is in flight"
 
@@ -826,7 +829,7 @@ def test_a_million_ops_are_admitted_slice_by_slice() -> None:
     plan = plan_ranges(*columns_of(1_000_000), max_gap_bytes=0, max_op_bytes=1 << 20)
     hub = Hub()
     shape = Window(initial=window, least=window, most=window)
-    scheduler = hub.scheduler("disk", window=shape, max_in_flight_ops=1 << 30)
+    scheduler = hub.scheduler("disk", Limits(window=shape, max_in_flight_ops=1 << 30))
     request = Request(plan.op_length, result_bytes=plan.buffer_bytes)
     slices, dearest = 0, 0
 

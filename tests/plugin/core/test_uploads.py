@@ -8,6 +8,7 @@ import pytest
 
 from headrace.core.hub import Hub
 from headrace.core.request import Request
+from headrace.core.room import Limits
 from headrace.core.scheduler import Scheduler
 from headrace.core.uploads import MOST_PARTS, UPLOAD_BYTES, Uploads
 from headrace.core.window import Window
@@ -56,7 +57,7 @@ def test_reads_keep_half_of_the_window(limit: int, left: int) -> None:
 def a_store(window: int, most_ops: int = 100) -> tuple[Hub, Scheduler]:
     hub = Hub()
     shape = Window(initial=window, least=1, most=window)
-    return hub, hub.scheduler("store", window=shape, max_in_flight_ops=most_ops, counts_ops=True)
+    return hub, hub.scheduler("store", Limits(window=shape, max_in_flight_ops=most_ops, counts_ops=True))
 
 
 def submit(hub: Hub, store: Scheduler, ops: int) -> Request:
@@ -70,39 +71,39 @@ def submit(hub: Hub, store: Scheduler, ops: int) -> Request:
 
 def test_a_write_narrows_the_window_and_its_end_widens_it() -> None:
     hub, store = a_store(window=16)
-    store.uploads.begin("write", 4 * UPLOAD_BYTES)
-    assert store.limit_ops == 12
+    store.room.uploads.begin("write", 4 * UPLOAD_BYTES)
+    assert store.room.limit_ops == 12
     request = submit(hub, store, 100)
-    assert request.next_op == store.in_flight_ops == 12
-    store.uploads.end("write")
+    assert request.next_op == store.room.in_flight_ops == 12
+    store.room.uploads.end("write")
     hub.changed()
     hub.settle(0.0)
-    assert store.in_flight_ops > 12
+    assert store.room.in_flight_ops > 12
 
 
 def test_what_is_in_flight_already_stays() -> None:
     hub, store = a_store(window=16)
     request = submit(hub, store, 100)
-    before = store.in_flight_ops
-    store.uploads.begin("write", 1 << 40)
+    before = store.room.in_flight_ops
+    store.room.uploads.begin("write", 1 << 40)
     hub.settle(0.0)
-    assert store.in_flight_ops == before
+    assert store.room.in_flight_ops == before
     grant = request.inbox[0]
     store.complete(grant, 1, 1, 1.0)
     hub.settle(1.0)
     hub.validate()
-    assert store.in_flight_ops == before - 1, "nothing more is admitted while reads have over half"
+    assert store.room.in_flight_ops == before - 1, "nothing more is admitted while reads have over half"
 
 
 def test_a_read_goes_on_in_a_window_of_one() -> None:
     hub, store = a_store(window=1)
-    store.uploads.begin("write", 1 << 40)
+    store.room.uploads.begin("write", 1 << 40)
     assert submit(hub, store, 5).next_op == 1
 
 
 def test_the_number_is_derived_again_after_an_exception() -> None:
     hub, store = a_store(window=16)
-    store.uploads.begin("write", 2 * UPLOAD_BYTES)
-    store.uploads.ops = 99
+    store.room.uploads.begin("write", 2 * UPLOAD_BYTES)
+    store.room.uploads.ops = 99
     hub.recover(0.0)
-    assert store.uploads.ops == 2
+    assert store.room.uploads.ops == 2
