@@ -116,7 +116,7 @@ class S3Client(Client):
         import botocore.session  # noqa: PLC0415
         from s3fs.utils import ParamKwargsHelper  # noqa: PLC0415
 
-        self._session = botocore.session.Session(**asker.kwargs)
+        self._session = _s3fs.share_descriptions(botocore.session.Session(**asker.kwargs))
         try:
             self._client = self._session.create_client("s3", **arguments)
         except Exception as error:

@@ -37,6 +37,9 @@ _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d
 _SPARE_CONNECTIONS = 16
 _PARTIAL_CONTENT = 206
 
+_loaders: dict[Any, Any] = {}
+"""botocore's descriptions of the services, by the folders it was told to look for them in."""
+
 
 def is_s3fs(target: Any) -> bool:
     """Whether `target` is s3fs's own filesystem."""
@@ -50,10 +53,11 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
     queue inside the client; some more are for second requests.
     """
     given = target.storage_options.get("config_kwargs") or {}
+    session = target.storage_options.get("session") or _quick_session(target)
     return {
-        "session": target.storage_options.get("session") or _quick_session(target),
+        "session": session,
         "config_kwargs": {
-            **_user_agent(target, given),
+            **_user_agent(session, given),
             **given,
             "max_pool_connections": max(
                 connections + _SPARE_CONNECTIONS, given.get("max_pool_connections") or 0
@@ -70,8 +74,23 @@ def _quick_session(target: Any) -> Any:
     """
     import aiobotocore.session  # noqa: PLC0415
 
-    session = aiobotocore.session.AioSession(**target.kwargs)
+    session = share_descriptions(aiobotocore.session.AioSession(**target.kwargs))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_date)
+    return session
+
+
+def share_descriptions(session: Any) -> Any:
+    """Have a session of botocore's read what is known of the services where others of ours do; returns it.
+
+    Each would parse it for itself: three quarters of the time that a client takes, and 12 MiB. Nothing of a
+    user's is in it.
+    """
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+
+    with contextlib.suppress(BotoCoreError):  # of the profile: the client's maker says it
+        where = session.get_config_variable("data_path")
+        loader = _loaders.setdefault(where, session.get_component("data_loader"))
+        session.register_component("data_loader", loader)
     return session
 
 
@@ -86,15 +105,13 @@ def parse_date(value: Any) -> datetime:
     return parsed
 
 
-def _user_agent(target: Any, given: Mapping[str, Any]) -> dict[str, str]:
+def _user_agent(session: Any, given: Mapping[str, Any]) -> dict[str, str]:
     """Say who asks in botocore's older words: its newer ones are put together anew for every request.
 
     That is a tenth of what a request costs. Where an application has a name, only the newer words tell it.
     """
-    import botocore.session  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
-    session = botocore.session.Session(**target.kwargs)
     try:
         has_name = given.get("user_agent_appid") or session.get_config_variable("user_agent_appid")
     except BotoCoreError:

@@ -149,6 +149,8 @@ def check_not_exiting() -> None:
 def _at_exit() -> None:
     _guard.is_exiting = True
     error = SchedulerClosedError("the interpreter is shutting down")
+    # `weakref.finalize` does nothing any more: sessions of what was collected now would never be closed.
+    channels = _runtime.runtime().channels
     _fail_reads(error)
     _guard.fail_reads()
     gc.collect()
@@ -163,6 +165,7 @@ def _at_exit() -> None:
     _wait_while(_runtime.runtime().is_reading, DRAIN_S)
     interrupts.disarm()
     _runtime.runtime().close(error)
+    del channels
 
 
 def _is_held(error: BaseException) -> bool:

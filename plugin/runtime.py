@@ -222,6 +222,11 @@ class Runtime:
         """The engines in use."""
         return list(self._engines.values())
 
+    @property
+    def channels(self) -> list[Channel]:
+        """The channels in use."""
+        return list(self._channels.values())
+
     def is_reading(self) -> bool:
         """Whether an op is in flight."""
         return any(engine.hub.in_flight_ops for engine in self.engines)
@@ -316,7 +321,7 @@ class Runtime:
 
     def keep_for_ever(self) -> None:
         """In a forked child: never free the parent's sessions, which cannot be closed here and say so."""
-        for channel in list(self._channels.values()):
+        for channel in self.channels:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(channel.driver))
 
     def close(self, error: BaseException) -> None:
@@ -324,7 +329,7 @@ class Runtime:
         for engine in self.engines:
             with engine.lock, engine as hub:
                 hub.close(error)
-        for channel in list(self._channels.values()):
+        for channel in self.channels:
             _dispose(channel.driver, CLOSE_S)
         self._dispatcher.close()
         if self._loop_thread is not None:

@@ -69,7 +69,6 @@ class AsyncDriver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pid = os.getpid()  # a forked child must leave its parent's loop alone
         self._completer_ident = 0  # of the thread that runs the loop, while it completes an op
-        self._closing: asyncio.Task[None] | None = None
         backend.bind(self.loop)
 
     def launch(self, job: Job) -> None:
@@ -133,10 +132,8 @@ class AsyncDriver:
             closed.wait(timeout_s)
 
     def _begin_close(self, closed: threading.Event) -> None:
-        """Start closing; on the loop, which keeps no strong reference to its tasks."""
-        task = self.loop.create_task(self._close())
-        self._closing = task
-        task.add_done_callback(lambda _: closed.set())
+        """Start closing; on the loop."""
+        self.thread.finish_before_end(self._close()).add_done_callback(lambda _: closed.set())
 
     async def _close(self) -> None:
         """Close the session once nothing is in flight, `CLOSE_S` seconds at the most."""

@@ -23,7 +23,7 @@ from typing_extensions import override
 from headrace.drivers.starting import start_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 _log = logging.getLogger("headrace")
 
@@ -88,6 +88,7 @@ class LoopThread(_OneThread):
     def __init__(self, name: str = "headrace-loop") -> None:
         super().__init__(name)
         self.loop = asyncio.new_event_loop()
+        self._unfinished: set[asyncio.Task[None]] = set()
 
     @override
     def ensure(self) -> None:
@@ -101,14 +102,27 @@ class LoopThread(_OneThread):
         if not self.is_alive:
             self.ensure()
 
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Stop and close the loop; what is still scheduled on it is dropped."""
+    def finish_before_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine that `close` waits for; on the loop, which itself keeps no task alive."""
+        task = self.loop.create_task(coroutine)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    def close(self, timeout_s: float = 3.0) -> None:
+        """Stop and close the loop when it has finished what it must; what else is scheduled is dropped."""
         thread = self._thread
         if thread is not None and thread.is_alive() and not self.is_current():
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.loop.call_soon_threadsafe(self._stop)
             thread.join(timeout_s)
         if not self.loop.is_running():
             self.loop.close()
+
+    def _stop(self) -> None:
+        if self._unfinished:
+            next(iter(self._unfinished)).add_done_callback(lambda _: self._stop())
+        else:
+            self.loop.stop()
 
     @override
     def _serve(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import aiobotocore.session
+import botocore.loaders
+import botocore.session
 import pytest
 from botocore.utils import parse_timestamp
 from plain_http import Asked, PlainServer, Said, ranged
@@ -41,7 +44,7 @@ def who_asked(server: PlainServer, **config: Any) -> str:
 
 def test_it_says_who_asks(server: PlainServer) -> None:
     who = who_asked(server, user_agent_extra="lib/of-mine")
-    assert who.startswith(f"headrace/{headrace.__version__} Botocore/")
+    assert who.startswith(f"headrace/{headrace.__version__} aiobotocore/")
     assert who.endswith(" lib/of-mine")
 
 
@@ -110,6 +113,31 @@ def test_a_session_that_was_given_is_left_as_it_is(server: PlainServer, is_given
     assert target.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
     parsers = [_date_parser(of) for of in (reader, target)]
     assert parsers == [parse_timestamp if is_given else _s3fs.parse_date, parse_timestamp]
+
+
+def test_what_describes_the_services_is_read_once(
+    server: PlainServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Twelve MiB and a tenth of a second for each filesystem else; what a variable adds is apart."""
+    monkeypatch.setattr(botocore.session, "create_loader", botocore.loaders.create_loader)
+    monkeypatch.setattr(_s3fs, "_loaders", {})
+    parsed, parse = list[str](), botocore.loaders.JSONFileLoader._load_file
+
+    def count(self: Any, path: str, open_method: Any) -> Any:
+        parsed.append(path)
+        return parse(self, path, open_method)
+
+    monkeypatch.setattr(botocore.loaders.JSONFileLoader, "_load_file", count)
+    for engine in ("obstore", "fsspec", "obstore", "fsspec"):
+        target = S3FileSystem(key="k", secret="s", endpoint_url=server.url, skip_instance_cache=True)
+        fs = headrace.HeadraceFileSystem(fs=target, cloud_engine=engine, skip_instance_cache=True)
+        assert fs.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
+    services = Counter(path for path in parsed if "s3" in path and path.endswith((".json", ".json.gz")))
+    assert services
+    assert set(services.values()) == {1}
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    loader = _s3fs.share_descriptions(botocore.session.Session()).get_component("data_loader")
+    assert str(tmp_path) in loader.search_paths
 
 
 def _date_parser(fs: S3FileSystem) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from fsspec.asyn import AsyncFileSystem
 
 import headrace
+from headrace.drivers.loop import LoopThread
 
 WAIT_S = 20.0
 
@@ -64,3 +66,28 @@ def test_it_is_closed_when_nobody_reads_any_more(scheduled_mode: str, is_in_a_cy
     assert reading.closed_on != threading.get_ident()
     assert took_s < WAIT_S / 4
     assert not SessionFileSystem.sessions[0].is_closed.is_set(), "the program's own session"
+
+
+def test_a_loop_ends_after_what_it_must_finish() -> None:
+    """A script may end just after it dropped its last filesystem, whose session is still being closed."""
+    thread, may_end, ended = LoopThread(), threading.Event(), list[int]()
+
+    async def finish(number: int) -> None:
+        while not may_end.is_set():  # noqa: ASYNC110 - it is set on another thread
+            await asyncio.sleep(0)
+        for _ in range(5 * number):
+            await asyncio.sleep(0)
+        ended.append(number)
+
+    begun = threading.Event()
+
+    def begin() -> None:
+        for number in (1, 2):
+            thread.finish_before_end(finish(number))
+        begun.set()
+
+    thread.call(begin)
+    assert begun.wait(WAIT_S)
+    thread.loop.call_soon_threadsafe(thread.loop.call_soon, may_end.set)
+    thread.close(WAIT_S)
+    assert (ended, thread.loop.is_closed()) == ([1, 2], True)

@@ -132,15 +132,38 @@ def loop_death(fs: Any, file: Any, server: ObjectServer) -> None:
         check(fs, file)
 
 
+def end(_fs: Any, _file: Any, _server: ObjectServer) -> None:
+    """What nobody reads any more, of a store that does not answer, is closed with the process."""
+    silent = ObjectServer()
+    kept.append(silent)
+    silent.__enter__()
+    silent.put("bucket", "key", CONTENT)
+    gc.disable()
+    for _ in range(3):
+        fs = filesystem(silent)
+        check(fs, fs.open("bucket/key"))
+        in_flight(fs, silent)
+        knot: list[Any] = [fs]
+        knot.append(knot)  # which the collection at the end unties
+
+
+kept: list[ObjectServer] = []
+
+
+def filesystem(server: ObjectServer) -> headrace.HeadraceFileSystem:
+    return headrace.HeadraceFileSystem(
+        target_protocol="s3",
+        target_options=server.storage_options(),
+        max_gap_bytes=0,
+        cloud_engine="fsspec",  # the other one: native.py
+        skip_instance_cache=True,
+    )
+
+
 if __name__ == "__main__":
     with ObjectServer() as the_server:
         the_server.put("bucket", "key", CONTENT)
-        the_fs = headrace.HeadraceFileSystem(
-            target_protocol="s3",
-            target_options=the_server.storage_options(),
-            max_gap_bytes=0,
-            cloud_engine="fsspec",  # the other one: native.py
-        )
+        the_fs = filesystem(the_server)
         the_file = the_fs.open("bucket/key")
         check(the_fs, the_file)
         globals()[sys.argv[1]](the_fs, the_file, the_server)
