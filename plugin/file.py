@@ -199,6 +199,7 @@ class HeadraceFile(io.BufferedIOBase):
     def read(self, length: int | None = -1) -> bytes:
         """Return up to `length` bytes; all that are left for None or a negative number."""
         self._check_open()
+        length = _as_count(length)
         with self._lock:
             small = self._from_blocks(length)
             if small is not None:
@@ -210,6 +211,7 @@ class HeadraceFile(io.BufferedIOBase):
     def read_buffer(self, length: int | None = -1) -> pa.Buffer:
         """Return up to `length` bytes as a buffer; many are not copied. Never more than asked (I9)."""
         self._check_open()
+        length = _as_count(length)
         with self._lock:
             follow(self)
             self._reader.channel.shorten_turns()  # Arrow's threads come back for each read
@@ -261,10 +263,11 @@ class HeadraceFile(io.BufferedIOBase):
     def read1(self, length: int | None = -1) -> bytes:
         """Return some bytes: what is read ahead, or one block."""
         self._check_open()
+        length = _as_count(length)
         with self._lock:
             if not self._blocks.has(self._position, 1):
                 self._fill(self._position)
-            data = self._blocks.take(self._position, None if length is None or length < 0 else length)
+            data = self._blocks.take(self._position, None if length < 0 else length)
             self._advance(len(data))
             return data
 
@@ -272,8 +275,9 @@ class HeadraceFile(io.BufferedIOBase):
     def readline(self, limit: int | None = -1) -> bytes:
         """Return the next line with its newline; at most `limit` bytes of it."""
         self._check_open()
+        limit = _as_count(limit)
         with self._lock:
-            most = math.inf if limit is None or limit < 0 else limit
+            most = math.inf if limit < 0 else limit
             line = self._blocks.take_line(self._position, most)
             self._advance(len(line))
             if line.endswith(b"\n"):  # most lines lie in one block
@@ -312,13 +316,13 @@ class HeadraceFile(io.BufferedIOBase):
 
     # -- where bytes come from; all under the file's lock
 
-    def _wanted(self, length: int | None, start: int | None = None) -> int:
+    def _wanted(self, length: int, start: int | None = None) -> int:
         """How many bytes to ask for, at the position or at `start`."""
         self._check_open()
-        if self._size is None and length is not None and 0 <= length <= CLAMP_ABOVE_BYTES:
+        if self._size is None and 0 <= length <= CLAMP_ABOVE_BYTES:
             return length
         left = max(self.size - (self._position if start is None else start), 0)
-        return left if length is None or length < 0 else min(length, left)
+        return left if length < 0 else min(length, left)
 
     def _here(self) -> Urgency:
         return self._urgency.at(self._position)
@@ -359,10 +363,10 @@ class HeadraceFile(io.BufferedIOBase):
         self._position += got
         self._last_end = self._position
 
-    def _from_blocks(self, length: int | None) -> bytes | None:
+    def _from_blocks(self, length: int) -> bytes | None:
         """Serve a small read from a block, or say that it takes none."""
         blocks, start = self._blocks, self._position
-        if length is None or not 0 <= length < blocks.size_bytes:
+        if not 0 <= length < blocks.size_bytes:
             return None
         is_next = start == self._last_end
         if not is_next and not self._is_far:
@@ -465,6 +469,14 @@ class HeadraceFile(io.BufferedIOBase):
 
 _reopening: dict[int, Any] = {}
 """A lock for each process: in a forked child nobody may be left to free its parent's."""
+
+
+def _as_count(length: Any) -> int:
+    """Return how many bytes are asked for, -1 for all of them, as an integer of Python's.
+
+    A narrow one of NumPy's would wrap around where a position is added to it.
+    """
+    return -1 if length is None else operator.index(length)
 
 
 def _reopen(fs: Any, path: str, position: int, options: dict[str, Any]) -> HeadraceFile:

@@ -7,6 +7,7 @@ error of its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, 
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,18 @@ def _check_offsets(name: str, values: Iterable[int]) -> None:
             raise ValueError(msg)
 
 
+def as_bounds(bounds: tuple[Any, Any]) -> Bounds:
+    """Return bounds as integers of Python's: narrow ones of NumPy's wrap around, or cannot be subtracted.
+
+    Raises
+    ------
+    TypeError
+        One is neither an integer nor None.
+    """
+    start, end = bounds
+    return None if start is None else operator.index(start), None if end is None else operator.index(end)
+
+
 def is_plain(start: Any, end: Any) -> bool:
     """Whether both bounds are offsets."""
     return start is not None and end is not None and start >= 0 and end >= 0
@@ -221,10 +234,10 @@ class Asked:
         return [] if self.rows is None else sorted(set(range(len(self.paths))) - set(self.rows))
 
     def _single(self, row: int) -> Single:
-        start, end = self.bounds[0][row], self.bounds[1][row]
-        if is_plain(start, end):
-            resolve_bounds((start, end), lambda: None)  # which says what may be wrong with them
-        return self.normalise(self.paths[row]), (start, end)
+        bounds = as_bounds((self.bounds[0][row], self.bounds[1][row]))
+        if is_plain(*bounds):
+            resolve_bounds(bounds, lambda: None)  # which says what may be wrong with them
+        return self.normalise(self.paths[row]), bounds
 
     def answers_in_blocks(self, most: int, read: Callable[..., list[Any]]) -> list[Any]:
         """Merge the answers to several calls, each of so many files at the most."""
@@ -300,8 +313,10 @@ def _column(values: Any, n: int) -> Any:
 
 
 def _kept(values: Any) -> Any:
-    """Return what can be looked at more than once."""
-    return list(values) if isinstance(values, Iterator) else values
+    """Return what can be looked at more than once, and by position: pandas looks by label."""
+    if isinstance(values, Iterator):
+        return list(values)
+    return np.asarray(values) if hasattr(values, "__array__") else values
 
 
 def check_gap(max_gap: Any) -> None:

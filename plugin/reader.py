@@ -38,7 +38,16 @@ from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
-from headrace.ranges import MOST_OFFSET, MOST_OPEN, as_ranges, checked_out, is_plain, or_error, raise_first
+from headrace.ranges import (
+    MOST_OFFSET,
+    MOST_OPEN,
+    as_bounds,
+    as_ranges,
+    checked_out,
+    is_plain,
+    or_error,
+    raise_first,
+)
 from headrace.read import Part, Read
 from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
 from headrace.types import Int64Array, Ops, UInt8Array
@@ -140,7 +149,7 @@ class Reader(SingleReader):
     @override
     def cat(self, path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]) -> bytes:
         """Return the bytes between bounds; of an object, what is long in several ops."""
-        start, end = bounds
+        start, end = bounds = as_bounds(bounds)
         if self.is_by_path and not options and is_plain(start, end):
             ranges = as_ranges(path, start, end)
             if self._cut_files(ranges, end - start):  # type: ignore[operator]

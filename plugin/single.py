@@ -7,7 +7,6 @@ other.
 from __future__ import annotations
 
 import inspect
-import operator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
-from headrace.ranges import Bounds, is_plain, or_error, resolve_bounds
+from headrace.ranges import Bounds, as_bounds, is_plain, or_error, resolve_bounds
 from headrace.redact import redacted_errors
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
@@ -209,9 +208,6 @@ class SingleReader(QuickReader):
 
     def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> Any:
         check_not_exiting()
-        for bound in bounds:
-            if bound is not None:
-                operator.index(bound)  # a TypeError, where ctypes would say that an argument is wrong
         if is_plain(*bounds):
             resolve_bounds(bounds, lambda: None)  # or a store is asked for the range "bytes=10-2"
         return self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
@@ -287,7 +283,7 @@ class SingleReader(QuickReader):
         urgency: Urgency,
         options: dict[str, Any],
     ) -> Begun:
-        path, bounds = single
+        path, bounds = single[0], as_bounds(single[1])
         source = self._open_for(path, bounds, options)
         if not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds

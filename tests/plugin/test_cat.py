@@ -8,12 +8,14 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pytest
 import recording
 from fsspec.asyn import AsyncFileSystem
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
+from headrace import filesystem, reader
 from headrace.reader import LONG_BYTES
 
 
@@ -44,6 +46,39 @@ def test_cat_ranges_mixes_open_and_closed_bounds(target: Target, options: dict[s
     starts, ends = [None, 5, -7, 100], [10, None, None, 200]
     got = target.headrace(**options).cat_ranges([target.small] * 4, starts, ends)
     assert got == [OTHER[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("first", [0, -7], ids=["plain", "odd"])
+@pytest.mark.parametrize("most", [None, 1], ids=["in one", "in blocks of files"])
+def test_bounds_of_a_frame_go_by_position(
+    target: Target,
+    options: dict[str, object],
+    first: int,
+    most: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not by the labels of its rows, which were sorted, or chosen."""
+    if most is not None:
+        for module in (filesystem, reader):
+            monkeypatch.setattr(module, "MOST_OPEN", most)
+    frame = pd.DataFrame({"start": [40, 30, 20, 10, first], "end": [45, 36, 27, 18, 50_000]})[::-1]
+    names = [target.small, target.big, target.small, target.big, target.big]
+    got = target.headrace(**options).cat_ranges(names, frame["start"], frame["end"])
+    whole = {target.small: OTHER, target.big: CONTENT}
+    asked = zip(names, frame["start"].tolist(), frame["end"].tolist(), strict=True)
+    assert got == [whole[name][start:end] for name, start, end in asked]
+
+
+@pytest.mark.parametrize(
+    "bounds", [(np.uint16(100), 70_000), (np.uint64(5), np.int64(10)), (np.int8(-5), None)]
+)
+def test_narrow_integers_of_numpys_are_integers(
+    target: Target, scheduled_mode: str, bounds: tuple[Any, Any]
+) -> None:
+    fs = target.headrace(scheduler=scheduled_mode)
+    start, end = (None if bound is None else int(bound) for bound in bounds)
+    assert fs.cat_file(target.big, *bounds) == CONTENT[start:end]
+    assert fs.cat_ranges([target.big] * 2, [bounds[0]] * 2, [bounds[1]] * 2) == [CONTENT[start:end]] * 2
 
 
 @pytest.mark.parametrize("max_gap", [None, 0, 10, 1_000_000])

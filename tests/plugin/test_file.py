@@ -583,3 +583,25 @@ def test_a_pickled_file_is_as_urgent_as_it_was(scheduled: headrace.HeadraceFileS
         with again:
             assert (again.tell(), again.blocksize, again._urgency.priority.base) == (7, block_bytes, -5)
             assert again.read(20) == CONTENT[7:27]
+
+
+def test_lengths_may_be_narrow_integers_of_numpys(tmp_path: Path, scheduled_mode: str) -> None:
+    """A length that was read as a byte, beyond the 256th: added to a position it would be another."""
+    path = tmp_path / "records.bin"
+    path.write_bytes(b"".join(bytes([10]) + b"x" * 10 for _ in range(100)))
+    with headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode).open(
+        str(path)
+    ) as file:
+        for _ in range(100):
+            (length,) = np.frombuffer(file.read(1), np.uint8)
+            assert file.read(length) == b"x" * 10
+        assert file.read(np.uint8(1)) == b""
+        file.seek(998)
+        assert bytes(file.read_buffer(np.int8(100))) == path.read_bytes()[998:1098]
+        file.seek(998)
+        assert file.readline(np.int8(100)) == path.read_bytes()[998:1002], "a record begins with a newline"
+        file.seek(998)
+        assert file.read1(np.uint8(100)) == path.read_bytes()[998:1098]
+        for method in (file.read, file.read1, file.readline):
+            with pytest.raises(TypeError):
+                method(1.5)
