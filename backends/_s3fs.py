@@ -83,7 +83,7 @@ def share_descriptions(session: Any) -> Any:
     """Have a session of botocore's read what is known of the services where others of ours do; returns it.
 
     Each would parse it for itself: three quarters of the time that a client takes, and 12 MiB. Nothing of a
-    user's is in it.
+    user's is in it, and where botocore completes it, it does so always in the same way.
     """
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
@@ -113,11 +113,13 @@ def _user_agent(session: Any, given: Mapping[str, Any]) -> dict[str, str]:
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
     try:
+        who = f"headrace/{metadata.version('headrace')} {session.user_agent()}"
         has_name = given.get("user_agent_appid") or session.get_config_variable("user_agent_appid")
     except BotoCoreError:
         return {}  # of the profile: s3fs says it when it connects
-    ours = f"headrace/{metadata.version('headrace')}"
-    return {} if has_name else {"user_agent": f"{ours} {session.user_agent()}"}
+    except AttributeError:
+        return {}  # s3fs asks no more of a session that was given than a client
+    return {} if has_name else {"user_agent": who}
 
 
 def can_read(source: PathSource, length: int) -> bool:

@@ -9,7 +9,8 @@ exit hook
 2. waits, a second at the most, until Arrow holds no handle any more (and only Arrow: a file that a program
    keeps in a global variable would never be gone), until the threads that let go are out of Python, and for
    an instant until what is in flight has ended,
-3. closes the runtime.
+3. closes the runtime, and with it the sessions of async filesystems, of those that the last collection takes
+   as well: side by side, a second at the most, and as long for those that were being closed already.
 
 Where Arrow's threads have not let go by then, they are stuck in a call of the wrapped filesystem's (a read
 under ``off``, its ``open``): s3fs, which can make no new connection any more, tries again for half a minute.
@@ -149,7 +150,7 @@ def check_not_exiting() -> None:
 def _at_exit() -> None:
     _guard.is_exiting = True
     error = SchedulerClosedError("the interpreter is shutting down")
-    # `weakref.finalize` does nothing any more: sessions of what was collected now would never be closed.
+    # Kept until `close`: `weakref.finalize` may do nothing any more for what is collected meanwhile.
     channels = _runtime.runtime().channels
     _fail_reads(error)
     _guard.fail_reads()

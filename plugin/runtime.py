@@ -12,12 +12,14 @@ The runtime is never pickled.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import threading
 import weakref
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
@@ -329,8 +331,12 @@ class Runtime:
         for engine in self.engines:
             with engine.lock, engine as hub:
                 hub.close(error)
-        for channel in self.channels:
-            _dispose(channel.driver, CLOSE_S)
+        drivers = [channel.driver for channel in self.channels if isinstance(channel.driver, AsyncDriver)]
+        for driver in drivers:
+            driver.close_at_exit()
+        deadline_s = monotonic() + CLOSE_S
+        for driver in drivers:
+            driver.closed.wait(max(deadline_s - monotonic(), 0))
         self._dispatcher.close()
         if self._loop_thread is not None:
             self._loop_thread.close()
@@ -377,10 +383,11 @@ def engine_reason(channel: Channel) -> str:
     return "" if why is None else f"not {NATIVE}: {why}"
 
 
-def _dispose(driver: Driver, timeout_s: float = 0.0) -> None:
+def _dispose(driver: Driver) -> None:
     """Close what an async backend opened on a loop of ours, and the loop if it is its own."""
     if isinstance(driver, AsyncDriver):
-        driver.close(timeout_s)
+        with contextlib.suppress(RuntimeError):  # no thread can be started
+            driver.close()
 
 
 _current: Runtime | None = None

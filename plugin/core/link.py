@@ -15,7 +15,7 @@ On a fast link the first completions lift the limit out of sight.
 Source: Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016 (samples of the
 delivery rate, and the best of them).
 
-Threading: as `core.scheduler`, which owns it. No clock.
+Threading: as `core.room`, which owns it. No clock.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ The ops of a slice are in flight side by side, or, where the request says so, in
 one after the other, which take the room of one. So a long slice costs its driver one turn, and keeps the
 device's queue as short as a few ops do.
 
-Threading: all methods under the hub's lock, except `fits`, which only looks at numbers. No clock, no I/O.
+Threading: all methods under the hub's lock, except `fits` and the limits as they are now, which only look at
+numbers. No clock, no I/O.
 """
 
 from __future__ import annotations

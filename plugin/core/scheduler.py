@@ -1,4 +1,4 @@
-"""The scheduler of one device or store: what may be in flight to it, and what goes next.
+"""The scheduler of one device or store: which of its requests' ops go next.
 
 One call of `admit_one`:
 
@@ -213,7 +213,8 @@ class Scheduler:
 
     def _list_awaited(self, request: Request) -> None:
         """Rank a request that somebody waits for among those: demand, on permits of its own."""
-        if request.is_awaited and request.is_waiting and not (request.is_speculative or request.is_nested):
+        is_ranked = request.seq in self.requests and not (request.is_speculative or request.is_nested)
+        if is_ranked and request.is_awaited and request.is_waiting:
             self.awaited.rank(request.seq, (request.priority, request.seq))
 
     def _leave_queue(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""How many ops of a long read are performed one after the other: see `core.scheduler`, on series.
+"""How many ops of a long read are performed one after the other: see `core.room`.
 
 Half as many series as the window has room for at first: a read that is not much longer has most of them,
 and while the round of one ends that of another goes on. With few ops allowed in flight there are none, for a

@@ -69,6 +69,7 @@ class AsyncDriver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pid = os.getpid()  # a forked child must leave its parent's loop alone
         self._completer_ident = 0  # of the thread that runs the loop, while it completes an op
+        self.closed = threading.Event()
         backend.bind(self.loop)
 
     def launch(self, job: Job) -> None:
@@ -118,22 +119,39 @@ class AsyncDriver:
         if self.backend.foreign_loop is None:
             self.thread.ensure()
 
-    def close(self, timeout_s: float = 0.0) -> None:
-        """Have the backend's session closed on the loop, and wait so long for it.
+    def close(self) -> None:
+        """Have the backend's session closed on the loop, which sets `closed`.
 
-        Finalisers call it too, on any thread and at any line of it: without `timeout_s` it never waits.
+        It never waits: finalisers call it, on any thread and at any line of it.
+
+        Raises
+        ------
+        RuntimeError
+            It takes a thread that cannot be started.
         """
         is_ours = self.backend.foreign_loop is None and os.getpid() == self._pid
-        if not is_ours or self.loop.is_closed():
-            return
-        closed = threading.Event()
-        self.thread.call(self._begin_close, closed)
-        if timeout_s and not self.thread.is_current():
-            closed.wait(timeout_s)
+        if is_ours and not self.loop.is_closed():
+            self._start_closing()
+        else:
+            self.closed.set()
 
-    def _begin_close(self, closed: threading.Event) -> None:
+    def close_at_exit(self) -> None:
+        """Do the same when the interpreter ends, and may start no thread any more."""
+        try:
+            self.close()
+        except RuntimeError:
+            self._close_here()
+
+    def _start_closing(self) -> None:
+        self.thread.call(self._begin_close)
+
+    def _close_here(self) -> None:
+        """Close what needs no thread: a loop that never ran has no session."""
+        self.closed.set()
+
+    def _begin_close(self) -> None:
         """Start closing; on the loop."""
-        self.thread.finish_before_end(self._close()).add_done_callback(lambda _: closed.set())
+        self.thread.finish_before_end(self._close()).add_done_callback(lambda _: self.closed.set())
 
     async def _close(self) -> None:
         """Close the session once nothing is in flight, `CLOSE_S` seconds at the most."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import threading
 from functools import partial
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from headrace.drivers import interrupts
-from headrace.drivers.asynchronous import AsyncDriver
+from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
 from headrace.drivers.starting import start_thread
 from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
@@ -167,23 +166,25 @@ class LiteAsyncDriver(AsyncDriver):
             self.keep(KEEPER_S)
 
     @override
-    def close(self, timeout_s: float = 0.0) -> None:
+    def _start_closing(self) -> None:
         """Close the session and the loop, which is this driver's own, once nobody drives it."""
-        if os.getpid() != self._pid or self.loop.is_closed():
-            return
-        closer = threading.Thread(target=self._close_loop, name="headrace-keeper", daemon=True)
-        try:
-            start_thread(closer)
-        except RuntimeError:  # the interpreter ends, and starts no thread any more
-            return
-        if timeout_s:
-            closer.join(timeout_s)
+        start_thread(threading.Thread(target=self._close_loop, name="headrace-keeper", daemon=True))
 
-    def _close_loop(self) -> None:
-        with self._baton:
+    @override
+    def _close_here(self) -> None:
+        """Do so on this thread, without a long wait for who drives it."""
+        self._close_loop(CLOSE_S)
+
+    def _close_loop(self, patience_s: float = -1) -> None:
+        if not self._baton.acquire(timeout=patience_s):
+            return
+        try:
             if not self.loop.is_closed():
                 self.loop.run_until_complete(self._close())
                 self.loop.close()
+        finally:
+            self._baton.release()
+            self.closed.set()
 
     @override
     def _revive(self) -> None:

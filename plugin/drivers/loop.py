@@ -109,12 +109,18 @@ class LoopThread(_OneThread):
         task.add_done_callback(self._unfinished.discard)
         return task
 
-    def close(self, timeout_s: float = 3.0) -> None:
-        """Stop and close the loop when it has finished what it must; what else is scheduled is dropped."""
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Stop and close the loop when it has finished what it must, but in so many seconds.
+
+        What else is scheduled on it is dropped.
+        """
         thread = self._thread
         if thread is not None and thread.is_alive() and not self.is_current():
-            self.loop.call_soon_threadsafe(self._stop)
-            thread.join(timeout_s)
+            for stop in (self._stop, self.loop.stop):
+                self.loop.call_soon_threadsafe(stop)
+                thread.join(timeout_s)
+                if not thread.is_alive():
+                    break
         if not self.loop.is_running():
             self.loop.close()
 

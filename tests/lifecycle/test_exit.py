@@ -25,9 +25,9 @@ FEW = max(2, EXITS // 10)
 """For the ways to end that take a second each."""
 
 
-def _ends(times: int, mode: str, *arguments: str) -> Counter[Ended]:
+def _ends(times: int, mode: str, *arguments: str, before: tuple[str, ...] = ()) -> Counter[Ended]:
     def once(_: int) -> Ended:
-        return run("scan_and_end.py", "headrace", *arguments, HEADRACE_SCHEDULER=mode)
+        return run(*before, "scan_and_end.py", "headrace", *arguments, HEADRACE_SCHEDULER=mode)
 
     with ThreadPoolExecutor(2) as pool:
         return Counter(pool.map(once, range(times)))
@@ -43,6 +43,13 @@ def _all_clean(ends: Counter[Ended]) -> bool:
 
 def test_a_script_that_scans_and_ends(small_lineitem: data.Lineitem, mode: str) -> None:
     ends = _ends(EXITS, mode, "table", "file", small_lineitem.parquet, "{}")
+    assert _all_clean(ends), ends
+
+
+def test_a_script_that_has_pandas_beside(small_lineitem: data.Lineitem, mode: str) -> None:
+    """As most have it: Arrow looks into its modules then."""
+    arguments = ("table", "file", small_lineitem.parquet, "{}")
+    ends = _ends(max(1, FEW // 2), mode, *arguments, before=("with_pandas.py",))
     assert _all_clean(ends), ends
 
 

@@ -12,6 +12,7 @@ import pytest
 from fsspec.asyn import AsyncFileSystem
 
 import headrace
+from headrace.drivers import asynchronous_lite, loop
 from headrace.drivers.loop import LoopThread
 
 WAIT_S = 20.0
@@ -91,3 +92,44 @@ def test_a_loop_ends_after_what_it_must_finish() -> None:
     thread.loop.call_soon_threadsafe(thread.loop.call_soon, may_end.set)
     thread.close(WAIT_S)
     assert (ended, thread.loop.is_closed()) == ([1, 2], True)
+
+
+def test_a_loop_ends_under_what_does_not_finish() -> None:
+    thread, tasks, begun = LoopThread(), list[Any](), threading.Event()
+
+    async def never() -> None:
+        await thread.loop.create_future()
+
+    def begin() -> None:
+        tasks.append(thread.finish_before_end(never()))
+        tasks[0]._log_destroy_pending = False  # meant
+        begun.set()
+
+    thread.call(begin)
+    assert begun.wait(WAIT_S)
+    thread.close(0.01)
+    thread._thread.join(WAIT_S)  # type: ignore[union-attr]
+    assert not thread.is_alive
+
+
+def test_at_exit_it_is_closed_where_no_thread_can_be_started(
+    scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python 3.12 has it. What runs a loop already closes on that."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    SessionFileSystem.sessions.clear()
+    fs = headrace.HeadraceFileSystem(
+        fs=SessionFileSystem(), scheduler=scheduled_mode, skip_instance_cache=True
+    )
+    assert fs.cat_file("abcdef", 1, 3) == b"bc"
+    for module in (asynchronous_lite, loop):
+        monkeypatch.setattr(module, "start_thread", refuse)
+    driver = fs.channel.driver
+    driver.close_at_exit()
+    assert driver.closed.wait(WAIT_S)
+    assert SessionFileSystem.sessions[1].is_closed.is_set()
+    driver.close_at_exit()
+    assert driver.closed.is_set()

@@ -1,4 +1,4 @@
-"""Forks, and loses its loop thread, with requests to a store in flight; run by ``test_cloud.py``.
+"""Forks, ends or loses its loop thread with requests to a store in flight; run by ``test_cloud.py``.
 
 Argument: what to do.  The mode comes from the environment.  Ends with status 0 if all is right.
 """

@@ -203,7 +203,7 @@ def test_who_waits_passes_a_head_that_nobody_waits_for_after_a_recovery_too() ->
     unread = submit(hub, "a")
     hub.settle(0.0)
     _head, waiter = submit(hub, "a"), submit(hub, "a")
-    waiter.is_awaited = True
+    waiter.is_awaited = True  # an interrupt came before it was ranked
     hub.recover(0.0)
     serve(hub, [unread], 0.0)
     assert len(waiter.inbox) == 1, "nothing else is in flight, and its thread may hold what fills the budget"
