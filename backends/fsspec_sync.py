@@ -14,16 +14,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
 from headrace.backends.abc import Defaults, PathSource, ThreadedBackend
-from headrace.threads import after_fork_in_child, call_if_free
+from headrace.threads import after_fork_in_child, call_if_free, forget_with
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Hashable
 
     from headrace.types import Ops
@@ -36,7 +36,7 @@ THREAD_SAFE = frozenset(
     }
 )
 
-_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_locks: dict[int, tuple[threading.RLock, weakref.ref[Any]]] = {}  # by id: equal ones are not the same
 _locks_guard = threading.Lock()
 
 
@@ -44,7 +44,7 @@ _locks_guard = threading.Lock()
 def _forget_locks() -> None:
     """Drop the locks in a forked child: their holders do not exist there."""
     global _locks, _locks_guard  # noqa: PLW0603
-    _locks = weakref.WeakKeyDictionary()
+    _locks = {}
     _locks_guard = threading.Lock()
 
 
@@ -57,10 +57,10 @@ def is_thread_safe(target: Any) -> bool:
 def instance_lock(target: Any) -> Any:
     """Return the one lock of `target`; entered by one thread at a time, again by the same."""
     with _locks_guard:
-        lock = _locks.get(target)
-        if lock is None:
-            lock = _locks[target] = threading.RLock()
-        return lock
+        found = _locks.get(id(target))
+        if found is None:
+            found = _locks[id(target)] = threading.RLock(), forget_with(target, _locks)
+        return found[0]
 
 
 def _close_if_free(lock: Any, close: Callable[[], object]) -> None:

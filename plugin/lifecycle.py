@@ -32,7 +32,6 @@ import ctypes
 import gc
 import threading
 import traceback
-import weakref
 from functools import partial
 from time import monotonic
 from types import TracebackType
@@ -41,9 +40,10 @@ from typing import TYPE_CHECKING, Any
 from headrace import runtime as _runtime
 from headrace.drivers import interrupts
 from headrace.errors import SchedulerClosedError
-from headrace.threads import after_fork_in_child
+from headrace.threads import after_fork_in_child, forget_with
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable
     from types import FrameType
 
@@ -64,46 +64,44 @@ class _Guard:
     """The handles that Arrow holds, and whether the interpreter is going down."""
 
     def __init__(self) -> None:
-        self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.lock = threading.RLock()
+        self._handles: dict[int, weakref.ref[Any]] = {}  # by id: two files of one object are equal
         self.is_exiting = False
         self.has_followed = False
 
     def follow(self, handle: Any) -> None:
         """Wait for `handle` to be gone before the interpreter ends."""
-        with self.lock:
-            self.has_followed = True
-            self.handles.add(handle)
+        self.has_followed = True
+        self._handles[id(handle)] = forget_with(handle, self._handles)
+
+    @property
+    def handles(self) -> list[Any]:
+        """Those that are there."""
+        found = [handle() for handle in list(self._handles.values())]
+        return [handle for handle in found if handle is not None]
 
     def fail_reads(self) -> None:
         """Have reads of the handles fail, whoever's they are: a scan reads ahead until one does."""
-        with self.lock:
-            handles = list(self.handles)
-        for handle in handles:
+        for handle in self.handles:
             with contextlib.suppress(AttributeError):
                 handle.read = _refuse
 
     def cancel_reads(self) -> None:
         """Cancel what runs on the loops of the handles' filesystems: reads that Arrow's threads wait for."""
-        with self.lock:
-            loops = {_loop_of(handle) for handle in self.handles} - {None}
+        loops = {_loop_of(handle) for handle in self.handles} - {None}
         for loop in loops:
             with contextlib.suppress(RuntimeError):  # closed
                 loop.call_soon_threadsafe(_cancel_all, loop)
 
     def is_held(self) -> bool:
         """Whether Arrow holds a handle."""
-        with self.lock:
-            return bool(len(self.handles))
+        return bool(self._handles)
 
     def is_in(self, frame: FrameType) -> bool:
         """Whether a frame is one of ours, which have what leads to a handle, or has one as a variable."""
         if str(frame.f_globals.get("__name__")).startswith("headrace."):
             return True
-        with self.lock:
-            handles = {id(handle) for handle in self.handles}
         # A list: a module's variables are its globals, and other threads may add to them.
-        return any(id(value) in handles for value in list(frame.f_locals.values()))
+        return any(id(value) in self._handles for value in list(frame.f_locals.values()))
 
 
 _guard = _Guard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,15 @@ def call_if_free(lock: Any, function: Callable[..., T], *args: Any) -> T | None:
     if lock._is_owned():  # noqa: SLF001 - the only way to ask
         return None
     return call_locked(lock, partial(lock.acquire, blocking=False), function, *args)
+
+
+def forget_with(thing: T, known: dict[int, Any]) -> weakref.ref[T]:
+    """Return a weak reference to `thing` that takes ``known[id(thing)]`` away when `thing` is gone.
+
+    To be kept in that entry. Python's own weak containers ask whether two things are equal, and fsspec's
+    filesystems and files often are. A finaliser may run anywhere: this one takes no lock and runs no Python.
+    """
+    return weakref.ref(thing, partial(known.pop, id(thing)))  # the reference it is called with is the default
 
 
 def is_python_thread() -> bool:

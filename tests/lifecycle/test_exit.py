@@ -8,13 +8,16 @@ many times: 10 in the gate and ``HEADRACE_TEST_EXITS`` in the full run, two at a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import data
 import pytest
+from fsspec.spec import AbstractBufferedFile
 from lifecycle.processes import Ended, run
 
 from headrace import lifecycle
@@ -114,3 +117,20 @@ def test_a_traceback_that_somebody_keeps_holds_no_handle(monkeypatch: pytest.Mon
     assert kept is not None
     assert lifecycle._guard.is_held()
     assert not lifecycle._is_held(SchedulerClosedError())
+
+
+def test_files_that_are_equal_are_followed_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two of one object are, under `off`: the second is held when the first is gone."""
+    monkeypatch.setattr(lifecycle, "_guard", lifecycle._Guard())
+    fs = SimpleNamespace(info=lambda path: {"name": path})
+    first, second = (AbstractBufferedFile(fs, "bucket/key", size=1) for _ in range(2))
+    assert first == second
+    lifecycle.follow(first)
+    lifecycle.follow(second)
+    assert {id(first), id(second)} == {id(handle) for handle in lifecycle._guard.handles}
+    del first
+    gc.collect()  # a file and its cache refer to each other
+    assert lifecycle._guard.is_held()
+    del second
+    gc.collect()
+    assert not lifecycle._guard.is_held()

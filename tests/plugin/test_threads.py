@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from headrace.threads import call_if_free, call_locked, is_python_thread
+from headrace.threads import call_if_free, call_locked, forget_with, is_python_thread
 
 
 class Interrupted:
@@ -63,6 +63,29 @@ def test_nothing_is_called_with_a_lock_that_somebody_has() -> None:
         take = partial(lock.acquire, blocking=False)
         assert threads.submit(call_locked, lock, take, int).result() is None
         assert lock._is_owned()  # type: ignore[attr-defined]
+
+
+class Equal:
+    """Equal to all of its kind, as fsspec's files of one object are."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Equal)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_what_is_known_of_a_thing_goes_with_it_and_not_with_its_equal() -> None:
+    first, second = Equal(), Equal()
+    known: dict[int, object] = {}
+    for one in (first, second, second):
+        known[id(one)] = forget_with(one, known)
+    kept = id(second)
+    assert known.keys() == {id(first), kept}
+    del first
+    assert known.keys() == {kept}
+    del one, second
+    assert not known
 
 
 def test_threads_of_others_are_told_from_pythons() -> None:
