@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
@@ -31,6 +32,7 @@ from headrace.backends.abc import (
     Verdict,
     bucket_of,
     kept_in,
+    store_of,
     wrapped_filesystems,
 )
 from headrace.errors import ObjectChangedError
@@ -107,8 +109,24 @@ class AsyncFsspecBackend(AsyncBackend):
 
     @override
     def device(self, path: str) -> Hashable:
-        """Name the store: class, options (endpoint and credentials among them) and bucket."""
-        return (*self.store, bucket_of(path))
+        """Name the store: class, options (endpoint and credentials among them) and bucket.
+
+        What lies in a folder (``dir``) is of the store that the folder is in. Paths of a filesystem that puts
+        others together (``reference``) name no bucket: all are of one store.
+        """
+        if self._inner is not None:
+            return self._inner.device(self.target._join(path))  # noqa: SLF001
+        return self._parts or (*self.store, bucket_of(path))
+
+    @cached_property
+    def _inner(self) -> AsyncFsspecBackend | None:
+        from fsspec.implementations.dirfs import DirFileSystem  # noqa: PLC0415
+
+        return AsyncFsspecBackend(self.target.fs) if isinstance(self.target, DirFileSystem) else None
+
+    @cached_property
+    def _parts(self) -> tuple[str, ...]:
+        return tuple(sorted({":".join(store_of(fs)) for fs in wrapped_filesystems(self.target)}))
 
     @override
     def open(self, path: str, **options: Any) -> PathSource:
