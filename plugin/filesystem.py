@@ -518,7 +518,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         block_size : int, optional
             Bytes of a block: small reads that follow one another, and on stores those that are close to one
             another, are of blocks. 0 is none; over HTTP it is a stream of the wrapped filesystem, which is
-            not scheduled, for servers that know no ranges.
+            not scheduled, for servers that know no ranges. So is a file of a server that says so
+            (``Accept-Ranges: none``), and of a filesystem that was made with ``block_size=0``.
         priority : int, optional
             Base priority of its reads. Default: that of this instance, or that in force here.
         cache_type : str, optional
@@ -568,16 +569,17 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         reader = self._reader
         assert reader is not None  # noqa: S101
         lifecycle.check_not_exiting()
-        if reader.only_target_opens(kwargs):
-            return self._of_target("open", path, "rb", **kwargs)
-        if block_size == 0 and is_http(self.target):
-            return self._of_target("open", path, "rb", block_size=0, **kwargs)
+        open_of_target = partial(self._of_target, "open", path, "rb", block_size=block_size, **kwargs)
+        if reader.only_target_opens(kwargs) or _is_stream(self.target, block_size):
+            return open_of_target()
         try:
             with redacted_errors():
                 source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
         except UnsizedFileError:
             return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))
+        if source is None and size is not None:
+            return open_of_target()
         if source is None:
             # The store does not know the length (a stream): read it once, through the scheduler.
             return io.BytesIO(reader.cat(path, (None, None), urgency, reader.read_options(kwargs)))
@@ -626,6 +628,11 @@ def _block_bytes(given: int | None, cache_type: str | None, default: int) -> int
     if cache_type == "none":
         return 0
     return default if given is None else given
+
+
+def _is_stream(target: Any, block_size: int | None) -> bool:
+    """Whether a file with blocks of this size, or of the filesystem's own, is a stream over HTTP."""
+    return is_http(target) and (target.block_size if block_size is None else block_size) == 0
 
 
 def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:

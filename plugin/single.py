@@ -320,7 +320,9 @@ class SingleReader(QuickReader):
         etag: str | None = None,
         info: dict[str, Any] | None = None,
     ) -> tuple[Any, int | None]:
-        """Open a file for `HeadraceFile`; None where the store cannot tell its length.
+        """Open a file for `HeadraceFile`; returns its source and length.
+
+        Both are None where the store cannot tell the length, the source where it has no ranges of the file.
 
         `info` is what the filesystem has just said of it, if it was asked.
 
@@ -331,16 +333,18 @@ class SingleReader(QuickReader):
         if not self.is_by_path:
             return backend.open(path, as_file=True, **options), size
         options = self.read_options(options)
+        has_no_ranges = False
         if size is None:
             info = backend.target.info(path, **options) if info is None or options else info
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
             size, etag = info.get("size"), backend.version_of(info)
+            has_no_ranges = not info.get("partial", True)  # a web server that says so
             version = info.get("VersionId") if getattr(backend.target, "version_aware", False) else None
             if version not in {None, "null"}:
                 options = {"version_id": version, **options}  # it outlives what comes after it
-        if size is None:
-            return None, None
+        if size is None or has_no_ranges:
+            return None, size
         return backend.open(path, etag=etag, options=options), size
 
     def read_options(self, options: dict[str, Any]) -> dict[str, Any]:

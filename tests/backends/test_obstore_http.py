@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from fsspec.implementations.http import HTTPFileSystem
+from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 from plain_http import Asked, PlainServer, Said, ranged
 
 import headrace
@@ -311,6 +311,34 @@ def test_a_server_that_ignores_ranges_can_be_streamed(no_ranges: str, engine: st
         file.seek(5)
         with pytest.raises(OSError, match="open with block_size=0"):
             file.read(10)
+
+
+@pytest.mark.parametrize("mode", ["r", "rb"])
+@pytest.mark.parametrize("who", ["server", "filesystem", "neither"])
+def test_files_are_streams_where_they_are_without_headrace(engine: str, who: str, mode: str) -> None:
+    """Where the server says that it has no ranges, and of a filesystem made with blocks of no size."""
+    text = b"headrace\n" * (2 << 17)
+
+    def answer(asked: Asked) -> Said:
+        return Said(200, {"Accept-Ranges": "none"}, text) if who == "server" else ranged(asked, text)
+
+    fs = reader(engine, **({"block_size": 0} if who == "filesystem" else {}))
+    with PlainServer(answer) as plain, fs.open(f"{plain.url}/x", mode, headers={"A": "b"}) as file:
+        assert file.read() == (text if mode == "rb" else text.decode())
+        streams = [type(one) for one in (file, getattr(file, "buffer", None))]
+        assert (HTTPStreamFile in streams) == (who != "neither")
+    assert all(asked.headers["a"] == "b" for asked in plain.log)
+    assert len(plain.gets) == 1 or who == "neither"
+
+
+def test_blocks_that_are_asked_for_have_ranges_of_a_filesystem_without(engine: str) -> None:
+    fs = reader(engine, block_size=0)
+    with (
+        PlainServer(lambda asked: ranged(asked, DATA)) as plain,
+        fs.open(f"{plain.url}/x", block_size=1 << 16) as file,
+    ):
+        file.seek(2_000_000)
+        assert file.read(10) == DATA[2_000_000:2_000_010]
 
 
 def _error_of(fs: Any, path: str, **bounds: int) -> BaseException:
