@@ -55,7 +55,7 @@ from headrace.reader import Reader
 from headrace.redact import redact, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
-from headrace.target import make_target
+from headrace.target import KeptAsTarget, is_kept, make_target
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -71,7 +71,17 @@ _POSITION_BITS = 48
 _READING = ({"r"}, {"r", "b"}, {"r", "t"})
 
 
-class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
+class _StripProtocol:
+    """What fsspec asks for a file's name: the target of an instance, and without an instance fsspec's own.
+
+    A method that the instance held would hold it, and an archive that nobody has any more stay open.
+    """
+
+    def __get__(self, fs: Any, kind: type[HeadraceFileSystem]) -> Any:
+        return super(HeadraceFileSystem, kind)._strip_protocol if fs is None else fs._target_path  # noqa: SLF001
+
+
+class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=KeptAsTarget):
     """Reads of another filesystem through one priority scheduler.
 
     Parameters
@@ -106,6 +116,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
     cachable = True
     is_headrace = True
     _strip_tokenize_options: ClassVar[tuple[str, ...]] = ("fo",)
+    _strip_protocol = _StripProtocol()
 
     def __init__(
         self,
@@ -131,7 +142,6 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         self._file_numbers = itertools.count(1)
         self._scan: Hashable = object()
         self._habits = Habits()
-        self._strip_protocol = self._target_path
         current_settings(ours)  # a bad value is an error here, not in the middle of a scan
 
     def __getattr__(self, name: str) -> Any:
@@ -182,9 +192,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
         The way to give a whole scan a priority: Arrow opens most of a scan's files on threads of its own,
         which no context reaches. Same target, same scheduler; files opened with it are a scan of their own.
         """
-        args, options = self.storage_args, {**self.storage_options, "priority": base}
-        kind = type(self)
-        view: HeadraceFileSystem = kind(*args, **options)
+        ours = {name: value for name, value in self.storage_options.items() if name in _OURS}
+        options = {**ours, "priority": base, "skip_instance_cache": not is_kept(self)}
+        view: HeadraceFileSystem = type(self)(fs=self.target, **options)
         return view
 
     @property
@@ -194,12 +204,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem):
 
     @override
     def __repr__(self) -> str:
-        # The token tells instances apart: fsspec keys its cache by the text of a filesystem that is wrapped,
-        # and two that read the same would be taken for one. It is a digest; no option can be read from it.
-        token = getattr(self, "_fs_token_", "")[:12]
+        # fsspec keys its cache by the text of a filesystem that is wrapped, and two that read the same would
+        # be taken for one. Where it keeps a wrapper it keeps us, and our place is nobody else's.
         scheduler = self._settings_options.get("scheduler")
         given = "" if scheduler is None else f", scheduler={scheduler!r}"  # what is in force says `mode`
-        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}{given}, {token}>"
+        return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}{given}, at {id(self):#x}>"
 
     __str__ = __repr__
 

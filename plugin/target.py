@@ -1,4 +1,9 @@
-"""Which filesystem is wrapped: the one that is given, or one made from its protocol and options."""
+"""Which filesystem is wrapped: the one that is given, or one made from its protocol and options.
+
+fsspec keeps most filesystems for the life of the process, by their options, but not those that hold an open
+archive or a connection, nor those made with ``skip_instance_cache``. One of ours holds what it wraps, so it
+is kept where that is: an archive that was replaced is opened again, and closed when nobody has it any more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
+from typing_extensions import override
 
 
 def make_target(
@@ -40,3 +46,25 @@ def make_target(
     if asynchronous and issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
         merged.setdefault("asynchronous", True)
     return fsspec.filesystem(protocol, **merged)
+
+
+def is_kept(fs: Any) -> bool:
+    """Whether fsspec keeps this instance, for whoever asks for one of its options."""
+    return type(fs)._cache.get(fs._fs_token_) is fs  # noqa: SLF001
+
+
+class _Instances(dict[str, Any]):
+    """The instances of a class of ours that fsspec keeps: by their tokens, those whose target it keeps."""
+
+    @override
+    def __setitem__(self, token: str, fs: Any) -> None:
+        if is_kept(fs.target):
+            super().__setitem__(token, fs)
+
+
+class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
+    """The class of `HeadraceFileSystem`: its `cachable` cannot say what is of each instance."""
+
+    def __init__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        cls._cache = _Instances()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
+import weakref
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -14,6 +17,7 @@ from targets import LOG, OTHER, Target
 import headrace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -180,7 +184,7 @@ def test_secrets_stay_out_of_errors(mode: str) -> None:
         assert not [s for s in [*SECRETS.values(), "another"] if s in str(refused.value)]
 
 
-@pytest.mark.parametrize("protocol", ["file", "memory", "recording"])
+@pytest.mark.parametrize("protocol", ["file", "memory", "zip", "recording"])
 def test_chained_urls(protocol: str, targets: dict[str, Target], environment_mode: str) -> None:
     target = targets[protocol]
     url = f"headrace::{protocol}://{target.small}"
@@ -191,7 +195,89 @@ def test_chained_urls(protocol: str, targets: dict[str, Target], environment_mod
     assert isinstance(fs, headrace.HeadraceFileSystem)
     assert fs.cat_file(path) == OTHER
     other, _ = fsspec.core.url_to_fs(f"headrace::{protocol}://{target.big}", **storage)
-    assert other is fs
+    assert (other is fs) == (target.plain is target.plain)
+
+
+def _zip(path: Path, content: bytes) -> None:
+    """Put an archive of one file in the place of what is there."""
+    with zipfile.ZipFile(path.with_suffix(".new"), "w") as archive:
+        archive.writestr("data/a.csv", content)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("chain", ["zip", "headrace::zip"])
+def test_an_archive_that_was_replaced_is_opened_again(tmp_path: Path, mode: str, chain: str) -> None:
+    path = tmp_path / "x.zip"
+    options = {"headrace": {"scheduler": mode}}
+    for content in (b"old", b"new"):
+        _zip(path, content)
+        with fsspec.open(f"headrace::{chain}://data/a.csv::{path.as_uri()}", "rb", **options) as file:
+            assert file.read() == content
+
+
+WAYS: dict[str, Callable[[dict[str, str]], Any]] = {
+    "by name": lambda options: headrace.HeadraceFileSystem(target_protocol="zip", target_options=options),
+    "wrap": lambda options: headrace.wrap(fsspec.filesystem("zip", **options)),
+    "view": lambda options: WAYS["by name"](options).with_priority(2),
+    "pickle": lambda options: pickle.loads(pickle.dumps(WAYS["wrap"](options))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_archive_is_closed_when_nobody_has_it_any_more(
+    tmp_path: Path, environment_mode: str, way: str
+) -> None:
+    """At once, as the plain filesystem's: in a cycle it would be open until Python collects garbage."""
+    _zip(tmp_path / "x.zip", b"content")
+    gc.disable()
+    try:
+        fs = WAYS[way]({"fo": str(tmp_path / "x.zip")})
+        assert fs.cat_file("data/a.csv") == b"content", environment_mode
+        target = weakref.ref(fs.target)
+        del fs
+        assert target() is None
+    finally:
+        gc.enable()
+
+
+def test_what_was_made_for_one_is_not_kept_for_others() -> None:
+    """A view is made and let go of as the filesystem that it is a view of, and has its target."""
+    kept = headrace.HeadraceFileSystem(target_protocol="memory", scheduler="lite")
+    assert kept.with_priority(3) is kept.with_priority(3)
+    options = {"skip_instance_cache": True}
+    alone = headrace.HeadraceFileSystem(target_protocol="memory", scheduler="lite", **options)
+    over = headrace.HeadraceFileSystem(target_protocol="memory", target_options=options, scheduler="lite")
+    for fs in (alone, over, headrace.wrap(type(fsspec.filesystem("memory"))(**options), scheduler="lite")):
+        view = fs.with_priority(3)
+        assert view.target is fs.target
+        assert view.channel is fs.channel
+        gone = weakref.ref(view)
+        del view
+        assert gone() is None
+
+
+def test_filesystems_that_are_not_kept_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    """fsspec keeps `dir` by the text of what it wraps, here two that were made of the same options."""
+    found = []
+    for content in (b"old", b"new"):
+        _zip(tmp_path / "x.zip", content)
+        options = {"fo": str(tmp_path / "x.zip")}
+        fs = headrace.HeadraceFileSystem(target_protocol="zip", target_options=options)
+        found.append(fsspec.filesystem("dir", path="data", fs=fs).cat_file("a.csv"))
+    assert found == [b"old", b"new"]
+
+
+class Ours(headrace.HeadraceFileSystem):
+    pass
+
+
+def test_a_class_derived_from_ours_keeps_what_ours_does(tmp_path: Path) -> None:
+    _zip(tmp_path / "x.zip", b"content")
+    options = {"fo": str(tmp_path / "x.zip")}
+    assert Ours(target_protocol="memory") is Ours(target_protocol="memory")
+    made = [Ours(target_protocol="zip", target_options=options) for _ in range(2)]
+    assert made[0] is not made[1]
+    assert Ours._strip_protocol("headrace://x") == "x"  # without an instance there is no target to ask
 
 
 def test_unstrip_protocol(target: Target, mode: str) -> None:
