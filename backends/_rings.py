@@ -3,7 +3,7 @@
 A ring belongs to the OS thread that made it, whatever Python thinks of that thread: Arrow's have a new
 Python identity at every call. So rings are found by the kernel's thread id. The ring of a Python thread is
 closed by that thread's end; those of other threads are closed when a new ring is made and their thread is
-gone. There are `MOST_RINGS` at the most; a thread that comes too late reads without.
+gone. There are `MOST_RINGS` at the most; a thread that comes too late reads without, until there is room.
 
 Ops stay alive, and with them their buffers and files, until the ring has nothing in flight (I9).
 """
@@ -42,6 +42,11 @@ DEFAULT_DEPTH = 256
 
 MOST_RINGS = 64
 """Each holds three descriptors and some tens of kilobytes of kernel memory."""
+
+UNHEARD = 256
+"""After a refusal the next so many askings of threads without a ring, some for each slice, are refused, too.
+
+To look for room asks the kernel after each ring's thread. A ring that is closed is room for who asks next."""
 
 GIL_ROWS = 256
 """So many reads are submitted in a call, a tenth of a millisecond or two, before others may run.
@@ -250,6 +255,7 @@ class Rings:
         self._rings: dict[int, ThreadRing] = {}
         self._lock = threading.RLock()
         self._ends = threading.local()
+        self._unheard = 0
 
     @staticmethod
     def of(depth: int) -> Rings:
@@ -270,13 +276,18 @@ class Rings:
         return None if found.is_busy else found
 
     def _make(self) -> ThreadRing | None:
+        if self._unheard > 0:
+            self._unheard -= 1
+            return None
         with self._lock:
             self.sweep()
             if len(self._rings) >= MOST_RINGS:
+                self._unheard = UNHEARD
                 return None
             try:
                 made = ThreadRing(Ring(self._depth, self._kernel or LinuxKernel()))
             except OSError as error:
+                self._unheard = UNHEARD
                 _log.info("no ring for this thread, which reads with preadv: %s", error)
                 return None
             self._rings[made.ring.tid] = made
@@ -297,6 +308,7 @@ class Rings:
     def _drop(self, ring: ThreadRing) -> None:
         """Forget a ring that is of no use: nobody knows what is in flight, so its ops live on."""
         self._rings.pop(ring.ring.tid, None)
+        self._unheard = 0
         if ring.ring.in_flight:
             # The kernel may still write: neither now nor at exit are its buffers freed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
@@ -308,11 +320,13 @@ class Rings:
         if self._rings.get(ring.ring.tid) is ring:
             del self._rings[ring.ring.tid]
             ring.close()
+            self._unheard = 0
 
     def forget(self) -> None:
         """Let go of all: in a forked child, which must not touch the parent's rings."""
         rings, self._rings = self._rings, {}
         self._lock = threading.RLock()
+        self._unheard = 0
         for ring in rings.values():
             ring.ring.close()
 

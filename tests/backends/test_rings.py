@@ -633,6 +633,66 @@ def test_a_ring_that_cannot_be_made_is_done_without(path: str, monkeypatch: pyte
     assert len(backend._rings) == 0
 
 
+class Full:
+    """Rings with room for one, which a thread of its own has until it is told to end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_rings, "MOST_RINGS", 1)
+        self.rings = Rings(16, LinuxKernel())
+        self._has_one, self._may_end = threading.Event(), threading.Event()
+        self._holder = threading.Thread(target=self._hold)
+        self._holder.start()
+        self._has_one.wait(30)
+        self.sweeps = 0
+        monkeypatch.setattr(self.rings, "sweep", self._sweep)
+
+    def _hold(self) -> None:
+        self.rings.mine()
+        self._has_one.set()
+        self._may_end.wait(30)
+
+    def _sweep(self) -> None:
+        self.sweeps += 1
+        Rings.sweep(self.rings)
+
+    def end(self) -> None:
+        self._may_end.set()
+        self._holder.join()
+
+
+def test_a_thread_that_is_refused_a_ring_does_not_look_for_one_at_every_slice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = Full(monkeypatch)
+    assert [full.rings.mine() for _ in range(_rings.UNHEARD + 1)] == [None] * (_rings.UNHEARD + 1)
+    assert full.sweeps == 1
+    full.end()
+    assert full.rings.mine() is not None, "the next to ask gets what has become free"
+
+
+def test_room_that_nobody_told_of_is_found_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that Python does not know ends without a word."""
+    monkeypatch.setattr(_rings, "is_python_thread", lambda: False)
+    full = Full(monkeypatch)
+    assert full.rings.mine() is None
+    full.end()
+    found = [full.rings.mine() for _ in range(_rings.UNHEARD + 1)]
+    assert found[:-1] == [None] * _rings.UNHEARD
+    assert found[-1] is not None
+
+
+def test_a_kernel_that_makes_no_ring_is_asked_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = LinuxKernel()
+    rings = Rings(16, kernel)
+    with monkeypatch.context() as patched, caplog.at_level("INFO", "headrace"):
+        patched.setattr(kernel, "setup", lambda *_: -errno.ENOMEM)
+        assert [rings.mine() for _ in range(_rings.UNHEARD + 1)] == [None] * (_rings.UNHEARD + 1)
+    assert len(caplog.records) == 1
+    assert rings.mine() is not None
+
+
 # -- the probe
 
 
