@@ -2,7 +2,8 @@
 
 obstore's bulk reads take no ``If-Match``. So an object whose version must match gets a store of its own,
 which sends that header with every request, once enough is read of it (`WORTH_OPS`): such a store costs five
-milliseconds, a connection pool, and its first connections. The last `VERSIONS` of them are kept.
+milliseconds, a connection pool, and its first connections. The last `VERSIONS` of them are kept, and of the
+stores of buckets the last `BUCKETS`.
 
 obstore has one runtime in a process, and it hangs in a forked child: `is_forked` tells.
 
@@ -18,6 +19,7 @@ import threading
 from collections import OrderedDict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from headrace.backends._obstore_client import UNLIMITED_S, InexactError
 from headrace.backends._obstore_faults import StoreError
@@ -34,6 +36,9 @@ WORTH_OPS = 64
 
 COUNTED = 1024
 """Versions without a store whose reads are counted: those read last."""
+
+BUCKETS = 64
+"""Stores of buckets kept, each with its connections: those used last. Over HTTP every host is a bucket."""
 
 VERSIONS = 8
 """Stores of single versions kept; each holds as many connections as reads were under way at once."""
@@ -63,7 +68,7 @@ def is_forked() -> bool:
 class BucketStore:
     """The native store of one bucket, and how far it is trusted."""
 
-    __slots__ = ("_make", "_patient", "heeds_conditions", "options", "store", "wary_ops")
+    __slots__ = ("__weakref__", "_make", "_patient", "heeds_conditions", "options", "store", "wary_ops")
 
     def __init__(self, options: StoreOptions, make: Callable[..., Any]) -> None:
         self.options = options
@@ -99,7 +104,9 @@ class Stores:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._lock = threading.RLock()
-        self._buckets: dict[str, BucketStore | InexactError] = {}
+        self._buckets: OrderedDict[str, BucketStore | InexactError] = OrderedDict()
+        # Those that are read now, too, whether kept or not: with more of them each read would make its own.
+        self._in_use: WeakValueDictionary[str, BucketStore] = WeakValueDictionary()
         self._versions: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
         self._counts: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self.try_timeout_s = TRY_TIMEOUT_S
@@ -109,8 +116,11 @@ class Stores:
         found = self._buckets.get(name)
         if found is None:
             with self._lock:
-                found = self._buckets.get(name) or self._make_bucket(name)
-                self._buckets[name] = found
+                found = self._buckets.get(name) or self._in_use.get(name) or self._make_bucket(name)
+                self._keep(name, found)
+        else:
+            with contextlib.suppress(KeyError):  # let go of meanwhile
+                self._buckets.move_to_end(name)
         return None if isinstance(found, InexactError) else found
 
     def _make_bucket(self, name: str) -> BucketStore | InexactError:
@@ -118,7 +128,13 @@ class Stores:
             options = self._client.store_options(name)
         except InexactError as error:
             return error
-        return BucketStore(options, self._make)
+        made = self._in_use[name] = BucketStore(options, self._make)
+        return made
+
+    def _keep(self, name: str, found: BucketStore | InexactError) -> None:
+        self._buckets[name] = found
+        if len(self._buckets) > BUCKETS:
+            self._buckets.popitem(last=False)
 
     def version(self, bucket: BucketStore, key: str, etag: str, ops: int, heeds: Callable[[], bool]) -> Any:
         """Return a store that reads this version and no other; None while too little of it was read.
@@ -160,6 +176,7 @@ class Stores:
         """Make the stores of a bucket again when they are next wanted, with the credentials of then."""
         with self._lock:
             self._buckets.pop(bucket, None)
+            self._in_use.pop(bucket, None)
             for name in self._versions_of(bucket):
                 del self._versions[name]
 
@@ -170,7 +187,8 @@ class Stores:
     def give_up(self, bucket: str, why: str) -> None:
         """Leave a bucket to the wrapped filesystem from now on."""
         with self._lock:
-            self._buckets[bucket] = InexactError(why)
+            self._in_use.pop(bucket, None)
+            self._keep(bucket, InexactError(why))
 
     def _make(
         self,

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib.util
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -532,6 +533,35 @@ def test_calls_of_one_read_share_what_arrived() -> None:
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.map(progress_of, [ops, ops])
     assert one is other is ops.kept
+
+
+def test_the_stores_of_the_buckets_used_last_are_kept(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its connections; over HTTP every host has one."""
+    monkeypatch.setattr(stores, "BUCKETS", 4)
+    kept = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))._stores
+    often, seldom = (weakref.ref(kept.bucket(name)) for name in ("often", "seldom"))
+    for number in range(6):
+        assert kept.bucket("often") is often() is not None
+        kept.give_up(f"other-{number}", "as a test says")
+    assert (len(kept._buckets), seldom()) == (4, None)
+
+
+def test_a_bucket_that_is_read_has_one_store(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more buckets than are kept each read of one would else make a store of its own."""
+    monkeypatch.setattr(stores, "BUCKETS", 1)
+    kept = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))._stores
+    read_now = kept.bucket("bucket")
+    assert kept.bucket("another") is not None
+    assert kept.bucket("bucket") is read_now
+    kept.forget("bucket")
+    renewed = kept.bucket("bucket")
+    assert renewed is not read_now, "its credentials were refused"
+    kept.give_up("bucket", "as a test says")
+    assert kept.bucket("bucket") is None
+    assert kept.bucket("another") is not None
+    assert kept.bucket("bucket") not in (None, read_now, renewed), "after many others it is tried again"
 
 
 def test_few_versions_have_a_store_of_their_own(server: ObjectServer) -> None:
