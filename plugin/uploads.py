@@ -66,14 +66,14 @@ def _under_way(fs: Delegation, path: str, nbytes: int) -> Iterator[None]:
         yield
         return
     path = fs.target._strip_protocol(path)  # noqa: SLF001
-    engine, uploads, write = channel.engine, channel.scheduler(path).room.uploads, object()
+    engine, scheduler, write = channel.engine, channel.scheduler(path), object()
     try:
         with engine.lock, engine:
-            uploads.begin(write, nbytes)
+            scheduler.room.uploads.begin(write, nbytes)
         yield
     finally:
         with engine.lock, engine as hub:
-            uploads.end(write)
+            scheduler.room.uploads.end(write)
             hub.changed()  # reads may take its place
         fs.note_change()
 

@@ -24,7 +24,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from headrace.core.admission import is_behind_speculation
 from headrace.core.budget import ByteBudget
@@ -35,6 +37,9 @@ from headrace.core.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from headrace.core.request import Request
+
+SCHEDULERS = 256
+"""Beyond so many, those at rest are let go of: over HTTP every host has one."""
 
 TraceSink = Callable[[str, "Request", int, int, float], None]
 
@@ -76,6 +81,8 @@ class Hub:
         self.process_io_limit = process_io_limit
         self.in_flight_ops = 0
         self.schedulers: dict[Hashable, Scheduler] = {}
+        # Those let go of, while anybody has them: a device never has two, of which both would admit (I1).
+        self._let_go: WeakValueDictionary[Hashable, Scheduler] = WeakValueDictionary()
         # Those in which anything waits: a process may have read from a thousand stores.
         self.backlogged: dict[Hashable, Scheduler] = {}
         self.counters = Counters()
@@ -93,19 +100,32 @@ class Hub:
         limits: Limits | None = None,
         retries: Retries | None = None,
     ) -> Scheduler:
-        """Return the scheduler of `device`, made with these limits the first time."""
-        found = self.schedulers.get(device)
+        """Return the scheduler of `device`, made with these limits the first time, or after many others."""
+        found = self.schedulers.get(device) or self._let_go.get(device)
         if found is None:
-            made = Scheduler(self, device, limits=limits or Limits(), retries=retries or Retries())
-            found = self.schedulers[device] = made
+            found = Scheduler(self, device, limits=limits or Limits(), retries=retries or Retries())
+            found.last_used = self._seq
+            self._let_one_go()
+        self.schedulers[device] = found
         return found
+
+    def _let_one_go(self) -> None:
+        """Make room for a new scheduler: the one at rest that was used least lately goes."""
+        if len(self.schedulers) < SCHEDULERS:
+            return
+        at_rest = [scheduler for scheduler in self.schedulers.values() if scheduler.is_at_rest]
+        if at_rest:
+            gone = min(at_rest, key=attrgetter("last_used"))
+            self._let_go[gone.device] = gone
+            del self.schedulers[gone.device]
 
     # -- what schedulers ask and tell
 
-    def register(self, request: Request) -> None:
-        """Give a new request its sequence number."""
+    def register(self, scheduler: Scheduler, request: Request) -> None:
+        """Give a new request its sequence number; its scheduler is kept from now on."""
         self._seq += 1
-        request.seq = self._seq
+        request.seq = scheduler.last_used = self._seq
+        self.schedulers.setdefault(scheduler.device, scheduler)
         self.counters.requests_submitted += 1
         self._has_changed = True
 

@@ -71,10 +71,17 @@ class Scheduler:
         self.in_rounds: dict[int, tuple[Request, bool]] = {}
         self.waiting = 0
         self.last_turn = 0
+        self.last_used = 0
+        """The hub's number of its last request, or of when it was made."""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is asked of its device, read or written."""
+        return not self.requests and not self.room.uploads.ops
 
     def submit(self, request: Request, now: float) -> None:
         """Queue a request; one without ops is complete at once."""
-        self.hub.register(request)
+        self.hub.register(self, request)
         self.requests[request.seq] = request
         self._list_awaited(request)
         self.hub.traced("queued", request, 0, request.n_ops, now)
@@ -145,7 +152,7 @@ class Scheduler:
     def start_now(self, request: Request, now: float) -> Grant:
         """Admit all ops of a request past the queue; the caller asked `has_room` in this section."""
         self.room.note_urgent(request, now)
-        self.hub.register(request)
+        self.hub.register(self, request)
         self.requests[request.seq] = request
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
         grant = self._hand_out(request, request.n_ops, now)

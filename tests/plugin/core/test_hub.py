@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import headrace.core
+import headrace.core.hub as hub_module
 from headrace.core.hub import Hub
 from headrace.core.queue import AGEING_S, PriorityQueue
 from headrace.core.request import Request, State
@@ -430,3 +432,52 @@ def test_stores_at_rest_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked <= {id(queue) for one in busy for queue in (one.queue, one.speculative)}
     assert asked
     assert len(requests) == 3
+
+
+def read_through(hub: Hub, device: str) -> None:
+    request = submit(hub, device)
+    hub.settle(0.0)
+    serve(hub, [request], 0.0)
+    hub.scheduler(device).consume(request, 0.0)
+
+
+def test_the_schedulers_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over HTTP every host has one."""
+    monkeypatch.setattr(hub_module, "SCHEDULERS", 4)
+    hub = Hub()
+    read_through(hub, "disk")
+    often = weakref.ref(hub.scheduler("disk"))
+    waiting, writing = submit(hub, "waiting"), hub.scheduler("writing")
+    writing.room.uploads.begin("a file", 1)
+    read_through(hub, "seldom")
+    seldom = weakref.ref(hub.scheduler("seldom"))
+    for number in range(10):
+        read_through(hub, "disk")
+        read_through(hub, f"host {number}")
+    assert list(hub.schedulers) == ["disk", "waiting", "writing", "host 9"]
+    assert hub.scheduler("disk") is often()
+    assert seldom() is None
+    hub.settle(0.0)
+    serve(hub, [waiting], 0.0)
+
+
+def test_a_device_never_has_two_schedulers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who looked his up before many others were made submits to it then, and others find it."""
+    monkeypatch.setattr(hub_module, "SCHEDULERS", 1)
+    hub = Hub()
+    mine = hub.scheduler("mine", Limits(max_in_flight_ops=1))
+    read_through(hub, "another")
+    assert list(hub.schedulers) == ["another"]
+    request = Request([10], result_bytes=10)
+    mine.submit(request, 0.0)
+    hub.settle(0.0)
+    hub.recover(0.0)
+    hub.validate()
+    assert hub.in_flight_ops == 1
+    assert hub.scheduler("mine") is mine
+    serve(hub, [request], 0.0)
+    mine.consume(request, 0.0)
+    read_through(hub, "another")
+    read_through(hub, "a third")
+    assert "mine" not in hub.schedulers
+    assert hub.scheduler("mine") is mine
