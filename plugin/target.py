@@ -67,4 +67,5 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
 
     def __init__(cls, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        cls._cache = _Instances()
+        if isinstance(cls._cache, dict):  # by fsspec's `weakref_instance_cache` it keeps none
+            cls._cache = _Instances()
