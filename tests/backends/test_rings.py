@@ -658,6 +658,8 @@ class Full:
     def end(self) -> None:
         self._may_end.set()
         self._holder.join()
+        while _rings._is_listed(self._holder.native_id or 0):  # the kernel may still be at its end
+            os.sched_yield()
 
 
 def test_a_thread_that_is_refused_a_ring_does_not_look_for_one_at_every_slice(
