@@ -65,6 +65,8 @@ class _Instances(dict[str, Any]):
 class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
     """The class of `HeadraceFileSystem`: its `cachable` cannot say what is of each instance."""
 
+    _cache: Any
+
     def __init__(cls, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(cls._cache, dict):  # by fsspec's `weakref_instance_cache` it keeps none
