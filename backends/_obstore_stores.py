@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import OrderedDict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from headrace.backends._obstore_client import UNLIMITED_S, InexactError
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.backends._obstore_client import Client, StoreOptions
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 WORTH_OPS = 64
 """Reads of one version, by however many open files, past which a store of its own pays."""
@@ -63,6 +66,22 @@ def _note_fork() -> None:
 def is_forked() -> bool:
     """Whether this process was forked from one that had obstore loaded, so that its calls would hang."""
     return _is_forked
+
+
+def _find(kept: OrderedDict[K, V], name: K) -> V | None:
+    """Return what is kept by a name, as used last; may be called without the lock."""
+    found = kept.get(name)
+    if found is not None:
+        with contextlib.suppress(KeyError):  # let go of meanwhile
+            kept.move_to_end(name)
+    return found
+
+
+def _keep(kept: OrderedDict[K, V], name: K, value: V, most: int) -> K | None:
+    """Keep a value as used last, of so many; returns the name of the one that had to go."""
+    kept[name] = value
+    kept.move_to_end(name)
+    return kept.popitem(last=False)[0] if len(kept) > most else None
 
 
 class BucketStore:
@@ -113,14 +132,11 @@ class Stores:
 
     def bucket(self, name: str) -> BucketStore | None:
         """Return the store of a bucket; None where its reads have no exact translation."""
-        found = self._buckets.get(name)
+        found = _find(self._buckets, name)
         if found is None:
             with self._lock:
                 found = self._buckets.get(name) or self._in_use.get(name) or self._make_bucket(name)
-                self._keep(name, found)
-        else:
-            with contextlib.suppress(KeyError):  # let go of meanwhile
-                self._buckets.move_to_end(name)
+                _keep(self._buckets, name, found, BUCKETS)
         return None if isinstance(found, InexactError) else found
 
     def _make_bucket(self, name: str) -> BucketStore | InexactError:
@@ -131,11 +147,6 @@ class Stores:
         made = self._in_use[name] = BucketStore(options, self._make)
         return made
 
-    def _keep(self, name: str, found: BucketStore | InexactError) -> None:
-        self._buckets[name] = found
-        if len(self._buckets) > BUCKETS:
-            self._buckets.popitem(last=False)
-
     def version(self, bucket: BucketStore, key: str, etag: str, ops: int, heeds: Callable[[], bool]) -> Any:
         """Return a store that reads this version and no other; None while too little of it was read.
 
@@ -145,10 +156,8 @@ class Stores:
         each that got it for the GIL, one turn of a busy thread after the other.
         """
         name = (bucket.options.bucket, key, etag)
-        found = self._versions.get(name)
+        found = _find(self._versions, name)
         if found is not None:
-            with contextlib.suppress(KeyError):  # forgotten meanwhile
-                self._versions.move_to_end(name)
             return found
         with self._lock:
             is_worth_it = self._count(name, ops) >= WORTH_OPS
@@ -157,19 +166,17 @@ class Stores:
         with self._lock:
             found = self._versions.get(name)
             if found is None:
-                found = self._versions[name] = self._make(bucket.options, {"If-Match": etag})
-                if len(self._versions) > VERSIONS:
-                    gone, _ = self._versions.popitem(last=False)
+                found = self._make(bucket.options, {"If-Match": etag})
+                gone = _keep(self._versions, name, found, VERSIONS)
+                if gone is not None:
                     # With more of them read by turns each would else be made anew for every read.
                     self._counts.pop(gone, None)
             return found
 
     def _count(self, name: tuple[str, str, str], ops: int) -> int:
         """Count reads of a version; returns how many there were."""
-        count = self._counts[name] = self._counts.get(name, 0) + ops
-        self._counts.move_to_end(name)
-        if len(self._counts) > COUNTED:
-            self._counts.popitem(last=False)
+        count = self._counts.get(name, 0) + ops
+        _keep(self._counts, name, count, COUNTED)
         return count
 
     def forget(self, bucket: str) -> None:
@@ -188,7 +195,7 @@ class Stores:
         """Leave a bucket to the wrapped filesystem from now on."""
         with self._lock:
             self._in_use.pop(bucket, None)
-            self._keep(bucket, InexactError(why))
+            _keep(self._buckets, bucket, InexactError(why), BUCKETS)
 
     def _make(
         self,

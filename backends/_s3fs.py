@@ -115,10 +115,9 @@ def _user_agent(session: Any, given: Mapping[str, Any]) -> dict[str, str]:
     try:
         who = f"headrace/{metadata.version('headrace')} {session.user_agent()}"
         has_name = given.get("user_agent_appid") or session.get_config_variable("user_agent_appid")
-    except BotoCoreError:
-        return {}  # of the profile: s3fs says it when it connects
-    except AttributeError:
-        return {}  # s3fs asks no more of a session that was given than a client
+    except (BotoCoreError, AttributeError):
+        # Of the profile, which s3fs says when it connects; a given session may only know how to make clients.
+        return {}
     return {} if has_name else {"user_agent": who}
 
 

@@ -71,7 +71,8 @@ class _Guard:
     def follow(self, handle: Any) -> None:
         """Wait for `handle` to be gone before the interpreter ends."""
         self.has_followed = True
-        self._handles[id(handle)] = forget_with(handle, self._handles)
+        if id(handle) not in self._handles:  # Arrow reads one many times
+            self._handles[id(handle)] = forget_with(handle, self._handles)
 
     @property
     def handles(self) -> list[Any]:

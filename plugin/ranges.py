@@ -234,7 +234,7 @@ class Asked:
         return [] if self.rows is None else sorted(set(range(len(self.paths))) - set(self.rows))
 
     def _single(self, row: int) -> Single:
-        bounds = as_bounds((self.bounds[0][row], self.bounds[1][row]))
+        bounds = self.bounds[0][row], self.bounds[1][row]
         if is_plain(*bounds):
             resolve_bounds(bounds, lambda: None)  # which says what may be wrong with them
         return self.normalise(self.paths[row]), bounds
