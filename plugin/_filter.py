@@ -7,8 +7,9 @@ and nothing is ever evaluated: each node is looked up in a whitelist and turned 
 Understood: column names (``a.b`` is a field of a struct, ``col("odd name")`` any name), numbers,
 strings, ``True``, ``False``, ``None``; ``== != < <= > >=`` (chained too), ``in``, ``not in``,
 ``is None``, ``is not None``; ``and or not``; ``+ - * /`` and the sign; ``date("1994-01-01")`` and
-``timestamp("1994-01-01T12:00")``. As in Python ``/`` drops no remainder. As in SQL a null passes no
-comparison, and neither ``in`` nor ``not in``.
+``timestamp("1994-01-01T12:00")``, with an offset (``+00:00``) where the column has a time zone. As in
+Python ``/`` drops no remainder. As in SQL a null passes no comparison, and neither ``in`` nor
+``not in``, nor what is the opposite of any of these.
 
 Pure functions, any thread. No type is checked here: Arrow does that when it binds the expression to
 a dataset's schema.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import operator
+import re
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_CHARS = 10_000
+_ONE_EQUALS = re.compile(r"(?<![=!<>:])=(?!=)")
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -79,7 +82,8 @@ def parse_filter(text: str) -> pc.Expression:
         tree = ast.parse(text.strip(), mode="eval")
         found = _expression(tree.body)
     except SyntaxError as error:
-        raise FilterError(f"{error.msg} in {text[:80]!r}") from error
+        hint = "; equality is ==" if _ONE_EQUALS.search(text) else ""
+        raise FilterError(f"{error.msg} in {text[:80]!r}{hint}") from error
     except (MemoryError, RecursionError) as error:
         raise FilterError("the filter is nested too deeply") from error
     if isinstance(tree.body, ast.Constant):
@@ -112,9 +116,13 @@ def _attribute(node: ast.Attribute) -> pc.Expression:
 def _constant(node: ast.Constant) -> pc.Expression:
     if isinstance(node.value, bytes | complex) or node.value is ...:
         raise FilterError(f"{ast.unparse(node)!r} is no number, string, True, False or None")
-    if isinstance(node.value, int) and not -(2**63) <= node.value < 2**63:
-        raise FilterError(f"{node.value} needs more than 64 bits")
-    return pc.scalar(node.value)
+    return _scalar(node.value)
+
+
+def _scalar(value: object) -> pc.Expression:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise FilterError(f"{value} needs more than 64 bits")
+    return pc.scalar(value)
 
 
 def _bool_op(node: ast.BoolOp) -> pc.Expression:
@@ -128,7 +136,7 @@ def _unary(node: ast.UnaryOp) -> pc.Expression:
     if isinstance(node.op, ast.USub):
         literal = _number(node)
         # A literal, not a call, so that Parquet statistics can prune with it.
-        return pc.negate(_expression(node.operand)) if literal is None else pc.scalar(literal)
+        return pc.negate(_expression(node.operand)) if literal is None else _scalar(literal)
     raise FilterError(f"the operator of {ast.unparse(node)!r} is not understood")
 
 
@@ -178,8 +186,9 @@ def _step(left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
             found = column.isin(values)
         except (ValueError, TypeError, OverflowError) as error:  # Arrow's, of what no one type holds
             raise FilterError(f"{ast.unparse(right)!r} is of no one type: {error}") from error
-        # As with !=, what is not there is neither in nor out.
-        return found if isinstance(op, ast.In) else column.is_valid() & ~found
+        # As with !=, what is not there is neither in nor out: to Arrow it is not in, so its opposite is.
+        found |= column.is_null() & pc.scalar(pa.scalar(None, pa.bool_()))
+        return found if isinstance(op, ast.In) else ~found
     if isinstance(op, ast.Is | ast.IsNot):
         return _is_none(left, op, right)
     if _is_none_literal(left) or _is_none_literal(right):
@@ -204,8 +213,9 @@ def _literals(node: ast.expr) -> list[Any]:
     except (ValueError, TypeError):
         values = None
     if not isinstance(values, tuple | list | set):
-        raise FilterError(f"'in' needs a list of constants, not {ast.unparse(node)!r}")
-    return list(values)
+        hint = f"; of one it is [{ast.unparse(node)}]" if isinstance(node, ast.Constant) else ""
+        raise FilterError(f"'in' needs a list of constants, not {ast.unparse(node)!r}{hint}")
+    return [value for value in values if value is not None]  # which nothing is equal to
 
 
 def _call(node: ast.Call) -> pc.Expression:

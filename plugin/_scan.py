@@ -205,12 +205,16 @@ def _format_of(path: str) -> str | None:
 
 
 def _common_format(paths: list[str]) -> str:
-    formats = {_format_of(path) for path in paths}
-    known = [name for name in formats if name is not None]
-    if len(formats) == len(known) == 1:
+    formats = {path: _format_of(path) for path in paths}
+    known = sorted({name for name in formats.values() if name is not None})
+    odd = next((path for path, name in formats.items() if name is None), None)
+    if odd is not None:
+        what = f"the name of {odd!r} tells no format (known are {', '.join(_SUFFIXES)})"
+    elif len(known) == 1:
         return known[0]
-    found = sorted(known) + ["none"] * (len(formats) > len(known))
-    raise ScanRequestError(f"the suffixes say {', '.join(found)}: name one format with --format")
+    else:
+        what = f"the files are of several formats, {', '.join(known)}"
+    raise ScanRequestError(f"{what}: name one with --format")
 
 
 def _dataset(filesystem: HeadraceFileSystem, files: _Files, file_format: str) -> ds.FileSystemDataset:
@@ -228,12 +232,13 @@ def _scanner(dataset: ds.Dataset, request: ScanRequest) -> ds.Scanner:
         if name not in dataset.schema.names:
             there = ", ".join(dataset.schema.names)
             raise ScanRequestError(f"no column {name!r}; there are {there}")
+    if request.where is not None:
+        try:
+            dataset.schema.empty_table().filter(request.where)
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+            raise ScanRequestError(f"the filter does not fit the data: {error}") from error
     batch_rows = {} if request.batch_rows is None else {"batch_size": request.batch_rows}
-    # Arrow checks the filter against the schema here, before it reads any data.
-    try:
-        return dataset.scanner(columns=request.columns, filter=request.where, **batch_rows)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ScanRequestError(f"the filter does not fit the data: {error}") from error
+    return dataset.scanner(columns=request.columns, filter=request.where, **batch_rows)
 
 
 def _drain(

@@ -32,6 +32,8 @@ def priority(base: int) -> Iterator[None]:
     ------
     TypeError
         Not an integer.
+    ValueError
+        Beyond 2 to the power of 31, either way.
     """
     token = _base.set(checked_base(base))
     try:
@@ -51,7 +53,7 @@ def checked_base(base: object) -> int:
         raise TypeError(msg)
     found = int(base.__index__())
     if abs(found) > MOST_BASE:
-        msg = f"a priority is from {-MOST_BASE} to {MOST_BASE}"
+        msg = f"a priority is from {-MOST_BASE} to {MOST_BASE}, not {found}"
         raise ValueError(msg)
     return found
 

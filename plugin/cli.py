@@ -51,8 +51,10 @@ examples:
   headrace scan data/ --mode lite --trace timeline.png
 """
 _FILTER_HELP = (
-    "keep rows for which this holds: columns, numbers, 'strings', == != < <= > >=, in (...), "
-    'is None, and/or/not, + - * /, date("1994-01-01"), timestamp("..."), col("odd name")'
+    "keep rows for which this holds: columns (a.b is a field of a), numbers, 'strings', True, False, "
+    "== != < <= > >=, in [...], not in [...], is None, is not None, and/or/not, + - * /, "
+    'date("1994-01-01"), timestamp("1994-01-01T12:00") (with +00:00 where the column has a time zone), '
+    'col("odd name")'
 )
 _OPTION_HELP = (
     "option of the filesystem, repeatable: KEY=TEXT, where true, false, null, {...} and [...] are "
@@ -170,10 +172,14 @@ def _add_scan(commands: Any) -> None:
     scan.add_argument("--columns", type=_names, metavar="A,B", help="columns to read (default all)")
     scan.add_argument("--filter", metavar="EXPR", help=_FILTER_HELP)
     scan.add_argument("--format", choices=_FORMATS, help="of the files (default: by their suffix)")
-    scan.add_argument("--mode", choices=_MODES, help="scheduler mode (default: the environment's)")
+    scan.add_argument(
+        "--mode",
+        choices=_MODES,
+        help="who schedules; auto: what the backend prefers (default: the environment's)",
+    )
     scan.add_argument("--batch-size", type=_count, metavar="N", help="the most rows in a batch")
     scan.add_argument("--limit", type=_count, metavar="N", help="stop after N rows")
-    scan.add_argument("-o", "--storage-option", action="append", metavar="K=V", help=_OPTION_HELP)
+    _add_storage_option(scan)
     scan.add_argument("--trace", type=_trace_file, metavar="FILE", help="write a timeline: .png or .json")
     scan.add_argument("--no-progress", action="store_true", help="no progress bar")
     _add_json(scan)
@@ -188,6 +194,7 @@ def _add_doctor(commands: Any) -> None:
         "where each came from; with a URL, what would serve it. Exit code 1 if a check failed.",
     )
     doctor.add_argument("url", metavar="URL", nargs="?", help="storage to check as well")
+    _add_storage_option(doctor)
     _add_json(doctor)
     doctor.set_defaults(run=_run_doctor)
 
@@ -204,6 +211,10 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--directory", type=Path, metavar="DIR", help="where to put the data meanwhile")
     _add_json(demo)
     demo.set_defaults(run=_run_demo)
+
+
+def _add_storage_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--storage-option", action="append", metavar="K=V", help=_OPTION_HELP)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -370,7 +381,10 @@ def _print_json(content: Any) -> None:
 def _run_doctor(arguments: argparse.Namespace) -> int:
     from headrace.doctor import diagnose, render  # noqa: PLC0415
 
-    found = diagnose(arguments.url)
+    options = _storage_options(arguments.storage_option or [])
+    if options and arguments.url is None:
+        raise UsageError("--storage-option is of the storage at a URL, and none is given")
+    found = diagnose(arguments.url, options)
     if arguments.json:
         _print_json(found.to_json())
     else:

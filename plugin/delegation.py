@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from functools import partial
@@ -26,10 +27,10 @@ from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
 from headrace.drivers.permit import Permit, call_permitted
 from headrace.ranges import answer_or_error, batch_of, listed
-from headrace.redact import redacted_errors
+from headrace.redact import redacted_answers, redacted_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from headrace.batch import RangeBatch
     from headrace.ranges import Ranges
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 # What the table is of: methods by what they do, and by which of their arguments are remote paths.
 ASKING = (
     "checksum", "created", "disk_usage", "du", "exists", "expand_path", "glob", "info", "isdir", "isfile",
-    "lexists", "listdir", "ls", "modified", "sign", "size", "sizes", "stat", "tree", "ukey", "url", "walk",
+    "lexists", "listdir", "ls", "modified", "sign", "size", "sizes", "stat", "tree", "ukey", "url",
     "unstrip_protocol",
 )  # fmt: skip
 CHANGING = (
@@ -64,8 +65,11 @@ WITH_COROUTINES = frozenset(
     }
 )  # fmt: skip
 
-CHANGES_NOTHING = frozenset({*ASKING, *DOWNLOADING, "find", "cat_file", "cat_ranges"})
+CHANGES_NOTHING = frozenset({*ASKING, *DOWNLOADING, "find", "walk", "cat_file", "cat_ranges"})
 """Methods after which all is as it was."""
+
+MOST_NESTED_LINKS = 10_000
+"""Links to folders, met behind other links, that one listing of the local disk follows."""
 
 
 _METADATA = Permit(0, "metadata")
@@ -148,10 +152,13 @@ class Delegation:
         return file
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
-        return batch_of(self.target.cat_ranges(*listed(ranges), on_error="return"), ranges, out)
+        return batch_of(self._cat_ranges_of_target(*listed(ranges), on_error="return"), ranges, out)
+
+    def _cat_ranges_of_target(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return redacted_answers(self._of_target("cat_ranges", *args, **kwargs))
 
     def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
-        data: bytes = self.target.cat_file(self._file_path(path), start=start, end=end, **kwargs)
+        data: bytes = self._of_target("cat_file", self._file_path(path), start=start, end=end, **kwargs)
         return data
 
     def _cat_all_of_target(self, paths: list[str], options: dict[str, Any]) -> list[Any]:
@@ -161,8 +168,7 @@ class Delegation:
                 answer_or_error(partial(self._cat_of_target, **options), one, None, None) for one in paths
             ]
         names = [self._file_path(one) for one in paths]
-        found: list[Any] = self.target.cat_ranges(names, None, None, on_error="return", **options)
-        return found
+        return self._cat_ranges_of_target(names, None, None, on_error="return", **options)
 
     # -- listings
 
@@ -185,7 +191,7 @@ class Delegation:
         is_local = isinstance(self.target, LocalFileSystem)
         found: Any
         if is_local and "on_error" not in kwargs:
-            listed = self._find_here(asked, maxdepth, kwargs, frozenset())
+            listed = self._find_here(asked, maxdepth, kwargs, frozenset(), itertools.count())
             _check_listed(listed, is_deep=maxdepth is None)
             if not withdirs:
                 listed = {name: info for name, info in listed.items() if info.get("type") != "directory"}
@@ -198,9 +204,18 @@ class Delegation:
         return {asked.rstrip("/") + name.removeprefix(whole): info for name, info in found.items()}
 
     def _find_here(
-        self, path: str, maxdepth: int | None, options: dict[str, Any], within: frozenset[str]
+        self,
+        path: str,
+        maxdepth: int | None,
+        options: dict[str, Any],
+        within: frozenset[str],
+        nested: Iterator[int],
     ) -> dict[str, Any]:
-        """Find on the local disk, and follow links: to fsspec they are neither files nor folders."""
+        """Find on the local disk, and follow links: to fsspec they are neither files nor folders.
+
+        `within` are the folders that were come from, `nested` counts the links which were met behind links:
+        of folders that lead to each other there are more ways than there is time for.
+        """
         found: dict[str, Any] = self._of_target("find", path, maxdepth, withdirs=True, detail=True, **options)
         links = [name for name, info in found.items() if info.get("islink")]
         within = within | {os.path.realpath(path)} if links else within
@@ -214,8 +229,10 @@ class Delegation:
             elif stat.S_ISDIR(told.st_mode) and os.path.realpath(name) not in within:
                 found[name] = {**found[name], "type": "directory"}
                 left = None if maxdepth is None else maxdepth - _depth(name, self._target_path(path))
+                if len(within) > 1 and next(nested) >= MOST_NESTED_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
                 if left is None or left > 0:
-                    found |= self._find_here(name, left, options, within)
+                    found |= self._find_here(name, left, options, within, nested)
         return dict(sorted(found.items())) if links else found
 
     async def _find(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -223,6 +240,16 @@ class Delegation:
         if not getattr(self.target, "async_impl", False):
             return await call_apart(self.find, path, *args, **kwargs)
         return await self._of_target_async("_find", self._own_path(path), *args, **kwargs)
+
+    def walk(self, path: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Call the wrapped filesystem's ``walk``, a folder at a time: in between others may call it."""
+        steps = iter(self._of_target("walk", self._own_path(path), *args, **kwargs))
+        while True:
+            with redacted_errors():
+                step = self._exclusively(next, steps, None)
+            if step is None:
+                return
+            yield step
 
     # -- writes and the rest
 
@@ -245,11 +272,17 @@ class Delegation:
         """Async twin of `walk`."""
         path = self._own_path(path)
         if getattr(self.target, "asynchronous", False):
-            async for found in self.target._walk(path, *args, **kwargs):  # noqa: SLF001
-                yield found
-            return
-        for found in await self._in_thread(lambda: list(self.target.walk(path, *args, **kwargs))):
-            yield found
+            steps = self.target._walk(path, *args, **kwargs)  # noqa: SLF001
+            while True:
+                with redacted_errors():
+                    step = await anext(steps, None)
+                if step is None:
+                    return
+                yield step
+        with redacted_errors():
+            listed = await self._in_thread(lambda: list(self.target.walk(path, *args, **kwargs)))
+        for step in listed:
+            yield step
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """Forget listings, of `path` or all, and the footers that were kept."""
@@ -317,7 +350,7 @@ def _is_relative(path: Any) -> bool:
     return isinstance(path, str) and path != "" and not path.startswith(("/", "~")) and ":" not in path
 
 
-_PATH_NAMES = frozenset({"path", "path1", "path2"})
+_PATH_NAMES = frozenset({"path", "path1", "path2", "rpath"})
 
 
 def _named_paths(self: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

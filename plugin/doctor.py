@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warn", "fail"]
 
-_REQUIRED: Final = ("fsspec", "s3fs", "pyarrow", "dask", "numpy", "rich")
+_REQUIRED: Final = ("fsspec", "s3fs", "pyarrow", "dask", "numpy", "rich", "typing-extensions")
 _OPTIONAL: Final = ("obstore", "gcsfs", "adlfs", "distributed", "pandas", "matplotlib")
 _FEW_FILES: Final = 1024
 _PROBE_LIMIT_S: Final = 20.0
@@ -111,13 +111,15 @@ class Report:
         return {"ok": self.ok} | dataclasses.asdict(self)
 
 
-def diagnose(url: str | None = None) -> Report:
+def diagnose(url: str | None = None, storage_options: Mapping[str, Any] | None = None) -> Report:
     """Examine this machine and this process's settings.
 
     Parameters
     ----------
     url : str, optional
         A path or an fsspec URL that should be readable; it is looked up, not read.
+    storage_options : mapping, optional
+        For the filesystem of the URL.
 
     Returns
     -------
@@ -131,7 +133,7 @@ def diagnose(url: str | None = None) -> Report:
     checks += [*_libraries(), _registered(), *_backends(ring)]
     target = None
     if url is not None:
-        target, check = _target(url)
+        target, check = _target(url, storage_options or {})
         checks.append(check)
     return Report(system, _versions(), settings, tuple(checks), target)
 
@@ -393,13 +395,15 @@ def _unserved(rows: tuple[SettingRow, ...]) -> Iterator[Check]:
 # --- the target ----------------------------------------------------------------------------------
 
 
-def describe_target(url: str) -> dict[str, Any]:
+def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Look `url` up the way a read would.
 
     Parameters
     ----------
     url : str
         A path or an fsspec URL, chained or not, with ``headrace::`` in front or without.
+    storage_options : mapping, optional
+        For its filesystem.
 
     Returns
     -------
@@ -415,34 +419,36 @@ def describe_target(url: str) -> dict[str, Any]:
     """
     # Imported here: the doctor works without.
     url_to_fs = importlib.import_module("fsspec.core").url_to_fs
-    fs, path = url_to_fs(_chained(url))
+    make = importlib.import_module("headrace.filesystem").HeadraceFileSystem
+    target, path = url_to_fs(_plain(url), **(storage_options or {}))
+    fs = make(fs=target)
     info = fs.info(path)
-    wrapped = type(getattr(fs, "target", fs))
+    wrapped = type(fs.target)
     return {
         "url": redact_url(url),
         "path": redact_url(path),
         "filesystem": f"{wrapped.__module__}.{wrapped.__qualname__}",
-        "backend": getattr(fs, "backend_name", None) or "none",
-        "mode": getattr(fs, "mode", None) or "unknown",
+        "backend": fs.backend_name or "none",
+        "mode": fs.mode,
         "engine_reason": fs.stats().engine_reason,
         "type": info.get("type"),
         "size_bytes": info.get("size"),
     }
 
 
-def _chained(url: str) -> str:
+def _plain(url: str) -> str:
     url = url.removeprefix("headrace::")
     if "://" not in url and "::" not in url:  # a path, of Windows perhaps
         url = f"file://{Path(url).absolute().as_posix()}"
-    return f"headrace::{url}"
+    return url
 
 
-def _target(url: str) -> tuple[dict[str, Any], Check]:
+def _target(url: str, storage_options: Mapping[str, Any]) -> tuple[dict[str, Any], Check]:
     shown = redact_url(url)
     try:
-        found = describe_target(url)
+        found = describe_target(url, storage_options)
     except Exception as error:  # noqa: BLE001 - it is the finding
-        text = redact_text(f"{type(error).__name__}: {error}", secrets_of(url))
+        text = redact_text(f"{type(error).__name__}: {error}", secrets_of([url, dict(storage_options)]))
         cure = "check the spelling, the credentials and the network"
         if isinstance(error, ImportError):
             cure = "install what it names: the extras of headrace are gcs, azure, obstore, dask and plot"

@@ -97,6 +97,13 @@ class HeadraceFile(io.BufferedIOBase):
         self._is_far = reader.channel.is_remote
         self._blocks = Blocks(block_bytes, FAR_BLOCKS if self._is_far else 1)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say where the cache belongs that fsspec's `blockcache` would put into the file."""
+        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name == "_fetch_range":
+            msg += "; blockcache must stand behind headrace (headrace::blockcache::...)"
+        raise AttributeError(msg, name=name, obj=self)
+
     # -- what it is
 
     @property

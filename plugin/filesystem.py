@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import operator
 import os
 import sys
 from collections.abc import Iterable
@@ -52,7 +53,7 @@ from headrace.ranges import (
 )
 from headrace.read import Read
 from headrace.reader import Reader
-from headrace.redact import redact, redacted_errors
+from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
 from headrace.target import KeptAsTarget, is_kept, make_target
@@ -196,6 +197,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         options = {**ours, "priority": base, "skip_instance_cache": not is_kept(self)}
         view: HeadraceFileSystem = type(self)(fs=self.target, **options)
         return view
+
+    @override
+    def _parent(self, path: Any) -> Any:
+        """Return the folder of a path, as the target names it."""
+        return self.target._parent(self._own_path(path))  # noqa: SLF001
 
     @property
     def fsid(self) -> str:
@@ -342,7 +348,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return await reader.read_async(ranges, urgency, out)
         if getattr(self.target, "async_impl", False):
             answers = await self._of_target_async("_cat_ranges", *listed(ranges), on_error="return")
-            return batch_of(answers, ranges, out)
+            return batch_of(redacted_answers(answers), ranges, out)
         batch: RangeBatch = await self._in_thread(self._ranges_of_target, ranges, out)
         return batch
 
@@ -384,9 +390,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         check_gap(max_gap)
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
-            asked_of_target = self._ranges_for_target(paths, starts, ends)
-            found = self.target.cat_ranges(*asked_of_target, on_error=on_error, **kwargs)
-            return found
+            given = self._ranges_for_target(paths, starts, ends)
+            return self._cat_ranges_of_target(*given, on_error=on_error, **kwargs)
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
             interrupts.arm()
@@ -427,7 +432,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         if reader is None and getattr(self.target, "async_impl", False):
             given = self._ranges_for_target(paths, starts, ends)
             found = await self._of_target_async("_cat_ranges", *given, on_error=on_error, **kwargs)
-            return found
+            return redacted_answers(found)
         if reader is not None:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
             if not reader.opens_too_many(asked.plain):
@@ -475,7 +480,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         (found,) = await self._reader.cat_many_async(asked, self._urgency(None), kwargs)
         return raise_first([found])[0]  # type: ignore[no-any-return]
 
-    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+    def cat(
+        self,
+        path: Any,
+        recursive: bool = False,
+        on_error: str = "raise",
+        batch_size: int | None = None,  # noqa: ARG002 - how many at a time is the scheduler's to say
+        **kwargs: Any,
+    ) -> Any:
         """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
         paths = self.expand_path(path, recursive=recursive)
         interrupts.arm()
@@ -493,7 +505,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def _is_named_alone(self, path: Any, paths: list[str]) -> bool:
         return isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
 
-    async def _cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+    async def _cat(
+        self,
+        path: Any,
+        recursive: bool = False,
+        on_error: str = "raise",
+        batch_size: int | None = None,  # noqa: ARG002 - as for `cat`
+        **kwargs: Any,
+    ) -> Any:
         """Async twin of `cat`."""
         paths = await self._expand_path(path, recursive=recursive)
         reader = self._reader
@@ -502,6 +521,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             found = await reader.cat_many_async(asked, self._urgency(None), kwargs)
         elif getattr(self.target, "async_impl", False):
             found = await self._of_target_async("_cat_ranges", paths, None, None, on_error="return", **kwargs)
+            redacted_answers(found)
         else:
             found = await self._in_thread(self._cat_all, paths, kwargs)
         return collect_cat(paths, found, on_error, is_alone=self._is_named_alone(path, paths))
@@ -565,19 +585,26 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def _open(
         self,
         path: str,
-        mode: str = "rb",  # noqa: ARG002
+        mode: str = "rb",
         block_size: int | None = None,
-        autocommit: bool = True,  # noqa: ARG002
-        cache_options: Any = None,  # noqa: ARG002
+        autocommit: bool = True,
+        cache_options: Any = None,
         priority: int | None = None,
         cache_type: str | None = None,
         size: int | None = None,
         look: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
+        path = self._target_path(path)
         reader = self._reader
-        assert reader is not None  # noqa: S101
+        if reader is None or set(mode) != {"r", "b"}:
+            # Not by way of `open`, but by fsspec's own wrappers: `blockcache`, references.
+            given = {"cache_type": cache_type, "size": size, **kwargs}
+            given = {name: value for name, value in given.items() if value is not None}
+            how = {"block_size": block_size, "autocommit": autocommit, "cache_options": cache_options}
+            return self._of_target("_open", path, mode, **how, **given)
         lifecycle.check_not_exiting()
+        block_bytes = _block_bytes(block_size, cache_type, reader.block_bytes)
         open_of_target = partial(self._of_target, "open", path, "rb", block_size=block_size, **kwargs)
         if reader.only_target_opens(kwargs) or _is_stream(self.target, block_size):
             return open_of_target()
@@ -599,7 +626,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             source,
             size=size,
             urgency=urgency,
-            block_bytes=_block_bytes(block_size, cache_type, reader.block_bytes),
+            block_bytes=block_bytes,
             prefetcher=self._prefetcher(reader, source, path, size, urgency, (look or {}).get("end")),
         )
 
@@ -633,10 +660,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         return await self._of_target_async("open_async", path, mode, **kwargs)
 
 
-def _block_bytes(given: int | None, cache_type: str | None, default: int) -> int:
-    if cache_type == "none":
-        return 0
-    return default if given is None else given
+def _block_bytes(given: Any, cache_type: str | None, default: int) -> int:
+    if given is None or given == "default":  # which are fsspec's words for it
+        given = default
+    elif not hasattr(given, "__index__") or given < 0:
+        kind = ValueError if hasattr(given, "__index__") else TypeError
+        msg = f"block_size is a number of bytes, 0 for no blocks; not {given!r}"
+        raise kind(msg)
+    return 0 if cache_type == "none" else operator.index(given)
 
 
 def _is_stream(target: Any, block_size: int | None) -> bool:

@@ -119,6 +119,8 @@ def share(value: object) -> float:
     if text in _TRUTH:
         return SHARE if _TRUTH[text] else 0.0
     share = float(text)
+    if share == 1:
+        return SHARE
     if not 0 <= share <= _MOST_HEDGED:
         raise ValueError(value)
     return share

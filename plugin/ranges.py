@@ -96,10 +96,10 @@ def as_ranges(
         n = max(first.size, last.size)
         names, file = [normalise(paths)], np.zeros(n, np.int64)
     else:
-        n = len(paths)
         number: dict[str, int] = {}
-        file = np.fromiter((number.setdefault(p, len(number)) for p in paths), np.int64, n)
-        names = [normalise(path) for path in number]
+        rows = [number.setdefault(path, len(number)) for path in _listed_paths(paths)]
+        n, file = len(rows), np.array(rows, np.int64)
+        names = [normalise(_checked_path(path)) for path in number]
     try:
         first, last = _stretched(first, n), _stretched(last, n)
     except ValueError:
@@ -107,6 +107,23 @@ def as_ranges(
         raise ValueError(msg) from None
     _check(first, last)
     return Ranges(names, file, first, last)
+
+
+def _listed_paths(paths: Any) -> Iterable[Any]:
+    """Return the paths of Arrow's, NumPy's or other sequences."""
+    if hasattr(paths, "to_pylist"):
+        return paths.to_pylist()  # type: ignore[no-any-return]
+    if not isinstance(paths, Iterable):
+        msg = f"paths are one, or a sequence of them; not {paths!r}"
+        raise TypeError(msg)
+    return paths
+
+
+def _checked_path(path: Any) -> Any:
+    if not isinstance(path, str | os.PathLike):
+        msg = f"a path is a string or os.PathLike, not {path!r}"
+        raise TypeError(msg)
+    return path
 
 
 def _stretched(values: Int64Array, n: int) -> Int64Array:
@@ -136,6 +153,9 @@ def _integers(name: str, values: Any) -> Int64Array:
     if array.dtype.kind not in "iu":
         msg = f"{name} must be integers, not {array.dtype}"
         raise TypeError(msg)
+    if array.ndim > 1:
+        msg = f"{name} must be of one dimension, not of shape {array.shape}"
+        raise ValueError(msg)
     if array.dtype.kind == "u" and array.dtype.itemsize == np.dtype(np.int64).itemsize:
         _check_offsets(name, [int(array.max())])
     return array.astype(np.int64, copy=False)
@@ -377,7 +397,7 @@ def collect_cat(paths: list[str], found: Iterable[Any], on_error: str, *, is_alo
     """Give the answers of `cat` the shape that fsspec specifies: a dict, but of a file that was named."""
     results = dict(zip(paths, found, strict=True))
     errors = [answer for answer in results.values() if isinstance(answer, Exception)]
-    if errors and on_error == "raise":
+    if errors and (on_error == "raise" or (is_alone and on_error == "omit")):
         raise errors[0]
     if on_error == "omit":
         results = {key: value for key, value in results.items() if not isinstance(value, Exception)}

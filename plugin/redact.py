@@ -21,6 +21,7 @@ session, and inside base64.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -246,15 +247,25 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
 def redact_error(error: BaseException) -> None:
     """Mask what `redact_text` does in an exception's own words, and in those of what caused it, in place.
 
-    It stays the exception it was. aiohttp's tell the URL of their request in what they print.
+    It stays the exception it was. aiohttp's tell the URL of their request in what they print. Nothing is
+    raised here, whatever the exception does when it is looked at or changed: it is the answer of a read.
     """
-    seen: list[BaseException] = []
+    seen: set[int] = set()
     found: BaseException | None = error
-    while found is not None and found not in seen:
-        seen.append(found)
-        if redact_text(str(found)) != str(found):
-            _mask_words(found)
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        with contextlib.suppress(Exception):
+            if redact_text(str(found)) != str(found):
+                _mask_words(found)
         found = found.__cause__ or found.__context__
+
+
+def redacted_answers(answers: list[Any]) -> list[Any]:
+    """Mask the secrets of the errors among answers, in place, and return the answers."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            redact_error(answer)
+    return answers
 
 
 @contextlib.contextmanager
@@ -267,20 +278,38 @@ def redacted_errors() -> Iterator[None]:
         raise
 
 
-def _mask_words(error: Any) -> None:
-    error.args = tuple(redact_text(arg) if isinstance(arg, str) else arg for arg in error.args)
-    for name in ("filename", "filename2", "strerror", "message"):
-        value = getattr(error, name, None)
-        if isinstance(value, str):
-            setattr(error, name, redact_text(value))
-    request = getattr(error, "request_info", None)
-    if request is not None:
-        urls = {name: _masked_url(getattr(request, name)) for name in ("url", "real_url")}
-        error.request_info = request._replace(**urls)
+def _mask_words(error: BaseException) -> None:
+    for name in ("args", "filename", "filename2", "strerror", "message", "request_info"):
+        with contextlib.suppress(Exception):  # each by itself: some are properties that only tell
+            _mask_attribute(error, name)
+
+
+def _mask_attribute(error: BaseException, name: str) -> None:
+    value = getattr(error, name, None)
+    masked: Any = None
+    if isinstance(value, str):
+        masked = redact_text(value)
+    elif name == "args":
+        masked = tuple(redact_text(arg) if isinstance(arg, str) else arg for arg in error.args)
+    elif name == "request_info" and value is not None:
+        masked = _masked_request(value)
+    if masked is not None:
+        object.__setattr__(error, name, masked)  # also of a class whose instances are frozen
+
+
+def _masked_request(request: Any) -> Any:
+    urls = {name: _masked_url(getattr(request, name)) for name in ("url", "real_url")}
+    if hasattr(request, "_replace"):
+        return request._replace(**urls)
+    masked = copy.copy(request)  # of aiohttp before 3.11, which is no named tuple
+    for name, url in urls.items():
+        object.__setattr__(masked, name, url)
+    return masked
 
 
 def _masked_url(url: Any) -> Any:
-    return type(url)(redact_url(str(url)), encoded=True)
+    text = redact_url(str(url))
+    return text if isinstance(url, str) else type(url)(text, encoded=True)
 
 
 def _mask_value(match: re.Match[str]) -> str:

@@ -111,8 +111,8 @@ class Stats:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of ops that came back, as they were admitted: those of unknown length as the longest."""
-        return self.bytes_completed
+        """Bytes of ops that came back; what was asked beyond the end of a file is none, once it is known."""
+        return self.bytes_completed - self.bytes_short
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""

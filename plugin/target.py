@@ -30,7 +30,8 @@ def make_target(
         )
         raise TypeError(msg)
     if fs is not None and not isinstance(fs, AbstractFileSystem):
-        msg = f"fs must be a filesystem of fsspec's, not {type(fs).__name__}; by name: target_protocol="
+        kind = f"{type(fs).__module__}.{type(fs).__qualname__}"
+        msg = f"fs must be a filesystem of fsspec's, not {kind}; by name: target_protocol="
         raise TypeError(msg)
     given = dict(options or {})
     if fs is not None:

@@ -9,6 +9,7 @@ Threading: a row is written by the one thread which was granted it; rows are nev
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -125,11 +126,12 @@ class Ops:
 
     def fail(self, row: int, error: BaseException) -> None:
         """Note that op `row` raised `error`, which tells its file and range in a note (I10), no secret."""
-        redact_error(error)
-        if not hasattr(error, "__notes__"):  # of ops that fail together the first is named
-            error.add_note(self._place(row))
         self.errors[row] = error
         self.got[row] = 0
+        redact_error(error)
+        with contextlib.suppress(Exception):  # of a class whose instances take none
+            if not hasattr(error, "__notes__"):  # of ops that fail together the first is named
+                error.add_note(self._place(row))
 
     def _place(self, row: int) -> str:
         path = redact_url(str(getattr(self.sources[self.file[row]], "path", "a file")))

@@ -203,6 +203,11 @@ def test_cat_with_an_error(target: Target, options: dict[str, object], on_error:
     assert outcome(cat, target.headrace(**options)) == outcome(cat, target.plain)
 
 
+def test_a_file_that_is_named_alone_is_bytes_or_an_error(disk: Target, options: dict[str, object]) -> None:
+    with pytest.raises(FileNotFoundError):
+        disk.headrace(**options).cat(disk.missing, on_error="omit")
+
+
 @pytest.mark.parametrize("asked", ["big.bi?", "*.bin", "b[i]g.bin", "a*b", "a?b"])
 def test_cat_of_globs(tmp_path: Path, options: dict[str, object], asked: str) -> None:
     """A dict for a pattern, however many files it fits; bytes for a file that is named so."""
@@ -349,6 +354,19 @@ def test_whole_files_are_read_side_by_side(mode: str, options: dict[str, Any]) -
     version = options.get("version", "new")
     assert answers == {name: f"{name} None None {version}".encode() for name in FIVE if name != "gone"}
     assert at_rest(fs)
+
+
+@pytest.mark.parametrize("paths", [["a"], ["a", "b"]])
+def test_how_many_at_a_time_is_no_option_of_a_read(mode: str, paths: list[str]) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Meeting(expected=1), scheduler=mode)
+    expected = {path: f"{path} None None new".encode() for path in paths}
+    assert fs.cat(paths, batch_size=1) == expected
+
+    async def read() -> Any:
+        there = headrace.HeadraceFileSystem(fs=Meeting(expected=1, asynchronous=True), scheduler=mode)
+        return await there._cat(paths, batch_size=1)
+
+    assert asyncio.run(read()) == expected
 
 
 def test_a_range_with_options_that_ends_before_it_starts(scheduled_mode: str) -> None:

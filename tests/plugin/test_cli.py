@@ -54,9 +54,11 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str
     return json.loads(captured.out)
 
 
-def run_error(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+def run_error(
+    capsys: pytest.CaptureFixture[str], *arguments: object, command: str = "scan"
+) -> tuple[int, str]:
     """Return the exit code and the one line on stderr."""
-    code = main(["scan", *map(str, arguments)])
+    code = main([command, *map(str, arguments)])
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("headrace: ")
@@ -211,6 +213,11 @@ def test_mixed_formats_need_a_choice(folder, capsys):
     code, error = run_error(capsys, folder)
     assert code == 2
     assert "csv, parquet" in error
+    (folder / "notes.txt").touch()
+    code, error = run_error(capsys, folder)
+    assert code == 2
+    assert f"{folder}/notes.txt" in error
+    assert ".parquet, .parq" in error
     assert run_json(capsys, folder, "--format", "parquet")["rows"] == ROWS
     assert run_json(capsys, folder, "--format", "csv")["rows"] == ROWS
 
@@ -240,6 +247,9 @@ def test_trace_is_written(folder, tmp_path, capsys, suffix):
         (["--filter", "open('x')"], "is not one of"),
         (["--filter", "id == 'x'"], "filter"),
         (["--filter", "nothing > 1"], "nothing"),
+        (["--filter", "id"], "filter"),
+        (["--filter", "id + 1"], "filter"),
+        (["--filter", "id > timestamp('2020-01-01')"], "filter"),
         (["--columns", "id,nothing"], "no column 'nothing'; there are id, mode, price"),
         (["-o", "anon"], "KEY=VALUE"),
         (["-o", "=x"], "KEY=VALUE"),
@@ -319,6 +329,21 @@ def test_storage_options_reach_the_target(folder, capsys):
     options = ["-o", f"path={folder}", "-o", "target_protocol=file", "-o", "auto_mkdir=false"]
     assert run_error(capsys, "dir://part-0.parquet")[0] == 1
     assert run_json(capsys, "dir://part-0.parquet", *options[:4])["rows"] == 500
+
+
+def test_storage_options_reach_the_doctors_target(folder, capsys):
+    options = ["-o", f"path={folder}", "-o", "target_protocol=file"]
+    assert main(["doctor", "--json", "dir://part-0.parquet", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["target"]["type"] == "file"
+    code, error = run_error(capsys, *options, command="doctor")
+    assert code == 2
+    assert "--storage-option" in error
+
+
+def test_what_lies_behind_the_end_was_not_read(tmp_path, capsys):
+    write_as(".csv.gz", tmp_path / "table.csv.gz")
+    found = run_json(capsys, tmp_path / "table.csv.gz", "--mode", "lite")
+    assert 0 < found["bytes_read"] <= 2 * (tmp_path / "table.csv.gz").stat().st_size
 
 
 def test_help_is_quick_and_complete(capsys):

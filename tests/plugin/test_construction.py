@@ -10,6 +10,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import fsspec
+import pyarrow.fs
 import pytest
 import recording
 from targets import LOG, OTHER, Target
@@ -303,6 +304,11 @@ def test_wrapping_two_headrace_filesystems_is_no_mix_up(tmp_path: Path) -> None:
 def test_what_is_no_filesystem(fs: Any) -> None:
     with pytest.raises(TypeError, match=r"fs must be a filesystem.*target_protocol="):
         headrace.wrap(fs)
+
+
+def test_what_is_no_filesystem_of_fsspecs_is_told_from_one_of_its_name() -> None:
+    with pytest.raises(TypeError, match=r"not pyarrow\._fs\.LocalFileSystem"):
+        headrace.wrap(pyarrow.fs.LocalFileSystem())
 
 
 def test_a_url_that_chains_nothing() -> None:

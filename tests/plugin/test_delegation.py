@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from pathlib import Path
@@ -45,6 +46,12 @@ def test_times_are_the_wrapped_filesystems(target: Target, mode: str, name: str)
     assert outcome(getattr(target.headrace(scheduler=mode), name), target.big) == expected
 
 
+def test_a_folder_is_the_wrapped_filesystems(target: Target, mode: str) -> None:
+    fs, plain = target.headrace(scheduler=mode), target.plain
+    for path in (target.small, target.root, "/a", "a/b", ""):
+        assert fs._parent(path) == plain._parent(path)
+
+
 def test_sign_is_the_wrapped_filesystems(targets: dict[str, Target], mode: str) -> None:
     target = targets["s3"]
     url = target.headrace(scheduler=mode).sign(target.big, expiration=60)
@@ -66,6 +73,15 @@ def test_writes(tmp_path: Path, options: dict[str, object]) -> None:
     fs.mv(two, str(tmp_path / "three"))
     fs.rm(one)
     assert [Path(path).name for path in fs.ls(str(tmp_path), detail=False)] == ["three"]
+
+
+def test_our_prefix_is_none_of_a_path_that_is_named_either(tmp_path: Path, mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=mode)
+    here, there, back = (tmp_path / name for name in ("here", "there", "back"))
+    here.write_bytes(b"1")
+    fs.put(lpath=str(here), rpath=f"headrace://{there}")
+    fs.get(rpath=f"headrace://{there}", lpath=str(back))
+    assert (there.read_bytes(), back.read_bytes()) == (b"1", b"1")
 
 
 @pytest.mark.parametrize("protocol", ["file", "memory", "s3"])
@@ -199,3 +215,67 @@ def test_async_calls_enter_a_sync_filesystem_one_at_a_time(mode: str) -> None:
 
     assert asyncio.run(read()) == [b"a", b"b", b"c"]
     assert target.most == 1
+
+
+class Listing(AbstractFileSystem):
+    """Folders in folders; it tells whether two threads are inside at once."""
+
+    protocol = "listing"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = threading.Lock()
+        self.listed, self.is_entered = threading.Event(), threading.Event()
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        assert self.inside.acquire(blocking=False), "a thread was inside"
+        self.inside.release()
+        return [{"name": f"{path}/a", "type": "directory", "size": 0}] if path.count("a") < 3 else []
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> bytes:
+        with self.inside:
+            self.is_entered.set()
+            self.listed.wait(0.05)
+        return b"1"
+
+
+@pytest.mark.parametrize("topdown", [True, False])
+def test_a_walk_enters_a_sync_filesystem_between_reads(scheduled_mode: str, topdown: bool) -> None:
+    """Each of its steps: a generator is entered whenever it goes on."""
+    target = Listing()
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    folders = list(target.walk("/r", topdown=topdown))
+    steps = fs.walk("/r", topdown=topdown)
+    read = fs.submit_ranges("/r/f", [0], [1])
+    assert target.is_entered.wait(10)
+    assert list(steps) == folders
+    assert read.result().to_pylist() == [b"1"]
+
+
+def test_a_walk_goes_where_the_caller_says(mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Listing(), scheduler=mode)
+    found = []
+    for path, folders, _files in fs.walk("/r"):
+        found.append(path)
+        folders.clear()
+    assert found == ["/r"]
+
+
+def test_folders_that_lead_to_each_other_end(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are as many ways through them as orders; a loop in them was never followed."""
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=mode)
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    for name in "abcdef":
+        for other in set("abcdef") - {name}:
+            (tmp_path / name / other).symlink_to(tmp_path / other)
+    files = [name for name in fs.find(str(tmp_path / "a"), maxdepth=3) if name.endswith("/file")]
+    assert len(files) == 1 + 5 + 5 * 4
+    monkeypatch.setattr("headrace.delegation.MOST_NESTED_LINKS", 100)
+    with pytest.raises(OSError, match="Too many levels of symbolic links") as caught:
+        fs.find(str(tmp_path))
+    assert caught.value.errno == errno.ELOOP

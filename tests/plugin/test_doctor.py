@@ -142,7 +142,7 @@ def test_a_broken_configuration_of_dask_is_a_finding(monkeypatch):
 
 
 def test_a_library_that_the_target_needs_is_named_with_its_extra(monkeypatch):
-    def missing(_url):
+    def missing(_url, _options):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(doctor, "describe_target", missing)
@@ -394,6 +394,14 @@ def test_a_target_is_described(monkeypatch, tmp_path, form, mode):
     assert Path(found["path"]) == path
 
 
+def test_a_target_is_described_with_its_options(tmp_path):
+    (tmp_path / "data.bin").write_bytes(b"1")
+    options = {"path": str(tmp_path), "target_protocol": "file"}
+    assert describe_target("dir://data.bin", options)["size_bytes"] == 1
+    (check,) = [check for check in diagnose("dir://data.bin", options).checks if check.name == "target"]
+    assert check.status == "ok"
+
+
 def test_a_report_with_a_target(tmp_path):
     report = diagnose(str(tmp_path))
     assert report.target is not None
@@ -414,7 +422,7 @@ def test_a_target_that_is_not_there_is_a_finding(url):
 
 
 def test_credentials_of_the_target_are_nowhere(monkeypatch):
-    def fail(url):
+    def fail(url, _options):
         raise PermissionError(f"denied for {url} with hunter2hunter2")
 
     monkeypatch.setattr(doctor, "describe_target", fail)

@@ -605,3 +605,37 @@ def test_lengths_may_be_narrow_integers_of_numpys(tmp_path: Path, scheduled_mode
         for method in (file.read, file.read1, file.readline):
             with pytest.raises(TypeError):
                 method(1.5)
+
+
+@pytest.mark.parametrize("block_size", ["default", None])
+def test_the_usual_blocks_by_fsspecs_names(scheduled: Any, path: str, block_size: Any) -> None:
+    with scheduled.open(path) as usual, scheduled.open(path, block_size=block_size) as file:
+        assert file.blocksize == usual.blocksize
+        assert file.read(10) == CONTENT[:10]
+
+
+@pytest.mark.parametrize(("block_size", "error"), [("1MiB", TypeError), (1.5, TypeError), (-5, ValueError)])
+def test_what_is_no_size_of_blocks(
+    scheduled: Any, path: str, block_size: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"block_size.* {block_size!r}"):
+        scheduled.open(path, block_size=block_size)
+
+
+@pytest.mark.parametrize("written", [b"written", b""])
+def test_fsspecs_own_wrappers_open_it_their_way(tmp_path: Path, mode: str, written: bytes) -> None:
+    """By ``_open``: with a protocol in the path, in modes that write, and under ``off``."""
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=mode)
+    path = str(tmp_path / "file")
+    with fs._open(f"headrace://{path}", mode="wb") as file:
+        file.write(written)
+    with fs._open(f"file://{path}") as file:
+        assert file.read() == written
+
+
+def test_a_cache_that_changes_files_is_told_where_to_stand(tmp_path: Path, scheduled_mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    (tmp_path / "file").write_bytes(CONTENT)
+    cached = fsspec.filesystem("blockcache", fs=fs, cache_storage=str(tmp_path / "cache"))
+    with pytest.raises(AttributeError, match="must stand behind headrace"):
+        cached.open(str(tmp_path / "file"))

@@ -154,6 +154,7 @@ def test_read_ranges_into_a_buffer_that_is_too_small(disk: Target, options: dict
         ([-1], [5], "-1"),
         ([10], [5], "10|5"),
         ([0, 30], [5, 20], "30|20"),
+        ([[0, 1]], [5, 6], r"starts .* \(1, 2\)"),
     ],
 )
 def test_read_ranges_that_make_no_sense(
@@ -329,6 +330,11 @@ def test_callers_that_have_no_frame(
     wait_until(lambda: bool(found))
 
 
+def test_a_priority_beyond_all_is_named(disk: Target) -> None:
+    with pytest.raises(ValueError, match="4294967296"):
+        disk.headrace().read_ranges(disk.small, [0], [5], priority=1 << 32)
+
+
 @pytest.mark.parametrize("priority", ["x", 0.5, (0, 3)])
 def test_what_is_no_priority_is_refused_in_every_mode(
     disk: Target, options: dict[str, object], priority: Any
@@ -367,6 +373,22 @@ def test_ranges_of_a_path_object(disk: Target, options: dict[str, object]) -> No
     fs = disk.headrace(**options)
     assert fs.read_ranges(Path(disk.small), [0, 5], [3, 9]).to_pylist() == [OTHER[:3], OTHER[5:9]]
     assert fs.submit_ranges(Path(disk.small), [0], [3]).result(30).to_pylist() == [OTHER[:3]]
+
+
+def test_ranges_of_paths_of_other_libraries(disk: Target, options: dict[str, object]) -> None:
+    fs = disk.headrace(**options)
+    for paths in (pa.array([disk.small] * 2), np.array([disk.small] * 2), (disk.small,) * 2):
+        assert fs.read_ranges(paths, [0, 5], [3, 9]).to_pylist() == [OTHER[:3], OTHER[5:9]]
+
+
+@pytest.mark.parametrize("paths", [None, 3, [None], ["small", 3]])
+def test_what_is_no_path_is_named(disk: Target, options: dict[str, object], paths: Any) -> None:
+    fs = disk.headrace(**options)
+    with pytest.raises(TypeError, match=r"path.* not (None|3)"):
+        fs.read_ranges(paths, 0, 3)
+    if isinstance(paths, list) and fs.mode != "off":
+        with pytest.raises(TypeError, match=r"a path is .* not (None|3)"):
+            fs.cat_ranges(paths * 9, 0, 3)
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 3), (0, "3"), (None, 2.5)])

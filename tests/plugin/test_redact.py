@@ -9,10 +9,13 @@ import traceback
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_http import PlainServer, Said
@@ -378,3 +381,84 @@ def test_an_exception_stays_what_it_was_when_it_is_masked() -> None:
     plain = KeyError("a")
     redact_error(plain)
     assert plain.args == ("a",)
+
+
+class ToldError(Exception):
+    """Its words are nobody's to change."""
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class UntoldError(Exception):
+    """It says nothing of itself."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class AskedError(Exception):
+    """As aiohttp's before 3.11: what it was asked is no named tuple."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.request_info = SimpleNamespace(url=url, real_url=url)
+
+    def __str__(self) -> str:
+        return f"{self.args} {self.request_info.real_url}"
+
+
+class OddError(Exception):
+    """What it was asked is nothing that is known."""
+
+    request_info = 7
+
+
+WITH_SIGNATURE = "https://host/key?sig=hunter2hunter2"
+
+
+class Failing(MemoryFileSystem):
+    protocol = "failing"
+    cachable = False
+    error: type[Exception] = ToldError
+
+    def cat_file(self, path: str, *args: object, **kwargs: object) -> bytes:
+        raise self.error(WITH_SIGNATURE)
+
+    info = ls = cat_file
+
+
+class AsyncFailing(AsyncFileSystem):
+    protocol = "afailing"
+    cachable = False
+    error: type[Exception] = ToldError
+
+    async def _cat_file(self, path: str, *args: object, **kwargs: object) -> bytes:
+        raise self.error(WITH_SIGNATURE)
+
+    _info = _ls = _cat_file
+
+
+@pytest.mark.parametrize("error", [ToldError, UntoldError, AskedError, OddError])
+@pytest.mark.parametrize("kind", [Failing, AsyncFailing])
+def test_an_exception_that_cannot_be_masked_is_raised_all_the_same(
+    kind: type[Any], error: type[Exception], mode: str
+) -> None:
+    """It is the answer of a read, which would never end without one."""
+    target = type(kind.__name__, (kind,), {"error": error})()  # on the class: async ones are made again
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=mode, timeout_s=30)
+    reads = [
+        lambda: fs.cat_file("/x", 0, 5),
+        lambda: fs.cat_file("/x"),
+        lambda: fs.cat_ranges(["/x"], [0], [5], on_error="raise"),
+        lambda: fs.read_ranges("/x", [0], [5])[0],
+        lambda: fs.info("/x"),
+        lambda: list(fs.walk("/x", on_error="raise")),
+        lambda: asyncio.run(fs._cat_file("/x", 0, 5)),
+    ]
+    for read in reads:
+        with pytest.raises(error) as caught:
+            read()
+        if error is not UntoldError:
+            assert "hunter2" not in str(caught.value)

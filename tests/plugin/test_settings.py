@@ -121,6 +121,10 @@ def child(program: str, **environ: str) -> str:
 # --- the record ----------------------------------------------------------------------------------
 
 
+def test_one_is_one_however_it_is_written():
+    assert load({"hedge": 1}) == load({"hedge": "1.0"}) == load({"hedge": True})
+
+
 def test_defaults():
     assert load() == Settings(
         scheduler="auto",
