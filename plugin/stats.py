@@ -72,10 +72,22 @@ class Stats:
     mode, backend, engine_reason
         Of the filesystem that was asked; empty for the whole process. The reason is why this engine reads an
         object store and not the other; empty for other storage.
+    requests_submitted, requests_consumed, requests_nested
+        Requests made, those whose result was taken, and those that ran inside an op of ours (a chain).
+    ops_admitted, ops_completed, in_flight_ops, ops_hit
+        Ops that were started, that ended, that have not ended yet, and that the page cache answered.
     reserved_bytes, peak_reserved_bytes, buffer_bytes
         Held for results now, at most so far, and the budget (0: no limit).
-    ops_hit
-        Ops that the page cache answered.
+    process_io_limit
+        Ops in flight over all devices at the most (0: no limit).
+    devices
+        What is read from; not in the table of a notebook.
+    bytes_admitted, bytes_completed, bytes_delivered
+        Of ops that were started, of ops that ended, and of ranges, as their callers took them.
+    bytes_gap, bytes_shared
+        Read between ranges and delivered to nobody, and delivered to more than one of them.
+    bytes_abandoned
+        Of requests that nobody took.
     bytes_short
         Admitted and not delivered: past the end of a file, of ranges that failed, and what an op of unknown
         length was taken to be beyond what it was (less than nothing where it was longer).

@@ -187,6 +187,16 @@ def test_lines_and_reads_mix(fs: Any, path: str) -> None:
             assert file.tell() == reference.tell()
 
 
+@pytest.mark.parametrize("blocks", [None, 7])
+def test_read_until(scheduled: Any, path: str, blocks: int | None) -> None:
+    with scheduled.open(path, "rb") as file:
+        line = CONTENT[: CONTENT.index(b"\n") + 1]
+        assert file.readuntil(b"\n", blocks) == line
+        assert file.tell() == len(line)
+        file.seek(SIZE - 3)
+        assert file.readuntil(b"\0", blocks) == CONTENT[-3:]
+
+
 def test_text(fs: Any, path: str) -> None:
     with fs.open(path, "r") as file:
         assert file.readline() == LINES[0]
