@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
+from headrace.backends import _readers
 from headrace.backends._obstore_client import (
     NO_PROXY,
     PLAIN_OPTIONS,
@@ -111,8 +112,8 @@ class GcsClient(Client):
 
     @override
     def asker(self, target: Any, **changed: Any) -> Any:
-        asker = super().asker(target, token="anon", **changed)  # noqa: S106 - nobody's
-        asker.credentials = self._held  # its own would be asked for again, of a browser even
+        asker = super().asker(target, **_readers.NOBODY, **changed)
+        _readers.lend_credentials(target, asker)
         asker._request = _once(asker)  # noqa: SLF001 - one attempt: it has no other way to be told
         return asker
 

@@ -5,7 +5,8 @@ so reads use an instance of their own, made from the wrapped one's class and opt
 connection pool is not shared with anybody either: metadata and writes go through the wrapped instance.
 
 A filesystem that wraps another (``dir``, ``reference``) cannot be made again for another loop, because
-the one inside it would stay behind. It keeps its loop, and is awaited there.
+the one inside it would stay behind, nor can one that was given what may belong to its loop
+(`headrace.backends._readers`). It keeps its loop, and is awaited there.
 
 What s3fs reads is of one version and resumed where it broke (`headrace.backends._s3fs`), what fsspec's HTTP
 filesystem reads of one version (`headrace.backends._http`). The others read by ``_cat_file``, which takes no
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from headrace.backends import _faults, _http, _s3fs
+from headrace.backends import _faults, _http, _readers, _s3fs
 from headrace.backends.abc import (
     AsyncBackend,
     Defaults,
@@ -64,6 +65,8 @@ class AsyncFsspecBackend(AsyncBackend):
         self._reader: Any = None
         self.is_s3fs = self.are_versions_unique = _s3fs.is_s3fs(target)
         self._is_http = _http.is_http(target)
+        self._is_wrapper = bool(wrapped_filesystems(target))
+        self._stays = self._is_wrapper or _readers.is_bound(target)
         self._connections = self.defaults.io_parallelism
         self._try_timeout_s = TRY_TIMEOUT_S
 
@@ -91,21 +94,16 @@ class AsyncFsspecBackend(AsyncBackend):
     @override
     def foreign_loop(self) -> Any:
         """The loop of a filesystem that cannot be made again for ours."""
-        return self.target.loop if wrapped_filesystems(self.target) else None
+        return self.target.loop if self._stays else None
 
     @override
     def bind(self, loop: Any) -> None:
-        """Make the instance that reads on `loop`."""
-        if wrapped_filesystems(self.target):
+        """Make the instance that reads on `loop`, where the wrapped one cannot."""
+        is_home = loop is self.foreign_loop
+        if self._is_wrapper or (is_home and not self.is_s3fs):
             self._reader = self.target
-            return
-        options = {**self.target.storage_options, "asynchronous": True, "loop": loop}
-        if self.is_s3fs:
-            options |= _s3fs.reader_options(self.target, self._connections)
-        kind = type(self.target)
-        self._reader = kind(*self.target.storage_args, skip_instance_cache=True, **options)
-        if self.is_s3fs:
-            self._reader.retries = 1  # that is one attempt
+        else:
+            self._reader = _readers.make(self.target, loop, self._connections, is_home=is_home)
 
     @override
     def device(self, path: str) -> Hashable:

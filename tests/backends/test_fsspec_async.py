@@ -1,13 +1,21 @@
-"""Async filesystems that wrap others: their files are of the stores behind them, and not of one each."""
+"""Async filesystems on the fsspec engine: which loop they are read on, and of which store their files are."""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 from typing import Any
 
+import aiohttp
+import botocore
 import fsspec
 import pytest
-from fsspec.asyn import AsyncFileSystem
+from aiobotocore.session import AioSession
+from fsspec.asyn import AsyncFileSystem, get_loop, sync
+from fsspec.implementations.http import HTTPFileSystem
+from google.oauth2.credentials import Credentials
+from plain_http import PlainServer, ranged
 
 import headrace
 from headrace.backends.fsspec_async import AsyncFsspecBackend
@@ -21,7 +29,7 @@ class BusyFileSystem(AsyncFileSystem):
     protocol = "busystore"
     cachable = False
 
-    def __init__(self, store: str = "one", **options: Any) -> None:
+    def __init__(self, store: Any = "one", **options: Any) -> None:
         super().__init__(store=store, **options)
         self.now = self.most = 0
 
@@ -72,3 +80,57 @@ def test_a_folder_is_of_the_bucket_that_it_is_in() -> None:
 def test_references_are_of_the_stores_that_they_name() -> None:
     one, equal, other = (AsyncFsspecBackend(reference(BusyFileSystem(name))) for name in ("a", "a", "b"))
     assert one.device(NAMES[0]) == equal.device(NAMES[1]) != other.device(NAMES[0])
+
+
+class Session:
+    """Something that is asked by awaiting it."""
+
+    async def ask(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Session(), {"in": [{"a": (1, Session())}]}, asyncio.Lock(), AioSession()],
+    ids=["object", "nested", "lock", "session"],
+)
+@pytest.mark.parametrize("is_by_position", [False, True])
+def test_what_may_belong_to_a_loop_is_used_on_no_other(given: Any, is_by_position: bool) -> None:
+    store = BusyFileSystem(given) if is_by_position else BusyFileSystem(more=given)
+    backend = AsyncFsspecBackend(store)
+    assert backend.foreign_loop is get_loop()
+    assert headrace.wrap(store, scheduler="lite").cat_file("a.bin") == b"x"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"a": [1, 2.0, "x", b"x", None, True], "b": Path("x")},
+        aiohttp.ClientTimeout(total=3),
+        ssl.create_default_context(),
+        Credentials("a-token"),
+        botocore.UNSIGNED,
+        AioSession,
+        fsspec.filesystem,
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_belongs_to_no_loop_leaves_reads_on_ours(given: Any) -> None:
+    assert AsyncFsspecBackend(BusyFileSystem(more=given)).foreign_loop is None
+
+
+def test_a_loop_that_was_given_is_only_said_to_be_its_own() -> None:
+    assert AsyncFsspecBackend(BusyFileSystem(loop=get_loop())).foreign_loop is None
+
+
+def test_http_by_a_connector(scheduled_mode: str) -> None:
+    data = bytes(range(100))
+
+    async def connector() -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=4)
+
+    with PlainServer(lambda asked: ranged(asked, data, ETag='"one"')) as server:
+        client = {"connector": sync(get_loop(), connector)}
+        target = HTTPFileSystem(client_kwargs=client, skip_instance_cache=True)
+        fs = headrace.wrap(target, scheduler=scheduled_mode, retries=0)
+        assert fs.cat_file(f"{server.url}/a", 3, 9) == data[3:9]
+        assert target.cat_file(f"{server.url}/a", 3, 9) == data[3:9]

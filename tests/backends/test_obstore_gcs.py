@@ -170,6 +170,18 @@ def test_a_token_is_refreshed_by_its_credentials(server: PlainServer) -> None:
     assert said["expires_at"].utcoffset() == timedelta(0)
 
 
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_credentials_are_made_once(server: PlainServer, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a token that is about to expire gcsfs makes none, and it asks when that is each time."""
+    answers = iter([Credentials("a-token")])
+    monkeypatch.setattr(gcsfs.credentials, "_get_creds_from_raw_token", lambda _token: next(answers))
+    options = {"cloud_engine": engine, "skip_instance_cache": True}
+    fs = headrace.HeadraceFileSystem(fs=target(server, token="a-token"), **options)
+    assert fs.cat_file("bucket/data.bin", start=3, end=9) == DATA[3:9]
+    assert fs.cat_file("bucket/data.bin", start=7, end=7) == b"", "gcsfs's answer, on either"
+    assert {asked.headers["authorization"] for asked in server.gets} == {"Bearer a-token"}
+
+
 def test_nobody_signs(server: PlainServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment has for the native library."""
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/credentials.json")

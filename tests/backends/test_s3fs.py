@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import aiobotocore.credentials
 import aiobotocore.session
 import botocore.loaders
 import botocore.session
@@ -113,6 +118,31 @@ def test_a_session_that_was_given_is_left_as_it_is(server: PlainServer, is_given
     assert target.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
     parsers = [_date_parser(of) for of in (reader, target)]
     assert parsers == [parse_timestamp if is_given else _s3fs.parse_date, parse_timestamp]
+
+
+def test_credentials_of_a_session_are_refreshed_on_one_loop(server: PlainServer, wait_until: Any) -> None:
+    """What looks at the file holds their lock, on fsspec's loop, and a read waits for it, on whichever."""
+    may_end = threading.Event()
+
+    async def refresh() -> dict[str, str]:
+        await asyncio.to_thread(may_end.wait)
+        expiry = datetime.now(UTC) + timedelta(hours=1)
+        return {"access_key": "k", "secret_key": "s", "token": "t", "expiry_time": expiry.isoformat()}
+
+    session = aiobotocore.session.AioSession()
+    held = session._credentials = aiobotocore.credentials.AioDeferredRefreshableCredentials(refresh, "a test")
+    target = S3FileSystem(session=session, endpoint_url=server.url, skip_instance_cache=True)
+    fs = headrace.HeadraceFileSystem(fs=target, cloud_engine="fsspec", retries=0, skip_instance_cache=True)
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            look = threads.submit(fs.info, "bucket/key")
+            wait_until(held._refresh_lock.locked)
+            read = threads.submit(fs.cat_file, "bucket/key", 3, 9)
+            wait_until(lambda: read.done() or bool(held._refresh_lock._waiters))
+        finally:
+            may_end.set()
+        assert look.result()["size"] == len(DATA)
+        assert read.result() == DATA[3:9]
 
 
 def test_what_describes_the_services_is_read_once(

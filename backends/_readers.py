@@ -1,0 +1,70 @@
+"""The instance of an async filesystem that headrace reads with: for which loop it is, and what it shares.
+
+* It is another than the wrapped one, made of the same options for headrace's loop. Clients are told not to
+  try again by themselves, where that can be told them.
+* Not so where the options hold what may belong to a loop (`is_bound`): a session, a connector, a credential.
+  What those wait for inside is of the loop that needed it first; on another one reads would fail, or hang.
+  Such a filesystem is read where it lives, and so is adlfs's.
+* Google's credentials are the wrapped instance's, as they are (`lend_credentials`): making others may ask for
+  them again, and refuse a token that is about to expire.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.backends import _s3fs
+
+NOBODY = {"token": "anon"}
+"""Options of a gcsfs instance that is lent its credentials: its own would be asked for, of a browser even."""
+
+
+def is_bound(target: Any) -> bool:
+    """Whether a filesystem can only be read on its own loop.
+
+    Because it was given what may belong to that, objects that have coroutines, or because it is adlfs's: an
+    instance of that waits for its loop when the interpreter ends, and ours may have ended before.
+    """
+    given = {name: value for name, value in target.storage_options.items() if name != "loop"}
+    has_session = _s3fs.is_s3fs(target) and given.get("session") is not None  # what it makes is awaited
+    is_adlfs = any(_package(kind) == "adlfs" for kind in type(target).__mro__)
+    return is_adlfs or has_session or _has_coroutines([target.storage_args, given])
+
+
+def _has_coroutines(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_coroutines, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_coroutines, value))
+    members = [member for kind in type(value).__mro__ for member in vars(kind).values()]
+    return any(map(inspect.iscoroutinefunction, members))
+
+
+def make(target: Any, loop: Any, connections: int, *, is_home: bool) -> Any:
+    """Make the instance that reads on `loop`, which with `is_home` is the target's own."""
+    options = {**target.storage_options, "asynchronous": not is_home, "loop": loop}
+    is_s3fs = _s3fs.is_s3fs(target)
+    is_lent = _package(type(target)) == "gcsfs" and not target.storage_args
+    if is_s3fs:
+        options |= _s3fs.reader_options(target, connections)
+    if is_lent:
+        options |= NOBODY
+    reader = type(target)(*target.storage_args, skip_instance_cache=True, **options)
+    if is_s3fs:
+        reader.retries = 1  # that is one attempt
+    if is_lent:
+        lend_credentials(target, reader)
+    return reader
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def lend_credentials(target: Any, reader: Any) -> None:
+    """Have an instance of gcsfs ask for tokens where another does, which may refresh them for both."""
+    for name in ("credentials", "credential"):
+        if hasattr(target, name):
+            setattr(reader, name, getattr(target, name))
