@@ -84,6 +84,8 @@ class Client(abc.ABC):
     """Name of obstore's class."""
     asks_for_versions: ClassVar[bool] = False
     """Whether `ask` has its answers be of the source's version."""
+    takes_conditions: bool = True
+    """Whether its requests may carry ``If-Match``."""
     has_provider: ClassVar[bool] = False
     """Whether it is given `credentials` where nobody signs too: it would look for its own otherwise."""
 

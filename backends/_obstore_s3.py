@@ -125,6 +125,7 @@ class S3Client(Client):
         self._asker = asker
         self._sampling = threading.Lock()  # one sample at a time: its handler keeps it from being sent
         self._verify = arguments.get("verify")
+        self.takes_conditions = _s3fs.takes_conditions(target)
         self.store_options(BUCKET)  # refuses now what it would refuse for every bucket
 
     @override

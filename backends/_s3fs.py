@@ -5,7 +5,7 @@ fault even where it does not try again. So the GET is made here, with s3fs's cli
 pays, encryption keys) and its exceptions.
 
 * ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
-  well, for stores that ignore the header.
+  well, for stores that ignore the header. With ``local_expiry_check`` it is only compared.
 * The body is received piece by piece into the op's place in the result. What arrived before it broke is noted
   in ``ops.state``, and the next attempt asks for the rest, of the same version.
 """
@@ -44,6 +44,11 @@ _loaders: dict[Any, Any] = {}
 def is_s3fs(target: Any) -> bool:
     """Whether `target` is s3fs's own filesystem."""
     return type(target).__module__.partition(".")[0] == "s3fs"
+
+
+def takes_conditions(target: Any) -> bool:
+    """Whether ``If-Match`` is sent: s3fs can be told that its store does not know it."""
+    return not getattr(target, "local_expiry_check", False)
 
 
 def reader_options(target: Any, connections: int) -> dict[str, Any]:

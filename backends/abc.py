@@ -338,10 +338,11 @@ class PathSource:
 
     `bounds` are the caller's own start and end, where they are not plain offsets (None, negative), `options`
     what else ``cat_file`` shall be given. `etag` is the version seen at open, which every read must match, or
-    None where none is known. With `is_end` it is for one op of the last bytes, which learns version and size.
+    None where none is known; with `is_compared` it is only looked for in the answers, for the store does not
+    know ``If-Match``. With `is_end` it is for one op of the last bytes, which learns version and size.
     """
 
-    __slots__ = ("bounds", "etag", "is_end", "options", "path", "size")
+    __slots__ = ("bounds", "etag", "is_compared", "is_end", "options", "path", "size")
 
     def __init__(
         self,
@@ -350,19 +351,26 @@ class PathSource:
         options: dict[str, Any] | None = None,
         etag: str | None = None,
         *,
+        is_compared: bool = False,
         is_end: bool = False,
     ) -> None:
         self.path = path
         self.etag = etag
+        self.is_compared = is_compared
         self.is_end = is_end
         self.size: int | None = None
         self.bounds = bounds
         self.options = options or {}
 
     @property
-    def condition(self) -> str | None:
-        """The version for ``If-Match``; None for a weak one too, which never matches (RFC 9110, 13.1.1)."""
+    def version(self) -> str | None:
+        """The `etag`, but no weak one: that may be of two contents."""
         return None if self.etag is None or self.etag.startswith("W/") else self.etag
+
+    @property
+    def condition(self) -> str | None:
+        """The version for ``If-Match``, if that is sent: a weak one never matches (RFC 9110, 13.1.1)."""
+        return None if self.is_compared else self.version
 
     def limits(self, start: int, length: int) -> tuple[int | None, int | None]:
         """Return start and end as ``cat_file`` takes them."""

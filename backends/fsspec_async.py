@@ -64,6 +64,7 @@ class AsyncFsspecBackend(AsyncBackend):
         super().__init__(target)
         self._reader: Any = None
         self.is_s3fs = self.are_versions_unique = _s3fs.is_s3fs(target)
+        self._is_compared = self.is_s3fs and not _s3fs.takes_conditions(target)
         self._is_http = _http.is_http(target)
         self._is_wrapper = bool(wrapped_filesystems(target))
         self._stays = self._is_wrapper or _readers.is_bound(target)
@@ -130,7 +131,7 @@ class AsyncFsspecBackend(AsyncBackend):
     def open(self, path: str, **options: Any) -> PathSource:
         """Return the path; nothing is asked of the store."""
         options.pop("as_file", None)
-        return PathSource(path, **options)
+        return PathSource(path, is_compared=self._is_compared, **options)
 
     @override
     def open_end(self, path: str, nbytes: int) -> PathSource | None:

@@ -187,7 +187,9 @@ class ObstoreBackend(BulkBackend):
         """Return the object's name; nothing is asked of the store."""
         options.pop("as_file", None)
         is_file = "etag" in options
-        return ObjectSource(path, self._client.split(path), is_file=is_file, **options)
+        is_compared = not self._client.takes_conditions
+        place = self._client.split(path)
+        return ObjectSource(path, place, is_file=is_file, is_compared=is_compared, **options)
 
     @override
     def open_end(self, path: str, nbytes: int) -> PathSource | None:
@@ -267,7 +269,7 @@ class ObstoreBackend(BulkBackend):
         """Return the store that answers with the right version whatever it is asked.
 
         None while the first answer is to tell the version, while too little of it was read for a store of its
-        own, and where it cannot be a condition: each answer must be looked at then.
+        own, and where it is no condition: each answer must be looked at then.
         """
         if source.etag is None:
             return None if source.is_file else bucket.store

@@ -91,7 +91,7 @@ class Prefetcher:
         self._footer = FooterFinder(size)
         # The ETag of a web server may be of whole seconds: what is kept might meet another version.
         is_unique = reader.channel.backend.are_versions_unique
-        self._version: str | None = getattr(source, "condition", None) if is_unique else None
+        self._version: str | None = getattr(source, "version", None) if is_unique else None
         self._kept = None if self._version is None else reader.channel.tails.get(path, self._version)
         self._end = _NOTHING if end is None else end
         if self._kept is not None:

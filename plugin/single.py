@@ -221,9 +221,9 @@ class SingleReader(QuickReader):
         if source is None:
             return None
         data = self._read_whole(source, urgency, nbytes)
-        if source.size is None or source.condition is None or len(data) != min(nbytes, source.size):
+        if source.size is None or source.version is None or len(data) != min(nbytes, source.size):
             return None
-        return source.size, source.condition, data
+        return source.size, source.version, data
 
     def _read_whole(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> bytes:
         job = self._whole_job(source, urgency, nbytes)

@@ -6,8 +6,10 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from s3fs import S3FileSystem
 
 import headrace
+from headrace.backends._obstore_stores import WORTH_OPS
 from headrace.errors import ObjectChangedError
 from headrace.testing import Fault, ObjectServer
 
@@ -86,6 +88,22 @@ def test_opened_again_it_is_the_new_one(server: ObjectServer, cloud_engine: str)
     with pytest.raises(ObjectChangedError):
         fs.open("bucket/folder/key").read()
     assert fs.open("bucket/folder/key").read() == NEW
+
+
+def test_a_store_that_knows_no_conditions_is_sent_none(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
+) -> None:
+    """``local_expiry_check``: versions are compared, and no store of a single one is made."""
+    target = S3FileSystem(**server.storage_options(), local_expiry_check=True, skip_instance_cache=True)
+    fs = headrace.wrap(target, cloud_engine=cloud_engine, scheduler=scheduled_mode, prefetch="off")
+    with fs.open("bucket/folder/key", cache_type="none") as file:
+        for k in range(2 * WORTH_OPS):
+            file.seek(1000 * k)
+            assert file.read(10) == OLD[:10]
+        server.replace("bucket", "folder/key", NEW)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
+    assert not any("If-Match" in request.headers for request in server.requests)
 
 
 def test_a_pickled_file_is_opened_anew(server: ObjectServer, cloud_engine: str) -> None:
