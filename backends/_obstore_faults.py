@@ -24,6 +24,10 @@ _CODE = re.compile(r"<Code>([\w.-]{1,64})</Code>")
 _SYSTEM = re.compile(r'code: (\d+),\s+kind: \w+,\s+message: "([^"]+)"')
 """The system's own error in the dump: its number and its words."""
 
+_QUOTED = re.compile('".*"')
+_BUILDER = re.compile(r'General\(\s*"([^"]+)"')
+"""Why the library's client could not be made, in the dump."""
+
 _CERTIFICATE = re.compile(r"\bInvalidCertificate\(")
 
 _UNFIT = re.compile(r"source: Missing(LastModified|Etag)")
@@ -126,6 +130,18 @@ def is_elsewhere(error: BaseException) -> bool:
     """Whether the bucket is in another region than the one that was asked."""
     is_redirect = status_of(error) in _MOVED or "redirect without LOCATION" in str(error)
     return is_redirect or code_of(error) in _ELSEWHERE
+
+
+def is_of_settings(error: BaseException) -> bool:
+    """Whether a store could not be made for a setting that the library cannot parse, a variable's perhaps."""
+    return str(error).startswith("Generic Config error")
+
+
+def why_not_made(error: BaseException) -> str:
+    """Return what an error says of a store that could not be made, without the values of settings."""
+    source = _BUILDER.search(str(error))
+    said = str(error).partition("\n")[0] if source is None else source[1]
+    return _QUOTED.sub('"..."', said)[:200]
 
 
 def is_of_credentials(error: BaseException) -> bool:

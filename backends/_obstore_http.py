@@ -62,6 +62,7 @@ class HttpClient(Client):
 
     filesystems: ClassVar[str] = "fsspec.implementations.http"
     store: ClassVar[str] = "HTTPStore"
+    sample: ClassVar[str] = "https://headrace.invalid"
     asks_for_versions: ClassVar[bool] = True
 
     @override

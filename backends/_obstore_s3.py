@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from headrace.types import Ops
 
 KEY = "headrace/sample"
-BUCKET = "headrace-sample-bucket"
 
 _NEUTRAL = PLAIN_OPTIONS | {
     "anon", "cache_regions", "client_kwargs", "config_kwargs", "default_block_size", "default_cache_type",
@@ -105,6 +104,7 @@ class S3Client(Client):
 
     filesystems: ClassVar[str] = "s3fs"
     store: ClassVar[str] = "S3Store"
+    sample: ClassVar[str] = "headrace-sample-bucket"
     asks_for_versions: ClassVar[bool] = True
 
     @override
@@ -126,7 +126,7 @@ class S3Client(Client):
         self._sampling = threading.Lock()  # one sample at a time: its handler keeps it from being sent
         self._verify = arguments.get("verify")
         self.takes_conditions = _s3fs.takes_conditions(target)
-        self.store_options(BUCKET)  # refuses now what it would refuse for every bucket
+        self.store_options(self.sample)  # refuses now what it would refuse for every bucket
 
     @override
     def split(self, path: str) -> tuple[str, str] | None:

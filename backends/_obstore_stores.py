@@ -21,8 +21,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
+from headrace.backends import _obstore_faults as faults
 from headrace.backends._obstore_client import UNLIMITED_S, InexactError
-from headrace.backends._obstore_faults import StoreError
 from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
@@ -141,16 +141,16 @@ class Stores:
 
     def _make_bucket(self, name: str) -> BucketStore | InexactError:
         try:
-            options = self._client.store_options(name)
+            made = self._in_use[name] = BucketStore(self._client.store_options(name), self._make)
         except InexactError as error:
             return error
-        made = self._in_use[name] = BucketStore(options, self._make)
         return made
 
     def version(self, bucket: BucketStore, key: str, etag: str, ops: int, heeds: Callable[[], bool]) -> Any:
         """Return a store that reads this version and no other; None while too little of it was read.
 
-        None, too, where the server does not heed conditions, as `heeds` says: its answers must be looked at.
+        None, too, where the server does not heed conditions, as `heeds` says, and where none can be made: its
+        answers must be looked at.
 
         One that is there is found without the lock: threads that read side by side would wait for it, and
         each that got it for the GIL, one turn of a busy thread after the other.
@@ -166,7 +166,10 @@ class Stores:
         with self._lock:
             found = self._versions.get(name)
             if found is None:
-                found = self._make(bucket.options, {"If-Match": etag})
+                try:
+                    found = self._make(bucket.options, {"If-Match": etag})
+                except InexactError:
+                    return None
                 gone = _keep(self._versions, name, found, VERSIONS)
                 if gone is not None:
                     # With more of them read by turns each would else be made anew for every read.
@@ -217,7 +220,9 @@ class Stores:
         retry = {"max_retries": 0, "retry_timeout": timeout}
         try:
             return self._client.make(options, client_options=client, retry_config=retry)
-        except Exception as error:  # noqa: BLE001 - obstore's are of no common type
+        except Exception as error:
+            if faults.is_of_settings(error):  # a variable, set since
+                raise InexactError(faults.why_not_made(error)) from error
             # Its options translate: what is missing is the process's, descriptors mostly.
             msg = f"no client for the store could be made ({type(error).__name__})"
-            raise StoreError(errno.EIO, msg, options.bucket) from None
+            raise faults.StoreError(errno.EIO, msg, options.bucket) from None

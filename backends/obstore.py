@@ -563,7 +563,8 @@ async def _version_now(store: Any, key: str) -> str:
         return f"unknown ({type(error).__name__})"
 
 
-_clients: dict[int, tuple[weakref.ref[Any], Client | InexactError]] = {}
+_clients: dict[int, tuple[weakref.ref[Any], Client | str]] = {}
+"""Of filesystems by id, or why there is none: an error's traceback would keep the filesystem."""
 _clients_lock = threading.RLock()
 
 
@@ -578,21 +579,22 @@ def client_of(target: Any) -> Client:
     with _clients_lock:
         known = _clients.get(id(target))
         found = known[1] if known is not None and known[0]() is target else _remember(target)
-    if isinstance(found, InexactError):
-        raise found
+    if isinstance(found, str):
+        raise InexactError(found)
     return found
 
 
-def _remember(target: Any) -> Client | InexactError:
+def _remember(target: Any) -> Client | str:
     kind = _client_class(target)
     assert kind is not None, "asked of object stores' filesystems alone"  # noqa: S101
-    found: Client | InexactError
+    found: Client | str
     try:
         found = kind(target)
+        found.check_made()
     except InexactError as error:
-        found = error
+        found = str(error)
     except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may
-        found = InexactError(f"its options do not translate ({type(error).__name__})")
+        found = f"its options do not translate ({type(error).__name__})"
     number = id(target)
     _clients[number] = (weakref.ref(target, lambda _: _clients.pop(number, None)), found)
     return found

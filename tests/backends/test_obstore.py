@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib.util
 import threading
 import weakref
@@ -21,6 +22,7 @@ import headrace.backends._obstore_faults as faults
 import headrace.backends._obstore_requests as requests_
 import headrace.backends._obstore_stores as stores
 from headrace.backends._obstore_requests import progress_of
+from headrace.backends._obstore_s3 import S3Client
 from headrace.backends.abc import AsyncBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
@@ -149,6 +151,65 @@ def test_variables_of_the_native_library_change_nothing(
     assert not any("x-amz-security-token" in request.headers for request in requests)
     assert not any("x-amz-request-payer" in request.headers for request in requests)
     assert all("/us-east-1/s3/" in request.headers["authorization"] for request in requests)
+
+
+@pytest.mark.parametrize("name", ["CHECKSUM_ALGORITHM", "CONDITIONAL_PUT", "COPY_IF_NOT_EXISTS"])
+def test_a_variable_that_the_library_cannot_parse_leaves_reads_to_s3fs(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Set before the first read it is a refusal; later, buckets that have no store yet are s3fs's."""
+    before = native(server)
+    expect(before, 3)
+    monkeypatch.setenv(f"AWS_{name}", "nonsense")
+    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
+    fs = headrace.wrap(target)
+    assert fs.cat_file(PATH, 3, 9) == DATA[3:9]
+    assert fs.backend_name == "fsspec-async"
+    assert "obstore can make no store here" in fs.stats().engine_reason
+    assert "nonsense" not in fs.stats().engine_reason
+    server.put("second", "data.bin", DATA)
+    server.forget()
+    assert before.cat_file("second/data.bin", 3, 9) == DATA[3:9]
+    assert before.channel.backend._stores.bucket("second") is None
+    with before.open(PATH, cache_type="none") as file:
+        for k in range(stores.WORTH_OPS + 1):  # past which a version has a store of its own
+            file.seek(1000 * k)
+            assert file.read(10) == DATA[1000 * k : 1000 * k + 10]
+    assert before.cat_file(PATH) == DATA, "by a store that lets an answer take as long as it takes"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ('Generic Config error: "md9" is not a valid algorithm\n\nDebug', 'error: "..." is not a valid'),
+        (
+            'Generic HTTP client error: builder error\n\nDebug source:\nGeneral(\n "No certificates",\n)',
+            "here: No certificates",
+        ),
+    ],
+)
+def test_why_the_library_makes_no_store(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, said: str, why: str
+) -> None:
+    """Where a system has no certificates, s3fs has some of its own."""
+
+    def refuse(*_args: Any, **_options: Any) -> Any:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(S3Client, "make", refuse)
+    found = ObstoreBackend.refuses(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
+    assert "obstore can make no store here" in str(found)
+    assert why in str(found)
+    assert "md9" not in str(found)
+
+
+def test_who_was_refused_is_not_kept_for_it(server: ObjectServer) -> None:
+    target = S3FileSystem(**server.storage_options(), version_aware=True, skip_instance_cache=True)
+    assert ObstoreBackend.refuses(target)
+    gone = weakref.ref(target)
+    del target
+    gc.collect()
+    assert gone() is None
 
 
 def test_two_identities_share_nothing(server: ObjectServer) -> None:
