@@ -35,13 +35,15 @@ _UNFIT = re.compile(r"source: Missing(LastModified|Etag)")
 _CONNECTION = frozenset({"Connect", "Request", "Interrupted", "Body", "Decode"})
 _CODES = {"SlowDown": 503, "RequestTimeout": 504, "InternalError": 500, "ServiceUnavailable": 503}
 
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
 _MOVED = frozenset({301, 302, 307, 308})
 _ELSEWHERE = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 )
 
 _CREDENTIALS = frozenset(
-    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "TokenRefreshRequired"}
+    {"AuthenticationFailed", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"}
+    | {"SignatureDoesNotMatch", "TokenRefreshRequired"}
 )
 
 
@@ -145,5 +147,14 @@ def why_not_made(error: BaseException) -> str:
 
 
 def is_of_credentials(error: BaseException) -> bool:
-    """Whether the store did not take the credentials: they may have been replaced since."""
-    return status_of(error) in {401, 403} or code_of(error) in _CREDENTIALS
+    """Whether the store refuses who asks."""
+    return status_of(error) in {_UNAUTHORIZED, _FORBIDDEN} or code_of(error) in _CREDENTIALS
+
+
+def is_of_old_credentials(error: BaseException) -> bool:
+    """Whether it refuses the credentials themselves, which may have been replaced since.
+
+    Not where it says that they do not reach an object: to whom may not list that is a missing one, too.
+    """
+    code, status = code_of(error), status_of(error)
+    return status == _UNAUTHORIZED or code in _CREDENTIALS or (status == _FORBIDDEN and not code)

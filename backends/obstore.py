@@ -402,7 +402,7 @@ class ObstoreBackend(BulkBackend):
 
     def _note_refusal(self, error: BaseException, bucket: BucketStore) -> None:
         """Forget what an error says is no longer so."""
-        if faults.is_of_credentials(error):
+        if bucket.options.is_signed and faults.is_of_old_credentials(error):
             self._stores.forget(bucket.options.bucket)
         elif faults.is_elsewhere(error):
             why = "the bucket is in another region than the one configured"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_http import Asked, PlainServer, Said, ranged
 from s3fs import S3FileSystem
 from targets import at_rest, outcome
 
@@ -341,6 +342,34 @@ def test_a_listing_that_tells_of_an_old_version_is_met_once(server: ObjectServer
     with contextlib.suppress(ObjectChangedError):
         fs.open(f"bucket/{key}").read()
     assert fs.open(f"bucket/{key}").read() == OTHER[:100]
+
+
+@pytest.mark.parametrize(
+    ("body", "is_kept"),
+    [
+        (b"<Error><Code>AccessDenied</Code></Error>", True),
+        (b"<Error><Code>InvalidAccessKeyId</Code></Error>", False),
+        (b"<Error><Code>InvalidToken</Code></Error>", False),
+        (b"", False),
+    ],
+)
+def test_a_store_is_made_again_where_its_credentials_may_be_old(body: bytes, is_kept: bool) -> None:
+    """And not where one object is denied: so is one that is missing, to whom may not list."""
+
+    def answer(asked: Asked) -> Said:
+        if asked.path.endswith("denied"):
+            return Said(403, {}, body)
+        return ranged(asked, DATA, **{"ETag": '"one"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+
+    with PlainServer(answer) as plain:
+        target = S3FileSystem(key="k", secret="s", endpoint_url=plain.url, skip_instance_cache=True)
+        fs = headrace.wrap(target, cloud_engine="obstore", retries=0)
+        assert fs.cat_file("bucket/x", 3, 9) == DATA[3:9]
+        kept = fs.channel.backend._stores
+        store = kept.bucket("bucket")
+        with pytest.raises(OSError, match="denied"):
+            fs.cat_file("bucket/denied", 3, 9)
+        assert (kept.bucket("bucket") is store) == is_kept
 
 
 @pytest.mark.parametrize(
