@@ -549,6 +549,8 @@ def _heeds_conditions(bucket: BucketStore, key: str) -> bool:
         except Exception as error:  # noqa: BLE001 - judged by what it says; of others a read will tell
             if faults.is_another_version(error):
                 bucket.heeds_conditions = True
+            elif faults.fault_of(error, key) is None and not isinstance(error, FileNotFoundError):
+                bucket.heeds_conditions = False  # it would answer so the next time, too
         else:
             bucket.heeds_conditions = False
     return bool(bucket.heeds_conditions)

@@ -21,6 +21,7 @@ from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 from plain_http import Asked, PlainServer, Said, ranged
 
 import headrace
+from headrace.backends import _obstore_stores
 from headrace.backends._obstore_client import InexactError
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends.obstore import ObstoreBackend
@@ -394,6 +395,25 @@ def test_two_identities_share_nothing() -> None:
         assert channels[0] is not channels[1]
         assert len({channel.scheduler(f"{plain.url}/x") for channel in channels}) == 2
         assert "Authorization" not in repr(readers[0].stats())
+
+
+@pytest.mark.parametrize("status", [400, 403, 501])
+def test_a_server_that_will_not_be_asked_for_no_version_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Its answers are looked at from then on."""
+    monkeypatch.setattr(_obstore_stores, "WORTH_OPS", 2)
+
+    def answer(asked: Asked) -> Said:
+        asked_for = asked.headers.get("if-match", '"one"')
+        return ranged(asked, DATA, ETag='"one"') if asked_for == '"one"' else Said(status)
+
+    with PlainServer(answer) as plain, reader().open(f"{plain.url}/x", cache_type="none") as file:
+        for k in range(6):
+            file.seek(300_000 * k)
+            assert file.read(10) == DATA[300_000 * k :][:10]
+        odd = [asked for asked in plain.gets if asked.headers.get("if-match") not in {None, '"one"'}]
+    assert len(odd) == 1
 
 
 def test_a_server_that_is_not_there_is_named_with_the_systems_words() -> None:
