@@ -564,7 +564,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         HeadraceFile
             Or, in text mode, for writing and under ``off``, what fsspec makes of it. Where only files of the
             wrapped filesystem know the version that is asked for (`generation` of gcsfs, `version_id` of
-            adlfs), one of those, which is not scheduled.
+            adlfs), or who pays (`requester_pays` of s3fs), one of those, which is not scheduled.
         """
         is_arrows = lifecycle.is_arrows(sys._getframe().f_back)  # noqa: SLF001
         options = {"cache_options": cache_options, "compression": compression, **kwargs}

@@ -358,9 +358,14 @@ class SingleReader(QuickReader):
         return is_http or (name in taken and name not in _SAY_HOW)
 
     def only_target_opens(self, options: dict[str, Any]) -> bool:
-        """Whether a version is asked for that ``cat_file`` of the store cannot be told."""
+        """Whether a version, or who pays, is asked for that ``cat_file`` of the store cannot be told."""
         named = {name for name in _SAY_WHICH if options.get(name) is not None}
-        return self.is_by_path and not named <= self.read_options(options).keys()
+        return self.is_by_path and not (named <= self.read_options(options).keys() and self._pays(options))
+
+    def _pays(self, options: dict[str, Any]) -> bool:
+        """Whether who pays for a file, by an option of s3fs's ``open``, is who pays for all of them."""
+        payer = options.get("requester_pays") if self.channel.backend.is_s3fs else None
+        return payer is None or bool(payer) == bool(self.channel.backend.target.requester_pays)
 
     @property
     def block_bytes(self) -> int:

@@ -120,6 +120,27 @@ def test_a_session_that_was_given_is_left_as_it_is(server: PlainServer, is_given
     assert parsers == [parse_timestamp if is_given else _s3fs.parse_date, parse_timestamp]
 
 
+@pytest.mark.parametrize("is_of_all", [False, True])
+@pytest.mark.parametrize("is_of_one", [False, True, None])
+def test_who_pays_for_a_file_that_is_opened(
+    server: PlainServer, cloud_engine: str, is_of_all: bool, is_of_one: bool | None
+) -> None:
+    """As s3fs has it; where all are paid for so, the file is scheduled."""
+    target = S3FileSystem(
+        key="k", secret="s", endpoint_url=server.url, requester_pays=is_of_all, skip_instance_cache=True
+    )
+    fs = headrace.wrap(target, cloud_engine=cloud_engine)
+    seen = []
+    for opened in (fs, target):
+        server.log.clear()
+        with opened.open("bucket/key", requester_pays=is_of_one) as file:
+            assert file.read() == DATA
+            is_scheduled = isinstance(file, headrace.HeadraceFile)
+            seen.append({asked.headers.get("x-amz-request-payer") for asked in server.gets})
+        assert is_scheduled == (opened is fs and is_of_one in {None, is_of_all})
+    assert seen[0] == seen[1]
+
+
 def test_credentials_of_a_session_are_refreshed_on_one_loop(server: PlainServer, wait_until: Any) -> None:
     """What looks at the file holds their lock, on fsspec's loop, and a read waits for it, on whichever."""
     may_end = threading.Event()
