@@ -138,7 +138,7 @@ class Client(abc.ABC):
 
     def version_of(self, info: Mapping[str, Any]) -> str | None:
         """Return the ETag that ``info`` of a file tells, as answers to its reads say it."""
-        return info.get("ETag")
+        return info.get("ETag") or None
 
     def decodes(self, answer: Any) -> bool:
         """Whether the filesystem would return something else than the body of an answer, a whole object's."""

@@ -1,8 +1,9 @@
 """One request of obstore's: which range of which version it asks for, and where its answer goes.
 
 Long ops are copied as they come. What arrived before one broke is noted in ``ops.state`` (`Progress`), and
-the next attempt asks for the rest, of the same version. `headrace.backends._s3fs` notes the same there, so
-that either client goes on where the other stopped.
+the next attempt asks for the rest, of the same version; where answers tell none that a condition can name, it
+starts again. `headrace.backends._s3fs` notes the same there, so that either client goes on where the other
+stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.backends.abc import take_up
 from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
@@ -86,7 +88,7 @@ def span_of(ops: Ops, row: int, source: ObjectSource) -> tuple[int, int | None]:
     start, length = int(ops.start[row]), int(ops.length[row])
     if length == UNKNOWN_LENGTH:
         return range_of(source) or (0, None)
-    done = progress_of(ops).get(row, 0) if length > CHUNK_BYTES else 0
+    done = take_up(ops, row) or 0 if length > CHUNK_BYTES else 0
     return start + done, start + length
 
 

@@ -7,7 +7,8 @@ pays, encryption keys) and its exceptions.
 * ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
   well, for stores that ignore the header. With ``local_expiry_check`` it is only compared.
 * The body is received piece by piece into the op's place in the result. What arrived before it broke is noted
-  in ``ops.state``, and the next attempt asks for the rest, of the same version.
+  in ``ops.state``, and the next attempt asks for the rest, of the same version. Of a store without ETags the
+  rest may be of another one: there the next attempt starts again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends._faults import PRECONDITION_FAILED, status_of
+from headrace.backends.abc import take_up
 from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
@@ -144,13 +146,13 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
     length = int(ops.length[row])
     if length == UNKNOWN_LENGTH:
         start, end = source.bounds
-        whole = ops.state.setdefault(row, bytearray())
+        whole = take_up(ops, row) or ops.state.setdefault(row, bytearray())
         await _receive(fs, source, (start or 0, end), len(whole), whole.extend)
         ops.deliver(row, whole)
         return
     start, dest = int(ops.start[row]), int(ops.dest[row])
     place = memoryview(ops.buffer)[dest : dest + length]  # type: ignore[arg-type]
-    done = ops.state.get(row, 0)
+    done = take_up(ops, row) or 0
 
     def put(piece: bytes) -> None:
         nonlocal done

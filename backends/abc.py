@@ -50,6 +50,7 @@ __all__ = [
     "bucket_of",
     "kept_in",
     "store_of",
+    "take_up",
     "wrapped_filesystems",
 ]
 
@@ -392,9 +393,21 @@ def store_of(target: Any) -> tuple[str, str]:
     return (f"{kind.__module__}.{kind.__qualname__}", tokenize(target.storage_args, options))
 
 
-def kept_in(state: Mapping[int, int | bytearray] | None, row: int) -> int:
-    """Return what a state says is there of an op: the bytes themselves, or their number, by row."""
-    kept = 0 if state is None else state.get(row, 0)
+def take_up(ops: Ops, row: int) -> Any:
+    """Return what a state has of an op, the bytes themselves or their number, for its next attempt; or None.
+
+    Where no condition says the version, what is left may be of another one: the op starts again.
+    """
+    if ops.state is None:
+        return None
+    if ops.sources[int(ops.file[row])].condition is None:
+        ops.state.pop(row, None)
+    return ops.state.get(row)
+
+
+def kept_in(ops: Ops, row: int) -> int:
+    """Count the bytes of an op that its next attempt will take up."""
+    kept = take_up(ops, row) or 0
     return kept if isinstance(kept, int) else len(kept)
 
 

@@ -176,7 +176,7 @@ class AsyncFsspecBackend(AsyncBackend):
     @override
     def kept_bytes(self, ops: Ops, row: int) -> int:
         """Count what came through s3fs's client."""
-        return kept_in(ops.state, row)
+        return kept_in(ops, row)
 
     @override
     async def aclose(self) -> None:

@@ -212,7 +212,7 @@ class ObstoreBackend(BulkBackend):
     @override
     def kept_bytes(self, ops: Ops, row: int) -> int:
         """Count what came of a long op."""
-        return kept_in(ops.state, row)
+        return kept_in(ops, row)
 
     # -- reads
 

@@ -12,6 +12,9 @@ from typing import Any, Self
 
 import trustme
 
+_SAY_WHERE_IT_ENDS = {"Connection", "Content-Length", "Transfer-Encoding"}
+"""Headers of an answer without which its body is as long as it says: with them a test may cut it short."""
+
 
 @dataclass
 class Asked:
@@ -84,7 +87,7 @@ class PlainServer:
                 self.send_response(said.status)
                 for name, value in said.headers.items():
                     self.send_header(name, value)
-                if "Transfer-Encoding" not in said.headers:
+                if not said.headers.keys() & _SAY_WHERE_IT_ENDS:
                     self.send_header("Content-Length", str(len(said.body)))
                 self.end_headers()
                 if self.command != "HEAD":
