@@ -1,18 +1,20 @@
 """Reads through fsspec's own HTTP filesystem: of the range that was asked, and of one version.
 
-Its ``_cat_file`` returns whatever the server sends, of a server that ignores ranges the whole body. Here each
-answer is looked at before its body is taken: a range that is answered with something else is an error, and so
-is an answer of another version (``ETag``) than the one seen at open or by the first answer, which
-``If-Match`` asks for. The body is asked for as it is stored (``Accept-Encoding: identity``), as fsspec asks
-for the size: compressed on its way it would carry another ETag, and have no ranges.
+Its ``_cat_file`` returns whatever the server sends, of a server that ignores ranges the whole body. So the
+GET is made here, with its session, its options and its exceptions, and each answer is looked at before its
+body is taken: a range that is answered with something else is an error, and so is an answer of another
+version (``ETag``) than the one seen at open or by the first answer, which ``If-Match`` asks for. Of a whole
+body that begins with the range no more is taken than that. The body is asked for as it is stored
+(``Accept-Encoding: identity``), as fsspec asks for the size: compressed on its way it would carry another
+ETag, and have no ranges.
 """
 
 from __future__ import annotations
 
 import errno
-import re
 from typing import TYPE_CHECKING, Any
 
+from headrace.backends._answers import part_of
 from headrace.backends._faults import PRECONDITION_FAILED
 from headrace.errors import ObjectChangedError
 from headrace.redact import redact_url
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
     from headrace.types import Ops
 
 _PARTIAL_CONTENT = 206
-_ERRORS = 400
-_FIRST = re.compile(r"\s*bytes\s+(\d+)-")
+_PIECE_BYTES = 1 << 20
 
 
 def is_http(target: Any) -> bool:
@@ -38,14 +39,28 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
     """Read op `row`."""
     source = ops.sources[int(ops.file[row])]
     start, end = source.limits(int(ops.start[row]), int(ops.length[row]))
-    is_part = bool(start) or (end or 0) < 0  # else the whole body will do, which begins with the range
+    ops.deliver(row, b"" if start == end is not None else await _read(fs, source, start, end))
 
-    async def check(answer: Any) -> None:
-        _check_answer(source, answer, (start or 0) if is_part else None)
 
-    options = {**source.options, "headers": _headers(fs, source), "raise_for_status": check}
-    data = await fs._cat_file(source.path, start=start, end=end, **options)  # noqa: SLF001
-    ops.deliver(row, data if is_part else data[:end])
+async def _read(fs: Any, source: PathSource, start: int | None, end: int | None) -> bytes:
+    headers = _headers(fs, source)
+    if start is not None or end is not None:
+        headers["Range"] = await fs._process_limits(source.path, start, end)  # noqa: SLF001
+    # Errors are looked for below, whatever the session would make of them.
+    options = {**fs.kwargs, **source.options, "headers": headers, "raise_for_status": False}
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(source.path), **options) as answer:
+        if answer.status == PRECONDITION_FAILED and source.etag:
+            raise ObjectChangedError(source.path, source.etag, answer.headers.get("ETag") or "unknown")
+        fs._raise_not_found_for_status(answer, source.path)  # noqa: SLF001
+        is_part = answer.status == _PARTIAL_CONTENT
+        if not is_part and (start or (end or 0) < 0):
+            raise OSError(errno.EIO, _IGNORED, redact_url(source.path))
+        _check_version(source, answer.headers.get("ETag"))
+        return await (_part(source, answer, start, end) if is_part else _beginning(answer, end))
+
+
+_IGNORED = "the server ignored the range and sent the whole body (cat_file(url), or open with block_size=0)"
 
 
 def _headers(fs: Any, source: PathSource) -> dict[str, str]:
@@ -56,28 +71,35 @@ def _headers(fs: Any, source: PathSource) -> dict[str, str]:
     return headers
 
 
-def _check_answer(source: PathSource, answer: Any, first: int | None) -> None:
-    """Check that the answer is of the version that is read, and of a range from `first`, if that is given."""
-    found = answer.headers.get("ETag")
-    if answer.status == PRECONDITION_FAILED and source.etag:
-        raise ObjectChangedError(source.path, source.etag, found or "unknown")
-    if answer.status >= _ERRORS:
-        return  # the filesystem's to word
-    if first is not None:
-        _check_range(source, answer, first)
+def _check_version(source: PathSource, found: str | None) -> None:
     if source.etag is None:
         source.etag = found
     elif found != source.etag:
         raise ObjectChangedError(source.path, source.etag, str(found))
 
 
-def _check_range(source: PathSource, answer: Any, first: int) -> None:
+async def _part(source: PathSource, answer: Any, start: int | None, end: int | None) -> bytes:
+    """Take the body of a part, which is the one asked for as far as the answer says."""
+    part = part_of(answer.headers.get("Content-Range"))
     url = redact_url(source.path)
-    if answer.status != _PARTIAL_CONTENT:
-        msg = (
-            "the server ignored the range and sent the whole body (cat_file(url), or open with block_size=0)"
-        )
-        raise OSError(errno.EIO, msg, url)
-    found = _FIRST.match(answer.headers.get("Content-Range", ""))
-    if found is not None and first >= 0 and int(found[1]) != first:
-        raise OSError(errno.EIO, "the server sent another range than the one asked for", url)
+    if part is not None and (start or 0) >= 0:
+        part.check_start(start or 0, url)
+    data: bytes = await answer.read()
+    is_as_stored = answer.headers.get("Content-Encoding", "identity") == "identity"  # else aiohttp decodes it
+    if part is not None and is_as_stored:
+        part.check_end(part.start + len(data), end, url)
+    return data
+
+
+async def _beginning(answer: Any, end: int | None) -> bytes:
+    """Take a whole body up to `end`: what is beyond may be any number of bytes."""
+    if end is None:
+        whole: bytes = await answer.read()
+        return whole
+    data = bytearray()
+    while len(data) < end:
+        piece = await answer.content.read(min(_PIECE_BYTES, end - len(data)))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)

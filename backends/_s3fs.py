@@ -5,7 +5,8 @@ fault even where it does not try again. So the GET is made here, with s3fs's cli
 pays, encryption keys) and its exceptions.
 
 * ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
-  well, for stores that ignore the header. With ``local_expiry_check`` it is only compared.
+  well, for stores that ignore the header, and the range that it says it is (`headrace.backends._answers`).
+  With ``local_expiry_check`` the ETag is only compared.
 * The body is received piece by piece into the op's place in the result. What arrived before it broke is noted
   in ``ops.state``, and the next attempt asks for the rest, of the same version. Of a store without ETags the
   rest may be of another one: there the next attempt starts again.
@@ -20,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from headrace.backends._answers import part_of
 from headrace.backends._faults import PRECONDITION_FAILED, status_of
 from headrace.backends.abc import take_up
 from headrace.errors import ObjectChangedError
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from headrace.backends._answers import Part
     from headrace.backends.abc import PathSource
     from headrace.types import Ops
 
@@ -176,13 +179,16 @@ async def read_end(fs: Any, ops: Ops, row: int) -> None:
     answer = await _get(fs, source, f"bytes={source.bounds[0]}")
     body = answer["Body"]
     try:
-        _check_answer(source, answer, is_part=True)
+        part = _check_answer(source, answer, is_part=True)
         data = bytearray()
         while piece := await body.read(PIECE_BYTES):
             data += piece
     finally:
         body.close()
-    source.size = int(answer["ContentRange"].rpartition("/")[2])
+    if part is None or part.total is None:
+        raise OSError(errno.EIO, "the store did not say how long the object is", source.path)
+    part.check_end(part.start + len(data), None, source.path)
+    source.size = part.total
     ops.deliver(row, data)
 
 
@@ -203,13 +209,17 @@ async def _receive(
     answer = await _get(fs, source, asked)
     body = answer["Body"]
     try:
-        _check_answer(source, answer, is_part=first > 0)
+        part = _check_answer(source, answer, is_part=first > 0)
+        if part is not None:
+            part.check_start(first, source.path)
         while end is None or first < end:
             piece = await body.read(PIECE_BYTES if end is None else min(PIECE_BYTES, end - first))
             if not piece:
-                return
+                break
             first += len(piece)
             put(piece)
+        if part is not None:
+            part.check_end(first, end, source.path)
     finally:
         body.close()
 
@@ -263,8 +273,11 @@ async def _version_now(fs: Any, bucket: str, key: str) -> str:
     return str(answer.get("ETag", "unknown"))
 
 
-def _check_answer(source: PathSource, answer: dict[str, Any], *, is_part: bool) -> None:
-    """Check that the answer is of the version that is read, and of a part where one was asked for."""
+def _check_answer(source: PathSource, answer: dict[str, Any], *, is_part: bool) -> Part | None:
+    """Check that the answer is of the version that is read, and of a part where one was asked for.
+
+    Returns which part it says it is.
+    """
     found = answer.get("ETag")
     if source.etag is None:
         source.etag = found
@@ -272,3 +285,4 @@ def _check_answer(source: PathSource, answer: dict[str, Any], *, is_part: bool) 
         raise ObjectChangedError(source.path, source.etag, str(found))
     if is_part and answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL_CONTENT:
         raise OSError(errno.EIO, "the store ignored the range and sent the whole object", source.path)
+    return part_of(answer.get("ContentRange"))

@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import errno
 import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,8 @@ class SingleReader(QuickReader):
             if ops.errors:
                 raise ops.errors[min(ops.errors)]
             got = bytes_before_the_end(ops)
+            if got < len(out) and self.is_by_path:
+                check_nothing_is_behind(ops, got, path)
             hand_over(job, None, got)
         finally:
             if job.request.state is not State.RETIRED:
@@ -428,3 +431,9 @@ def bytes_before_the_end(ops: Ops) -> int:
         return int(ops.length.sum())
     first = int(short[0])
     return int(ops.dest[first]) + int(ops.got[first])
+
+
+def check_nothing_is_behind(ops: Ops, got: int, path: str) -> None:
+    """Raise an error where a store sent too little of an op, and something of one behind it (`got`)."""
+    if (ops.got[ops.dest > got] > 0).any():
+        raise OSError(errno.EIO, "the store sent less of the middle of the file than it has", path)

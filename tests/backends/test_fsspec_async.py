@@ -134,3 +134,33 @@ def test_http_by_a_connector(scheduled_mode: str) -> None:
         fs = headrace.wrap(target, scheduler=scheduled_mode, retries=0)
         assert fs.cat_file(f"{server.url}/a", 3, 9) == data[3:9]
         assert target.cat_file(f"{server.url}/a", 3, 9) == data[3:9]
+
+
+class ChangedFileSystem(AsyncFileSystem):
+    """A file of which other bytes are there than its size says."""
+
+    protocol = "changed"
+    cachable = False
+
+    def __init__(self, first: int, last: int, **options: Any) -> None:
+        super().__init__(first=first, last=last, **options)
+        self.missing = range(first, last)
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": 100, "type": "file"}
+
+    async def _cat_file(self, path: str, start: int = 0, end: int = 100, **_: Any) -> bytes:
+        return bytes(place for place in range(start, end) if place not in self.missing)
+
+
+def test_what_is_missing_in_the_middle_of_a_file_is_no_end_of_it(scheduled_mode: str) -> None:
+    """Of its ops the last ones bring what they should; a file that is shorter now is read to its end."""
+
+    def read(first: int, last: int) -> bytes:
+        fs = headrace.wrap(ChangedFileSystem(first, last), scheduler=scheduled_mode, max_op_bytes=20)
+        found: bytes = fs.open("a").read()
+        return found
+
+    assert read(55, 100) == bytes(range(55))
+    with pytest.raises(OSError, match="less of the middle"):
+        read(55, 60)

@@ -72,3 +72,65 @@ def test_where_no_version_can_be_asked_for_a_body_that_broke_starts_again(
     with PlainServer(answer) as server:
         assert read(Store(server, protocol, cloud_engine)) == NEW
         assert len(server.gets) == 2
+
+
+@pytest.mark.parametrize("said", ["all of it", "what it is"])
+def test_a_body_that_ends_before_the_range_is_no_end_of_the_file(
+    protocol: str, cloud_engine: str, said: str
+) -> None:
+    """Neither where its connection ends it, nor where the answer is of less than was asked for."""
+    broken = list[Asked]()
+
+    def answer(asked: Asked) -> Said:
+        found = ranged(asked, OLD, **WHEN, ETag='"one"')
+        if asked.method == "GET" and asked.span(len(OLD)) == (1 << 20, 2 << 20) and len(broken) < 2:
+            broken.append(asked)  # by the native engine, which has the other one asked, and by that
+            found.body = found.body[:1000]
+            found.headers |= CLOSE
+            if said == "what it is":
+                part = f"bytes {1 << 20}-{(1 << 20) + 999}/{len(OLD)}"
+                found.headers |= {"Content-Range": part, "Content-Length": "1000"}
+        return found
+
+    with PlainServer(answer) as server:
+        store = Store(server, protocol, cloud_engine, max_op_bytes=1 << 20)
+        assert store.read_file() == OLD
+        assert broken
+
+
+def test_a_server_that_never_sends_all_of_it_is_an_error(protocol: str, cloud_engine: str) -> None:
+    def answer(asked: Asked) -> Said:
+        found = ranged(asked, OLD, **WHEN)
+        if asked.method == "GET":
+            found.body = found.body[:10]
+            found.headers |= CLOSE
+        return found
+
+    with PlainServer(answer) as server:
+        store = Store(server, protocol, cloud_engine, retries=1)
+        with pytest.raises(ConnectionError, match=r"ended at byte 110, and not at 300"):
+            store.fs.cat_file(store.path, start=100, end=300)
+
+
+def test_a_range_past_the_end_is_short(protocol: str, cloud_engine: str) -> None:
+    with PlainServer(lambda asked: ranged(asked, OLD, **WHEN, ETag='"one"')) as server:
+        store = Store(server, protocol, cloud_engine)
+        ends = len(OLD) - 10, len(OLD) + 10
+        assert store.fs.cat_file(store.path, start=ends[0], end=ends[1]) == OLD[-10:]
+        found = store.fs.read_ranges(store.path, [5, ends[0]], [15, ends[1]])
+        assert found.to_pylist() == [OLD[5:15], OLD[-10:]]
+        assert store.fs.cat_file(store.path, start=100, end=-100) == OLD[100:-100]
+
+
+def test_another_range_than_the_one_asked_for_is_an_error(protocol: str, cloud_engine: str) -> None:
+    def answer(asked: Asked) -> Said:
+        asked.headers["range"] = "bytes=7-16"
+        return ranged(asked, OLD, **WHEN, ETag='"one"')
+
+    with PlainServer(answer) as server:
+        store = Store(server, protocol, cloud_engine, retries=1)
+        for start in (0, 100):
+            with pytest.raises(OSError, match="another range"):
+                store.fs.cat_file(store.path, start=start, end=start + 10)
+        found = store.fs.read_ranges(store.path, [100, 300], [110, 310]).to_pylist(on_error="return")
+        assert ["another range" in str(one) for one in found] == [True, True]

@@ -1,0 +1,47 @@
+"""What the answer to a GET of a range says that its body is, and whether the body keeps to it.
+
+Clients hold a body against ``Content-Length`` alone. Where that is missing, a connection that is closed too
+early ends a body as any other would. And a server may send another range than it was asked for, or less of
+it, and say so in ``Content-Range`` (RFC 9110, 15.3.7).
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import NamedTuple
+
+_CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)")
+
+
+class Part(NamedTuple):
+    """The part of an object that an answer says it is: ``[start, end)`` of `total` bytes, if that is said."""
+
+    start: int
+    end: int
+    total: int | None
+
+    def check_start(self, start: int, path: str) -> None:
+        """Raise an error that no other attempt cures, if it is another part than the one asked for."""
+        if self.start != start:
+            msg = "the server sent another range than the one asked for"
+            raise OSError(errno.EIO, msg, path)
+
+    def check_end(self, reached: int, end: int | None, path: str) -> None:
+        """Raise an error that another attempt may cure, if a body ended before `end` and before the object.
+
+        An `end` that is negative counts from the end of an object, None is that end.
+        """
+        total = self.end if self.total is None or (end or 0) < 0 else self.total
+        due = total if end is None or end < 0 else min(end, total)
+        if reached < due:
+            msg = f"the body ended at byte {reached}, and not at {due}"
+            raise ConnectionResetError(errno.ECONNRESET, msg, path)
+
+
+def part_of(content_range: str | None) -> Part | None:
+    """Return what ``Content-Range`` says; None where it says nothing of the kind."""
+    found = _CONTENT_RANGE.match(content_range or "")
+    if found is None:
+        return None
+    return Part(int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3]))
