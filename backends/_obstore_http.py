@@ -1,9 +1,9 @@
 """The exact translation of fsspec's HTTP filesystem into native HTTP stores, one for each scheme and host.
 
 What aiohttp would send is what the native library is told: headers of the session and of requests, basic
-authentication, ``User-Agent``, proxy, time-outs. Everything else that may be in ``client_kwargs`` or the
-options is refused. Both follow redirects, and both leave ``Authorization`` behind where one leads to another
-host.
+authentication of requests, ``User-Agent``, proxy, time-outs. Everything else that may be in ``client_kwargs``
+or the options is refused. Both follow redirects, and both leave ``Authorization`` behind where one leads to
+another host; that of a session (``client_kwargs={"auth": ...}``) aiohttp sends there as well.
 
 A URL is read natively where the library would put the very same path on the wire; one with a query or a
 user's name never is: those are put to the filesystem itself. So is what the library finds unfit: a server
@@ -74,6 +74,9 @@ class HttpClient(Client):
         check_known(session, _OF_SESSIONS, "client_kwargs")
         if session.get("trust_env"):
             raise InexactError("trust_env=True takes proxies and passwords from the environment")
+        if session.get("auth") is not None:
+            msg = "auth in client_kwargs also goes where a redirect leads, and auth= of requests does not"
+            raise InexactError(msg)
         if not options.get("allow_redirects", True):
             raise InexactError("allow_redirects=False cannot be told to the native library")
         self._encoded = bool(target.encoded)
@@ -135,7 +138,7 @@ def _headers(session: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str
         raise InexactError(f"headers {unfit} are not known to translate")
     if found["accept-encoding"] != "identity":
         raise InexactError("another accept-encoding than identity was asked for, and aiohttp would decode it")
-    return found | _authorization(request.get("auth") or session.get("auth"), found)
+    return found | _authorization(request.get("auth"), found)
 
 
 def _authorization(auth: Any, headers: Mapping[str, str]) -> dict[str, str]:

@@ -79,8 +79,9 @@ def test_auto_takes_it_where_it_is_exact(server: ObjectServer) -> None:
         ({"client_kwargs": {"trust_env": True}}, "trust_env"),
         ({"client_kwargs": {"connector": object()}}, "connector"),
         ({"client_kwargs": {"cookies": {"a": "b"}}}, "cookies"),
-        ({"client_kwargs": {"auth": ("user", "secret")}}, "no BasicAuth but tuple"),
-        ({"client_kwargs": {"auth": password("secret"), "headers": {"Authorization": "x"}}}, "both"),
+        ({"client_kwargs": {"auth": password("secret")}}, "where a redirect leads"),
+        ({"auth": ("user", "secret")}, "no BasicAuth but tuple"),
+        ({"auth": password("secret"), "client_kwargs": {"headers": {"Authorization": "x"}}}, "both"),
         ({"client_kwargs": {"headers": {"Cookie": "a=secret"}}}, "cookie"),
         ({"client_kwargs": {"headers": [("a", "secret")]}}, "no dictionary"),
         ({"client_kwargs": {"timeout": object()}}, "no ClientTimeout"),
@@ -118,9 +119,9 @@ def test_requests_are_those_of_aiohttp() -> None:
     """Headers of the session and of requests, authentication and agent, on both engines."""
     options = {
         "client_kwargs": {
-            "auth": password("pass word"),
             "headers": {"X-One": "session", "X-Two": "session"},
         },
+        "auth": password("pass word"),
         "headers": {"x-two": "request"},
     }
     seen = []
@@ -359,8 +360,17 @@ def _error_of(fs: Any, path: str, **bounds: int) -> BaseException:
     return raised.value
 
 
-def test_redirects_are_followed(engine: str) -> None:
-    """To another host too, with the variable of a proxy set, and a password left behind."""
+@pytest.mark.filterwarnings("ignore:The 'auth' parameter is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"headers": {"Authorization": "Bearer secret"}},
+        {"client_kwargs": {"headers": {"Authorization": "Bearer secret"}}},
+        {"auth": password("secret")},
+    ],
+)
+def test_redirects_are_followed(engine: str, said: dict[str, Any]) -> None:
+    """To another host too, and a password is left behind."""
 
     def answer(asked: Asked) -> Said:
         if asked.path == "/here":
@@ -368,7 +378,7 @@ def test_redirects_are_followed(engine: str) -> None:
         return ranged(asked, DATA)
 
     with PlainServer(answer) as plain:
-        fs = reader(engine, headers={"Authorization": "Bearer secret"})
+        fs = reader(engine, **said)
         assert fs.cat_file(f"{plain.url}/here", start=5, end=10) == DATA[5:10]
         assert [(asked.path, "authorization" in asked.headers) for asked in plain.gets] == [
             ("/here", True),
