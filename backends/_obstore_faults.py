@@ -5,7 +5,8 @@ whom it trusts itself.
 
 obstore tells little by type. The status of an HTTP answer and the kind of a broken connection are in the
 text, which is stable in so far as it is object_store's own. Retry-After is not in it: that header is lost.
-The text also holds a dump of the whole error; only what a user can use of it is kept.
+The text also holds a dump of the whole error; only what a user can use of it is kept. And it holds the key,
+which may be any words: nothing is looked for but together with those that stand before it in a dump.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED,
 from headrace.errors import HeadraceError
 from headrace.types import Verdict
 
-_STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
+_STATUS = re.compile(r"non-2xx status code: (\d{3})|(?:Status|Response) \{\s+status: (\d{3})")
 _KIND = re.compile(r"kind: (\w+)")
+_LATE = re.compile(r"\b(?:kind|source): (?:Timeout|TimedOut)\b|\btype: <class '[\w.]*Timeout[\w.]*'>")
+"""A time-out of the client's, of the system's, or of what hands out credentials."""
+
 _CODE = re.compile(r"<Code>([\w.-]{1,64})</Code>")
 
 _SYSTEM = re.compile(r'code: (\d+),\s+kind: \w+,\s+message: "([^"]+)"')
@@ -69,7 +73,7 @@ def fault_of(error: BaseException, path: str) -> StoreError | None:
     status = status_of(error)
     if status is not None:
         return _of_status(status, code_of(error), path) if status in RETRYABLE else None
-    if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
+    if _LATE.search(text):
         late = StoreTimeoutError(errno.ETIMEDOUT, "the store did not answer in time", path)
         late.verdict = Verdict(is_retryable=True, is_throttled=True, is_late=True)
         return late

@@ -379,9 +379,9 @@ def test_a_store_is_made_again_where_its_credentials_may_be_old(body: bytes, is_
             "Received redirect without LOCATION, this normally indicates an incorrectly configured region",
             True,
         ),
-        ("status: 400, body: <Error><Code>AuthorizationHeaderMalformed</Code></Error>", True),
-        ("status code: 301", True),
-        ("status: 404 <Code>NoSuchKey</Code>", False),
+        ("Status { status: 400, body: <Error><Code>AuthorizationHeaderMalformed</Code></Error>", True),
+        ("Server returned non-2xx status code: 301", True),
+        ("Status { status: 404, body: <Code>NoSuchKey</Code>", False),
     ],
 )
 def test_a_bucket_that_is_elsewhere(said: str, expected: bool) -> None:

@@ -431,6 +431,16 @@ def test_a_server_that_will_not_be_asked_for_no_version_is_asked_once(
     assert len(odd) == 1
 
 
+@pytest.mark.parametrize("name", ["TimedOut.bin", "it timed out.bin", "status: 503.bin", "status code: 503"])
+def test_what_a_file_is_called_is_no_fault(name: str) -> None:
+    """The library's errors tell it: of a server without ranges, which is asked once by each client."""
+    with PlainServer(lambda _: Said(200, {}, DATA)) as plain:
+        fs, url = reader(), f"{plain.url}/{name}"
+        assert fs.cat_file(url, start=0, end=10) == DATA[:10]
+        assert fs.channel.scheduler(url).retries.granted == 0
+        assert len(plain.gets) == 2
+
+
 def test_a_server_that_is_not_there_is_named_with_the_systems_words() -> None:
     with socket.socket() as taken:  # bound and not listening: nobody else has the port meanwhile
         taken.bind(("127.0.0.1", 0))
