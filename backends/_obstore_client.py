@@ -90,6 +90,8 @@ class Client(abc.ABC):
     """Whether `ask` has its answers be of the source's version."""
     takes_conditions: bool = True
     """Whether its requests may carry ``If-Match``."""
+    decodes: ClassVar[bool] = True
+    """Whether the filesystem decodes the body of an answer that has a ``Content-Encoding``."""
     has_provider: ClassVar[bool] = False
     """Whether it is given `credentials` where nobody signs too: it would look for its own otherwise."""
 
@@ -139,10 +141,6 @@ class Client(abc.ABC):
     def version_of(self, info: Mapping[str, Any]) -> str | None:
         """Return the ETag that ``info`` of a file tells, as answers to its reads say it."""
         return info.get("ETag") or None
-
-    def decodes(self, answer: Any) -> bool:
-        """Whether the filesystem would return something else than the body of an answer, a whole object's."""
-        return str(answer.attributes.get("Content-Encoding", "identity")) != "identity"
 
     def asker(self, target: Any, **changed: Any) -> Any:
         """Make an instance of the filesystem, with connections of its own, that any thread may call."""

@@ -67,11 +67,6 @@ def range_of(source: ObjectSource) -> tuple[int, int | None] | None:
     return (start, end) if start is not None and end is not None and 0 <= start < end else None
 
 
-def has_bounds(source: ObjectSource, length: int) -> bool:
-    """Whether obstore understands what an op asks for, and it is not nothing."""
-    return range_of(source) is not None if length == UNKNOWN_LENGTH else length > 0
-
-
 def options_of(ops: Ops, row: int, source: ObjectSource) -> Any:
     """Return the options of one request: the range that is still to be read, and the version."""
     if source.is_end:
@@ -93,13 +88,13 @@ def span_of(ops: Ops, row: int, source: ObjectSource) -> tuple[int, int | None]:
 
 
 async def receive(
-    store: Any, source: ObjectSource, ops: Ops, row: int, decodes: Callable[[Any], bool]
+    store: Any, source: ObjectSource, ops: Ops, row: int, is_decoded: Callable[[Any], bool]
 ) -> bool:
-    """Read one op by one request; False where its answer, a whole object, is one that `decodes` names."""
+    """Read one op by one request; False where its answer is one that `is_decoded` names."""
     import obstore  # noqa: PLC0415
 
     answer = await obstore.get_async(store, source.key, options=options_of(ops, row, source))
-    if ops.length[row] == UNKNOWN_LENGTH and decodes(answer):
+    if is_decoded(answer):
         return False
     etag = note_answer(source, answer.meta)
     if ops.length[row] <= CHUNK_BYTES:

@@ -106,6 +106,7 @@ class S3Client(Client):
     store: ClassVar[str] = "S3Store"
     sample: ClassVar[str] = "headrace-sample-bucket"
     asks_for_versions: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
 
     @override
     def __init__(self, target: Any) -> None:
@@ -132,11 +133,6 @@ class S3Client(Client):
     def split(self, path: str) -> tuple[str, str] | None:
         bucket, key, _ = self._asker.split_path(path)
         return (bucket, key) if is_plain(key) else None
-
-    @override
-    def decodes(self, answer: Any) -> bool:
-        """Never: s3fs hands out what is stored."""
-        return False
 
     @override
     def store_options(self, bucket: str) -> StoreOptions:

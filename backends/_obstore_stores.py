@@ -46,6 +46,9 @@ BUCKETS = 64
 VERSIONS = 8
 """Stores of single versions kept; each holds as many connections as reads were under way at once."""
 
+LOOKED_AT = 1024
+"""Objects of a bucket of which it is known whether they are encoded: those read last."""
+
 WARY_OPS = 320
 """After a fault so many ops in a row must succeed, each by itself, until bulk calls are trusted again.
 
@@ -87,7 +90,9 @@ def _keep(kept: OrderedDict[K, V], name: K, value: V, most: int) -> K | None:
 class BucketStore:
     """The native store of one bucket, and how far it is trusted."""
 
-    __slots__ = ("__weakref__", "_make", "_patient", "heeds_conditions", "options", "store", "wary_ops")
+    __slots__ = (
+        "__weakref__", "_encoded", "_make", "_patient", "heeds_conditions", "options", "store", "wary_ops",
+    )  # fmt: skip
 
     def __init__(self, options: StoreOptions, make: Callable[..., Any]) -> None:
         self.options = options
@@ -97,6 +102,7 @@ class BucketStore:
         """Whether its answers are of the version asked for; None: nobody has asked yet."""
         self._make = make
         self._patient: Any = None
+        self._encoded: OrderedDict[str, bool] = OrderedDict()
 
     def store_for(self, length: int) -> Any:
         """Return the store for an op of so many bytes: one of unknown length may take as long as it takes."""
@@ -105,6 +111,15 @@ class BucketStore:
         if self._patient is None:
             self._patient = self._make(self.options, is_patient=True)
         return self._patient
+
+    def is_encoded(self, key: str) -> bool | None:
+        """Whether answers of an object have an encoding; None where none was looked at lately."""
+        return _find(self._encoded, key)
+
+    def note_encoding(self, key: str, *, is_encoded: bool) -> None:
+        """Note what an answer says of its encoding."""
+        if self._encoded.get(key) is not is_encoded:
+            _keep(self._encoded, key, is_encoded, LOOKED_AT)
 
     def note(self, succeeded: int, *, has_failed: bool) -> None:
         """Count what came back. One failure costs a bulk call all its answers: after it ops go one by one."""

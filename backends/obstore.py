@@ -11,7 +11,8 @@ touch (which then fail together), and cannot be interrupted. So there are three 
   copied as it comes, and goes on from where it broke.
 
 What obstore cannot answer as the wrapped filesystem would (an error that no other attempt cures, a range past
-the end, odd bounds, keys that it would normalise) is put to that filesystem itself (I8).
+the end, odd bounds, keys that it would normalise, objects that it decodes) is put to that filesystem itself
+(I8). A bulk call does not show whether an object is encoded, so one op of the first one goes beside it.
 
 It serves only what translates exactly: `headrace.backends._obstore_client` says what that takes of a kind of
 storage, and `refuses` why a filesystem is not served.
@@ -41,7 +42,6 @@ from headrace.backends._obstore_requests import (
     CHUNK_BYTES,
     check_version,
     deliver_all,
-    has_bounds,
     options_of,
     progress_of,
     range_of,
@@ -232,9 +232,9 @@ class ObstoreBackend(BulkBackend):
         if source.is_end:
             self._read_end(ops, int(rows[0]), source)
             return
-        bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
         lengths = ops.length[rows]
-        if bucket is None or (lengths[0] == UNKNOWN_LENGTH and range_of(source) is None):
+        bucket = self._bucket(source, lengths[0])
+        if bucket is None:
             self._ask(ops, rows)
             return
         if refused:
@@ -253,6 +253,27 @@ class ObstoreBackend(BulkBackend):
             self._one_by_one(ops, rows)
         else:
             self._bulk_apart(ops, rows, bucket, source, store)
+
+    def _bucket(self, source: ObjectSource, length: int) -> BucketStore | None:
+        """Return the store that reads an op of so many bytes, or None: the wrapped filesystem does."""
+        bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
+        if bucket is None:
+            return None
+        if length == UNKNOWN_LENGTH:  # its answer is looked at whatever is known
+            return None if range_of(source) is None else bucket
+        return None if bucket.is_encoded(source.key) else bucket
+
+    def _is_decoded(self, bucket: BucketStore, source: ObjectSource, answer: Any) -> bool:
+        """Whether the wrapped filesystem would decode the body of an answer."""
+        if not self._client.decodes:
+            return False
+        is_encoded = str(answer.attributes.get("Content-Encoding", "identity")) != "identity"
+        bucket.note_encoding(source.key, is_encoded=is_encoded)
+        return is_encoded
+
+    def _is_unseen(self, bucket: BucketStore, source: ObjectSource) -> bool:
+        """Whether an answer must be looked at to know if its body would be decoded."""
+        return self._client.decodes and bucket.is_encoded(source.key) is None
 
     def _read_end(self, ops: Ops, row: int, source: ObjectSource) -> None:
         """Perform the op of a look at a file; whatever goes wrong, a plain look will say it."""
@@ -287,17 +308,18 @@ class ObstoreBackend(BulkBackend):
         for some in apart(ops, rows):
             if is_touching(ops, some):
                 self._one_by_one(ops, some)
+            elif len(some) == 1:
+                self._alone(ops, int(some[0]), bucket, source, store)
             else:
                 self._bulk(ops, some, bucket, source, store)
 
     def _bulk(
         self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource, store: Any
     ) -> None:
-        import obstore  # noqa: PLC0415
-
-        starts, lengths = ops.start[rows].tolist(), ops.length[rows].tolist()
+        looks = self._is_unseen(bucket, source)
+        looked, rows = (rows[:1], rows[1:]) if looks else (rows[:0], rows)
         try:
-            found = obstore.get_ranges(store, source.key, starts=starts, lengths=lengths, coalesce=0)
+            found = self._get_ranges(ops, rows, source, store, looked)
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = faults.fault_of(error, source.path)
             if fault is None:
@@ -310,7 +332,23 @@ class ObstoreBackend(BulkBackend):
             for row in rows.tolist():
                 ops.fail(row, fault)
             return
-        deliver_all(ops, rows, found)
+        if looks and bucket.is_encoded(source.key) is not False:  # or nobody could say so
+            self._one_by_one(ops, rows)
+        else:
+            deliver_all(ops, rows, found)
+
+    def _get_ranges(
+        self, ops: Ops, rows: Int64Array, source: ObjectSource, store: Any, looked: Int64Array
+    ) -> list[Any]:
+        """Make a bulk call, and read ops by themselves beside it."""
+        import obstore  # noqa: PLC0415
+
+        starts, lengths = ops.start[rows].tolist(), ops.length[rows].tolist()
+        ranges = {"starts": starts, "lengths": lengths, "coalesce": 0}
+        if not len(looked):
+            return obstore.get_ranges(store, source.key, **ranges)
+        call = partial(obstore.get_ranges_async, store, source.key, **ranges)
+        return _run(_beside(_each(self.read, ops, looked.tolist(), 1), call))
 
     def _one_by_one(self, ops: Ops, rows: Int64Array) -> None:
         # As many at once as `get_ranges` has under way.
@@ -322,14 +360,15 @@ class ObstoreBackend(BulkBackend):
         if source.is_end:
             await self._await_end(ops, row, source)
             return
-        bucket = None if source.bucket is None else self._stores.bucket(source.bucket)
+        length = int(ops.length[row])
+        bucket = self._bucket(source, length)
         was_refused = row in progress_of(ops).refused
-        if bucket is None or was_refused or not has_bounds(source, int(ops.length[row])):
+        if bucket is None or was_refused or length == 0:
             await self._ask_one(ops, row)
             return
         try:
-            store = bucket.store_for(int(ops.length[row]))
-            is_answered = await receive(store, source, ops, row, self._client.decodes)
+            is_decoded = partial(self._is_decoded, bucket, source)
+            is_answered = await receive(bucket.store_for(length), source, ops, row, is_decoded)
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = await self._judged(ops, row, bucket, source, error)
             if fault is not None:
@@ -342,8 +381,9 @@ class ObstoreBackend(BulkBackend):
 
     async def _await_end(self, ops: Ops, row: int, source: ObjectSource) -> None:
         try:
-            store = self._stores.bucket(str(source.bucket)).store  # type: ignore[union-attr]
-            is_answered = await receive(store, source, ops, row, self._client.decodes)
+            bucket: BucketStore = self._stores.bucket(str(source.bucket))  # type: ignore[assignment]
+            is_decoded = partial(self._is_decoded, bucket, source)
+            is_answered = await receive(bucket.store, source, ops, row, is_decoded)
         except Exception as error:
             raise NoEndError(source.path) from error
         if not is_answered:
@@ -361,13 +401,13 @@ class ObstoreBackend(BulkBackend):
 
         length = int(ops.length[row])
         try:
-            if store is not None and 0 < length <= CHUNK_BYTES:
+            if store is not None and 0 < length <= CHUNK_BYTES and not self._is_unseen(bucket, source):
                 start = int(ops.start[row])
                 ops.deliver(row, memoryview(obstore.get_range(store, source.key, start=start, length=length)))
             else:
                 whole = bucket.store_for(length)
                 answer = obstore.get(whole, source.key, options=options_of(ops, row, source))
-                if length == UNKNOWN_LENGTH and self._client.decodes(answer):
+                if self._is_decoded(bucket, source, answer):
                     self._ask(ops, np.array([row]))
                 else:
                     take(ops, row, source, answer)
@@ -502,6 +542,15 @@ async def _each(
                 ops.fail(row, error)
 
     await asyncio.gather(*map(one, rows))
+
+
+async def _beside(look: Awaitable[None], call: Callable[[], Awaitable[T]]) -> T:
+    """Await a call, and something else meanwhile."""
+    looking = asyncio.ensure_future(look)
+    try:
+        return await call()
+    finally:
+        await looking
 
 
 def _run(what: Coroutine[Any, Any, T]) -> T:

@@ -106,6 +106,9 @@ def test_what_adlfs_decodes_is_decoded(server: PlainServer, blobs: Blobs) -> Non
     blobs.headers = {"Content-Encoding": "gzip"}
     fs = native(**by_key(server))
     assert fs.cat_file("box/data.bin") == fs.target.cat_file("box/data.bin") == text
+    blobs.blobs["box/other.bin"] = blobs.blobs["box/data.bin"]
+    with fs.open("box/other.bin") as ours, fs.target.open("box/other.bin") as theirs:
+        assert ours.read() == theirs.read() == text[: ours.size]
 
 
 def test_a_shared_access_signature(server: PlainServer) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 from plain_http import Asked, PlainServer, Said, ranged
+from targets import outcome
 
 import headrace
 from headrace.backends import _obstore_stores
@@ -386,10 +387,36 @@ def test_redirects_are_followed(engine: str, said: dict[str, Any]) -> None:
         ]
 
 
-def test_an_encoded_body_is_decoded_as_the_filesystem_does(engine: str) -> None:
+@pytest.mark.parametrize("bounds", [{}, {"start": 0, "end": 80}, {"start": 20, "end": 80}, {"start": -80}])
+def test_an_encoded_body_is_decoded_as_the_filesystem_does(engine: str, bounds: dict[str, int]) -> None:
+    """Or is its error, in the middle of the object."""
     encoded = gzip.compress(DATA[:5000])
     with PlainServer(lambda asked: ranged(asked, encoded, **{"Content-Encoding": "gzip"})) as plain:
-        assert reader(engine).cat_file(f"{plain.url}/x") == DATA[:5000]
+        fs, url = reader(engine), f"{plain.url}/x"
+        expected = outcome(fs.target.cat_file, url, **bounds)
+        for _ in range(2):
+            assert outcome(fs.cat_file, url, **bounds) == expected
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_bulk_reads_of_an_object_look_at_one_answer(
+    is_encoded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one of those that were asked for; where it is encoded the others are put to the filesystem."""
+    if not is_encoded:
+        monkeypatch.delattr(ObstoreBackend, "_one_by_one")
+    said = {"Content-Encoding": "gzip"} if is_encoded else {}
+    with PlainServer(lambda asked: ranged(asked, DATA, **said)) as plain:
+        fs, url = reader(), f"{plain.url}/x"
+        starts = [10_000 * k for k in range(30)]
+        for _ in range(2):
+            found = fs.read_ranges(url, starts, [start + 10 for start in starts]).to_pylist("return")
+            if is_encoded:
+                assert {type(one) for one in found} == {aiohttp.ClientPayloadError}
+            else:
+                assert found == [DATA[start : start + 10] for start in starts]
+        if not is_encoded:
+            assert len(plain.gets) == 60
 
 
 def test_a_body_of_unknown_length_is_read(engine: str) -> None:
