@@ -10,16 +10,13 @@ leaves over: its error or its short end are those of the plain read.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.backends._files import LocalSource
 from headrace.backends._rings import Columns, fd_column
 
 if TYPE_CHECKING:
@@ -27,22 +24,10 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 
-_O_DIRECT = getattr(os, "O_DIRECT", 0)
-
 # `ctypes.memmove` gives the GIL up for each call; most of these copies are shorter than that.
 _memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
     ctypes._memmove_addr  # type: ignore[attr-defined]  # noqa: SLF001 - the function behind `ctypes.memmove`
 )
-
-
-def direct_source(path: str, fd: int) -> LocalSource:
-    """Open a file a second time, around the page cache, where the filesystem allows that."""
-    source = LocalSource(path, fd)
-    with contextlib.suppress(OSError):  # a filesystem, such as some in memory, that refuses
-        source.add_direct(os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT))
-        if not os.path.sameopenfile(fd, source.direct_fd):  # the path has become another file's in between
-            source.drop_direct()
-    return source
 
 
 @dataclass(slots=True)

@@ -21,13 +21,12 @@ Elsewhere than on Linux, and where the kernel lacks a call, the same results com
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-import weakref
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,73 +53,37 @@ _DEVICES_REMEMBERED = 4096
 _UNSIZED = "a device, pipe or the like has no length"
 
 
-class _End(weakref.ref["LocalSource"]):
-    """Owns the descriptors of a source, and closes them where the source cannot.
+class LocalSource:
+    """An open file and the advice it has; maybe open once more, for reads around the page cache.
 
-    A signal handler that raises may cut a finaliser at its first line, and Python goes on without it. The
-    callback of a weak reference is C, and cannot be cut: it lists the end for the next opening.
+    It owns the descriptors in `fds`. A signal handler that raises may cut anything that Python does: what is
+    between an opening's return and a name for the descriptor, and a finaliser at its first line, after which
+    Python goes on without it. So C puts there what it opened, in the step in which it opens it, and
+    `__del__` is no function but a call of C's, made before there is anything to close.
     """
 
-    fd = -1
-    direct_fd = -1
-    # A weak reference's own hash is its object's, and is lost with it where nobody has asked for it yet.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    __slots__ = ("__del__", "advice", "direct_fd", "fd", "fds", "path")
 
-    def close(self) -> None:
-        """Close what is open; whoever is cut in between leaves the rest to the next caller.
-
-        A descriptor is taken first, in steps between which neither threads nor signals come.
-        """
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            linux.close(fd)
-        fd, self.direct_fd = self.direct_fd, -1
-        if fd >= 0:
-            linux.close(fd)
-        _ends.discard(self)
-
-
-_lost: deque[_End] = deque()
-_note_lost: Any = _lost.append
-_ends: set[_End] = set()
-"""Those of all sources: a weak reference that is garbage together with its object calls nobody."""
-
-
-def _close_lost() -> None:
-    """Close what sources left open whose finaliser was cut."""
-    with contextlib.suppress(IndexError, ValueError):  # another thread was quicker
-        while True:
-            end = _lost[0]
-            end.close()
-            _lost.remove(end)  # last: what is cut is met again
-
-
-class LocalSource:
-    """An open descriptor and the advice it has; maybe another one, for reads around the page cache."""
-
-    __slots__ = ("__weakref__", "_end", "advice", "direct_fd", "fd", "path")
-
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = fd
-        self.direct_fd = -1
         self.advice = linux.ADVICE_NORMAL
-        end = self._end = _End(self, _note_lost)
-        end.fd = fd
-        _ends.add(end)
-        if _lost:
-            _close_lost()
+        self.fd = self.direct_fd = -1
+        self.fds: list[int] = []
+        # Ops in flight hold the source, so the last reference closes it after the last op (I9).
+        self.__del__: partial[deque[int]] = partial(deque, map(linux.close, self.fds), 0)
 
-    def add_direct(self, fd: int) -> None:
-        """Take a descriptor of the same file for reads around the page cache."""
-        self.direct_fd = self._end.direct_fd = fd
-
-    def drop_direct(self) -> None:
-        """Close that descriptor, and read through the page cache."""
-        fd, self.direct_fd = self.direct_fd, -1
-        self._end.direct_fd = -1
-        linux.close(fd)
+    def open_directly(self) -> None:
+        """Open it a second time, around the page cache, where its filesystem allows that."""
+        try:
+            linux.open_directly(self.path, self.fds)
+            self.direct_fd = self.fds[1]
+            if not os.path.sameopenfile(self.fd, self.direct_fd):  # the path has become another file's
+                self.direct_fd = -1
+                deque(map(linux.close, map(self.fds.pop, (1,))), 0)
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's own
+            # A filesystem, such as some in memory, that refuses.
 
     def advise(self, advice: int) -> None:
         """Tell the kernel the access pattern, if it is another than last time."""
@@ -148,19 +111,10 @@ class LocalSource:
         """Whether there is nothing to read: of files that the kernel makes up, as in /proc, the size is 0."""
         try:
             return not linux.pread(self.fd, 0, 1)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's own
             return False
-
-    def __del__(self) -> None:
-        # Ops in flight hold the source, so the last reference closes it after the last op (I9).
-        end = getattr(self, "_end", None)
-        if end is None:  # it was cut while it was made
-            fd = getattr(self, "fd", -1)
-            if fd >= 0:
-                linux.close(fd)
-            return
-        end.close()
-        del self._end  # it has nothing to tell
 
 
 @dataclass(slots=True)
@@ -234,23 +188,23 @@ class FileBackend(InlineBackend):
     def open(self, path: str, *, as_file: bool = False, **_options: Any) -> LocalSource:
         """Open for reading; a directory is an IsADirectoryError, now or when it is read."""
         if not as_file:
-            return self.make_source(path, self._opened(path))
+            return self.make_source(path)
         # Before it is opened: a pipe whose writer waits for a reader would be written to already.
         found = os.stat(path)  # noqa: PTH116 - as quick as can be
         _check_is_sized(found, path)
-        source = self.make_source(path, self._opened(path))
+        source = self.make_source(path)
         if not found.st_size:
             source.size()
         return source
 
-    def _opened(self, path: str) -> int:
+    def make_source(self, path: str) -> LocalSource:
+        """Open a file."""
         found = self._devices.get(path.rpartition("/")[0])
         is_served = linux.is_served(self._device_of(path) if found is None else found)
-        return linux.open_plainly(path) if is_served else linux.open_cached(path)
-
-    def make_source(self, path: str, fd: int) -> LocalSource:
-        """Return the source of a file that was opened."""
-        return LocalSource(path, fd)
+        source = LocalSource(path)
+        (linux.open_plainly if is_served else linux.open_cached)(path, source.fds)
+        source.fd = source.fds[0]
+        return source
 
     @override
     def size(self, source: LocalSource) -> int:
@@ -332,7 +286,9 @@ def _of_path(error: OSError, path: str) -> OSError:
 def _device_number(folder: str) -> int:
     try:
         return Path(folder).stat().st_dev
-    except (OSError, ValueError):  # what is no name is a ValueError, to whoever opens it as well
+    except (OSError, ValueError) as error:  # what is no name is a ValueError, to whoever opens it as well
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # a signal handler's own
         return -1
 
 

@@ -19,6 +19,7 @@ import platform
 import struct
 import sys
 import threading
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,8 @@ _RESOLVE_CACHED = 0x20
 _SYS_OPENAT2 = 437
 _SYS_CACHESTAT = 451
 """The same numbers on every architecture (Linux 5.6 and 6.5)."""
-_OPEN_HOW = struct.pack(
-    "QQQ", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0), 0, _RESOLVE_CACHED
-)
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_OPEN_HOW = struct.pack("QQQ", _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0), 0, _RESOLVE_CACHED)
 """Not blocking: a pipe that nobody writes to would be waited for with the GIL kept."""
 
 
@@ -65,7 +65,7 @@ _LIBC = _library()
 HAS_NOWAIT = _LIBC is not None and hasattr(os, "preadv")
 preadv2_keeping_gil: Any = _LIBC.preadv2 if _LIBC is not None else None
 close: Any = os.close if _LIBC is None else _LIBC.close
-"""Closes a descriptor that was only read from. No function of Python: finalisers may not be cut before it."""
+"""Closes a descriptor that was only read from. No function of Python's, which a signal handler could cut."""
 
 _WORDSIZE_OK = platform.machine() in {"x86_64", "aarch64", "riscv64", "ppc64le", "s390x", "AMD64"}
 _has_own_numbers = _LIBC is not None and _WORDSIZE_OK
@@ -107,26 +107,37 @@ def is_served(device: int) -> bool:
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's own
         return False
     kinds = (line.rpartition(" - ")[2] for line in mounts if line.split()[2] == number)
     return any(kind.startswith(_SERVED) for kind in kinds)
 
 
-def open_plainly(path: str) -> int:
-    """Open `path` for reading, and wait for that."""
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+# A descriptor must have an owner before a signal's handler may raise, which may be after any call. So C puts
+# it into a list of the owner's in the same step, which is the assignment to a slice.
 
 
-def open_cached(path: str) -> int:
-    """Open `path` for reading, without giving up the GIL where the kernel has the path at hand."""
+def open_plainly(path: str, fds: list[int]) -> None:
+    """Open `path` for reading, and wait for that; the descriptor is all that is in `fds` then."""
+    fds[:] = map(os.open, (path,), (_OPEN_FLAGS,))
+
+
+def open_cached(path: str, fds: list[int]) -> None:
+    """Do the same without giving up the GIL where the kernel has the path at hand."""
     name = os.fsencode(path)
     if _has_own_numbers and b"\0" not in name:  # C would take what is before that for the name
-        fd: int = _LIBC.syscall(_SYS_OPENAT2, _AT_FDCWD, name, _OPEN_HOW, len(_OPEN_HOW))
-        if fd >= 0:
-            return fd
+        fds[:] = starmap(_LIBC.syscall, ((_SYS_OPENAT2, _AT_FDCWD, name, _OPEN_HOW, len(_OPEN_HOW)),))
+        if fds[0] >= 0:
+            return
     # Not cached, or an error: the plain call waits, and raises the error that Python users know.
-    return open_plainly(path)
+    open_plainly(path, fds)
+
+
+def open_directly(path: str, fds: list[int]) -> None:
+    """Open `path` around the page cache; the descriptor is the second in `fds` then."""
+    fds[1:] = map(os.open, (path,), (_OPEN_FLAGS | getattr(os, "O_DIRECT", 0),))
 
 
 def advise(fd: int, advice: int) -> None:

@@ -28,8 +28,8 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.backends import _linux as linux
-from headrace.backends._direct import DirectColumns, direct_columns, direct_source
-from headrace.backends._files import FileBackend, LocalSource, are_cached, is_small, prepared
+from headrace.backends._direct import DirectColumns, direct_columns
+from headrace.backends._files import FileBackend, are_cached, is_small, prepared
 from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
 from headrace.threads import after_fork_in_child
 from headrace.types import NOT_YET
@@ -37,6 +37,7 @@ from headrace.types import NOT_YET
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from headrace.backends._files import LocalSource
     from headrace.backends.abc import Defaults
     from headrace.types import Int64Array, Ops
 
@@ -79,9 +80,12 @@ class UringBackend(FileBackend):
         return probe()
 
     @override
-    def make_source(self, path: str, fd: int) -> LocalSource:
+    def make_source(self, path: str) -> LocalSource:
         """Open it a second time, for direct reads, where those are wanted."""
-        return direct_source(path, fd) if self._is_direct else LocalSource(path, fd)
+        source = super().make_source(path)
+        if self._is_direct:
+            source.open_directly()
+        return source
 
     @override
     def is_bound(self, ops: Ops) -> bool:

@@ -45,7 +45,7 @@ class TestLocal(BackendTests):
         return _put_file(tmp_path, name, data)
 
     def failing_source(self, backend: Backend, path: str, missing: str) -> Any:
-        return LocalSource(path, -1)
+        return LocalSource(path)
 
 
 class TestLocalWithoutNowait(TestLocal):

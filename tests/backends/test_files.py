@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,9 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 import headrace
 from headrace.backends import _linux
-from headrace.backends._direct import direct_source
-from headrace.backends._files import FileBackend, LocalSource, _End, _note_lost
-from headrace.backends._linux import open_cached
+from headrace.backends._files import FileBackend, LocalSource
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is open")
 
@@ -37,8 +36,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, *, is_direct: bool = False) -> LocalSource:
-    make = direct_source if is_direct else LocalSource
-    return make(str(path), open_cached(str(path)))
+    source = FileBackend(LocalFileSystem()).open(str(path))
+    if is_direct:
+        source.open_directly()
+    return source
 
 
 @pytest.mark.parametrize("is_direct", [False, True])
@@ -49,101 +50,78 @@ def test_the_last_reference_closes(path: Path, *, is_direct: bool) -> None:
     assert count_open(path) == 0
 
 
+class Cut(KeyboardInterrupt):
+    pass
+
+
+class Cutter:
+    """Raises at the n-th place where CPython looks for signals: a function's start, and the end of a call."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, _frame: FrameType, event: str, _arg: object) -> None:
+        if event in {"call", "c_return"}:
+            self.left -= 1
+            if self.left == -1:
+                raise Cut
+
+
+@pytest.mark.parametrize("is_served", [False, True])
 @pytest.mark.parametrize("is_direct", [False, True])
-def test_the_next_opening_closes_what_a_cut_finaliser_left(
-    path: Path, monkeypatch: pytest.MonkeyPatch, *, is_direct: bool
+def test_an_opening_that_is_cut_anywhere_leaves_nothing_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, is_direct: bool, is_served: bool
 ) -> None:
-    """As by a signal handler that raises at its first line."""
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalSource, "__del__", lambda _source: None)
-        sources = [opened(path, is_direct=is_direct) for _ in range(3)]
-        left = count_open(path)
-        assert left >= 3
-        del sources
-        assert count_open(path) == left
-    source = opened(path)
-    assert count_open(path) == 1
-    del source
+    monkeypatch.setattr(_linux, "is_served", lambda _device: is_served)
+    backend = FileBackend(LocalFileSystem())
+    backend.device(str(path))
+    before = sys.getprofile()
+    for at in range(100):
+        cutter = Cutter(at)
+        try:
+            sys.setprofile(cutter)
+            source = backend.open(str(path))
+            if is_direct:
+                source.open_directly()
+            sys.setprofile(before)
+            break
+        except Cut:
+            sys.setprofile(before)
+            source = None
+        assert count_open(path) == 0
+    assert 3 < at < 99
+    assert source is not None
 
 
-def test_a_finaliser_that_is_cut_later_closes_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first descriptor is closed: another file may have its number by then."""
-    closed: list[int] = []
+def test_nothing_can_cut_what_closes(path: Path) -> None:
+    """A signal's handler may raise at a function's first line, and Python goes on without a finaliser."""
+    calls: list[str] = []
 
-    def close(fd: int) -> None:
-        os.close(fd)
-        closed.append(fd)
-        if len(closed) == 1:
-            raise KeyboardInterrupt
+    def note(frame: FrameType, event: str, _arg: object) -> None:
+        if event in {"call", "c_return"}:
+            calls.append(frame.f_code.co_name)
 
-    source = direct_source(str(path), open_cached(str(path)))
-    fds = {source.fd, source.direct_fd} - {-1}
-    monkeypatch.setattr("headrace.backends._linux.close", close)
-    unraisable: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda found: unraisable.append(found.exc_type))
-    del source
-    other = opened(path)
-    assert unraisable == [KeyboardInterrupt]
-    assert sorted(closed) == sorted(fds)
-    assert count_open(path) == 1
-    del other
+    held = [opened(path, is_direct=True)]
+    before = sys.getprofile()
+    sys.setprofile(note)
+    del held[0]
+    sys.setprofile(before)
+    assert (count_open(path), calls) == (0, [])
 
 
-def test_an_opening_that_was_cut_closes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before there was an end to close it."""
+def test_a_source_that_was_not_made_to_its_end_has_nothing_to_close() -> None:
+    LocalSource.__new__(LocalSource)
 
-    def cut(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("headrace.backends._files._End", cut)
-    with pytest.raises(KeyboardInterrupt):
-        opened(path)
+def test_a_cycle_is_no_hiding_place(path: Path) -> None:
+    cycle: list[Any] = [opened(path)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
     assert count_open(path) == 0
 
 
-def test_an_opening_that_was_cut_later_is_closed_by_the_next(path: Path) -> None:
-    """Before its end was listed with the others."""
-    end = _End(LocalSource.__new__(LocalSource), _note_lost)
-    end.fd = open_cached(str(path))  # it is listed already: its object was gone at once
-    source = opened(path)
-    assert (end.fd, count_open(path)) == (-1, 1)
-    del source
-
-
-def test_the_next_opening_goes_on_where_another_was_cut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by a signal handler that raises after the first of two descriptors is closed."""
-    end = _End(LocalSource.__new__(LocalSource), _note_lost)
-    end.fd, end.direct_fd = open_cached(str(path)), open_cached(str(path))  # it is listed already
-
-    def close(fd: int) -> None:
-        os.close(fd)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("headrace.backends._linux.close", close)
-        patched.setattr(sys, "unraisablehook", lambda _found: None)
-        with pytest.raises(KeyboardInterrupt):
-            opened(path)
-    source = opened(path)
-    assert count_open(path) == 1
-    del source
-
-
-def test_a_cycle_is_no_hiding_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector calls no weak reference that is garbage itself."""
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalSource, "__del__", lambda _source: None)
-        cycle: list[Any] = [opened(path)]
-        cycle.append(cycle)
-        del cycle
-        gc.collect()
-    assert count_open(path) == 1
-    source = opened(path)
-    assert count_open(path) == 1
-    del source
-
-
-def test_the_collector_tells_of_a_source_before_it_is_finalised(path: Path) -> None:
+def test_what_the_collector_closes_it_closes_once(path: Path) -> None:
     """Another finaliser of the same garbage may open a file in between: none is closed twice."""
 
     class Opens:
@@ -161,25 +139,10 @@ def test_the_collector_tells_of_a_source_before_it_is_finalised(path: Path) -> N
     assert count_open(path) == 0
 
 
-def test_what_cannot_be_opened_directly_leaves_nothing_open(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> int:
-        raise KeyboardInterrupt
-
-    fd = open_cached(str(path))
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "open", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            direct_source(str(path), fd)
-    gc.collect()
-    assert count_open(path) == 0
-
-
 def test_a_name_is_no_shorter_than_it_says(path: Path) -> None:
     """C ends it at a NUL, and would open another file."""
     with pytest.raises(ValueError, match="null"):
-        open_cached(f"{path}\0.parquet")
+        _linux.open_cached(f"{path}\0.parquet", [])
     fs = headrace.HeadraceFileSystem(target_protocol="file")
     asked = [f"{path}\0.parquet"] * 30, [0] * 30, [1] * 30
     for call in (fs.open, fs.cat_file):
@@ -223,7 +186,13 @@ def test_a_file_that_a_server_opens_is_waited_for_with_the_gil_let_go(
     mounts += f"31 27 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {kind} server:/data rw\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: mounts)
     plain: list[str] = []
-    monkeypatch.setattr(_linux, "open_plainly", lambda name: plain.append(name) or os.open(name, os.O_RDONLY))
+    open_plainly = _linux.open_plainly
+
+    def note(name: str, fds: list[int]) -> None:
+        plain.append(name)
+        open_plainly(name, fds)
+
+    monkeypatch.setattr(_linux, "open_plainly", note)
     _linux.is_served.cache_clear()
     try:
         source = FileBackend(LocalFileSystem()).open(str(path))
@@ -233,15 +202,13 @@ def test_a_file_that_a_server_opens_is_waited_for_with_the_gil_let_go(
         _linux.is_served.cache_clear()
 
 
-def test_a_file_that_is_replaced_while_it_is_opened_is_read_as_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_as_one(path: Path) -> None:
     """Opened around the page cache by its path, it would be another one there."""
     other = path.with_suffix(".new")
+    source = opened(path)
     other.write_bytes(b"other")
-    fd = open_cached(str(path))
     other.replace(path)
-    source = direct_source(str(path), fd)
+    source.open_directly()
     assert source.direct_fd == -1
     assert count_open(path) == 0
-    del source
+    assert len(source.fds) == 1

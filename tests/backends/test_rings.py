@@ -200,8 +200,8 @@ def test_an_error_that_stays_is_the_ops_own(path: str) -> None:
     backend = backend_on(LinuxKernel())
     ops, expected = scattered(backend, path, n=40)
     gone = backend.open(path)
-    os.close(gone.fd)
-    gone.fd, gone._end.fd = 1_000_000, -1
+    os.close(gone.fds.pop())
+    gone.fd = 1_000_000
     ops.sources.append(gone)
     ops.file[10:20] = 1
     Performer(backend).perform(ops)

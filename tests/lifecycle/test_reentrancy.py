@@ -88,5 +88,5 @@ def test_signals_at_any_moment(handler: str, protocol: str, content: Path, sched
     ended = run("signals.py", handler, protocol, content, "1000", HEADRACE_SCHEDULER=scheduled_mode)
     assert ended.status == 0, ended.err
     answer = json.loads(ended.out.splitlines()[-1])
-    assert (answer["wrong"], answer["rest"]) == ([], [0, 0, 0])
+    assert (answer["wrong"], answer["rest"]) == ([], [0, 0, 0, 0])
     assert answer["signals"] > 20

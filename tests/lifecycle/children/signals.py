@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import slow
+from soaking import descriptors
 
 import headrace
 from headrace.backends import fsspec_sync
@@ -138,5 +139,5 @@ with engine.lock:
     engine.hub.validate()
 stats = fs.stats()
 rest = [stats.in_flight_ops, stats.reserved_bytes]
-rest.append(sum(len(s.requests) for s in engine.hub.schedulers.values()))
+rest += [sum(len(s.requests) for s in engine.hub.schedulers.values()), descriptors()[PATH]]
 sys.stdout.write(json.dumps({"wrong": wrong[:5], "rest": rest, **count}) + "\n")

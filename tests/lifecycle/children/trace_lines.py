@@ -8,7 +8,7 @@ executes in headrace, for n = 0, 1, 2, ... until a read gets through undisturbed
 time, so what a thread's first read makes is among the lines.  Thread B reads through the same engine
 at the same time: it begins before A does, or, where the one that is there first serves both, as often when A
 is interrupted.  After each round B has its bytes, nobody holds the engine's lock, its derived numbers agree
-with the facts, and at rest nothing is reserved and nothing in flight.  What is wrong is printed as JSON: the
+with the facts, and at rest nothing is reserved, in flight or open.  What is wrong is printed as JSON: the
 line and what was found.
 
 With ``twice`` each of these reads is interrupted once more while it leaves, at the m-th place, for m = 0,
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slow
+from soaking import descriptors
 
 import headrace
 from headrace.backends import fsspec_sync
@@ -234,7 +235,7 @@ def at_rest(fs: Any) -> str:
         try:
             engine.hub.settle(time.perf_counter())
             engine.hub.validate()
-            found = engine.hub.in_flight_ops, engine.hub.budget.reserved_bytes
+            found = engine.hub.in_flight_ops, engine.hub.budget.reserved_bytes, descriptors()[PATH]
             requests = [r for s in engine.hub.schedulers.values() for r in s.requests.values()]
         except AssertionError as error:
             return f"validate: {error}"
@@ -242,10 +243,10 @@ def at_rest(fs: Any) -> str:
             engine.lock.release()
         # Interrupted twice, it may be the next read that tells the loop.
         is_idle = TIMES == "twice" or not getattr(fs.channel.driver, "has_work", bool)()
-        if found == (0, 0) and not requests and is_idle:
+        if found == (0, 0, 0) and not requests and is_idle:
             return ""
         if time.monotonic() > deadline_s:
-            return f"in flight and reserved: {found}, {requests}, to be settled: {list(engine.lost)}"
+            return f"in flight, reserved, open: {found}, {requests}, to be settled: {list(engine.lost)}"
         time.sleep(0.001)
         gc.collect()  # the keeper had a task that held an interrupt, and its traceback the read
 
