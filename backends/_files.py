@@ -36,6 +36,7 @@ from typing_extensions import override
 from headrace.backends import _linux as linux
 from headrace.backends.abc import Defaults, InlineBackend
 from headrace.errors import UnsizedFileError
+from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -267,6 +268,7 @@ class FileBackend(InlineBackend):
             try:
                 ops.got[row] = _read_rest(ops, row)
             except OSError as error:
+                raise_if_of_a_handler(error)
                 source = ops.sources[ops.file[row]]
                 ops.fail(row, _of_path(error, source.path))
 

@@ -10,6 +10,7 @@ Ops stay alive, and with them their buffers and files, until the ring has nothin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from headrace.backends._ring import LinuxKernel, Ring
-from headrace.threads import after_fork_in_child, is_python_thread
+from headrace.threads import after_fork_in_child, is_python_thread, raise_if_of_a_handler
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -287,6 +288,7 @@ class Rings:
             try:
                 made = ThreadRing(Ring(self._depth, self._kernel or LinuxKernel()))
             except OSError as error:
+                raise_if_of_a_handler(error)
                 self._unheard = UNHEARD
                 _log.info("no ring for this thread, which reads with preadv: %s", error)
                 return None
@@ -352,15 +354,11 @@ def probe(kernel: Kernel | None = None) -> str | None:
     if sys.platform != "linux" or sys.maxsize < 1 << 32:
         return "io_uring is of 64-bit Linux"
     try:
-        ring = Ring(8, kernel or LinuxKernel())
+        with contextlib.closing(Ring(8, kernel or LinuxKernel())) as ring:
+            return _read_a_page(ring)
     except (OSError, AttributeError) as error:
+        raise_if_of_a_handler(error)  # nothing of it is remembered
         return f"io_uring: {error}"
-    try:
-        return _read_a_page(ring)
-    except OSError as error:
-        return f"io_uring: {error}"
-    finally:
-        ring.close()
 
 
 def _read_a_page(ring: Ring) -> str | None:

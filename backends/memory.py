@@ -12,6 +12,7 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.backends.abc import Defaults, InlineBackend
+from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -79,6 +80,7 @@ class MemoryBackend(InlineBackend):
                 with ops.sources[ops.file[row]].getbuffer() as stored:
                     ops.deliver(row, stored[start : start + length])
             except Exception as error:  # noqa: BLE001 - it is that row's answer
+                raise_if_of_a_handler(error)
                 ops.fail(row, error)
         return np.empty(0, np.int64)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from headrace.backends.abc import Backend
 from headrace.errors import BackendError
+from headrace.threads import raise_if_of_a_handler
 
 GROUP = "headrace.backends"
 
@@ -46,6 +47,7 @@ def load(name: str) -> type[Backend]:
     try:
         found = points[name].load()
     except Exception as error:
+        raise_if_of_a_handler(error)  # nothing of it is remembered
         msg = f"backend {name!r} ({points[name].value}) cannot be loaded: {error}"
         raise BackendError(msg) from error
     if not (inspect.isclass(found) and issubclass(found, Backend)):
@@ -79,6 +81,7 @@ def why_not(backend: type[Backend]) -> str | None:
     try:
         return backend.unavailable()
     except Exception as error:  # noqa: BLE001 - anybody's
+        raise_if_of_a_handler(error)
         return f"{type(error).__name__}: {error}"
 
 

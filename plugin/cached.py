@@ -24,6 +24,7 @@ from headrace.batch import RangeBatch
 from headrace.columns import difference, largest, offsets_of
 from headrace.quick import advise_scattered
 from headrace.ranges import checked_out
+from headrace.threads import raise_if_of_a_handler
 from headrace.types import Ops
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
         sources = [channel.backend.open(path) for path in ranges.paths]
         for source in sources:
             advise_scattered(source)  # a probe that misses reads ahead
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_if_of_a_handler(error)
         return None  # the scheduled way says whose error it is
     limit = channel.settings.buffer_bytes
     buffer = arenas.take(total, limit) if out is None else checked_out(out, total)

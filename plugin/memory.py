@@ -52,8 +52,12 @@ def mapping(nbytes: int) -> mmap.mmap:
         return mmap.mmap(-1, nbytes)
     mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if _ADVICE_HUGE is not None:
-        with contextlib.suppress(OSError):  # a kernel without them
+        try:
             mapped.madvise(_ADVICE_HUGE)
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's own
+            # A kernel without them.
     return mapped
 
 

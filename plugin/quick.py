@@ -28,6 +28,7 @@ from headrace.drivers.permit import perform_here
 from headrace.jobs import JobMaker, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.ranges import MOST_OFFSET
+from headrace.threads import raise_if_of_a_handler
 from headrace.types import Ops, Priority, UInt8Array
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class QuickReader(JobMaker):
                 if given not in sources:
                     path = normalise(given)
                     sources[given] = (path, self.channel.backend.open(path))
-            except (OSError, TypeError, ValueError):
+            except (OSError, TypeError, ValueError) as error:
+                raise_if_of_a_handler(error)
                 return None
             path, source = sources[given]
             ranges.append(Small(source, path, start, end - start))

@@ -17,6 +17,7 @@ import numpy as np
 
 from headrace.batch import RangeBatch
 from headrace.columns import first_bad
+from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, UInt8Array
@@ -278,6 +279,7 @@ def answer_or_error(function: Callable[..., T], *args: Any) -> T | Exception:
     try:
         return function(*args)
     except Exception as error:  # noqa: BLE001 - it is the answer
+        raise_if_of_a_handler(error)
         return error
 
 

@@ -50,6 +50,7 @@ from headrace.ranges import (
 )
 from headrace.read import Part, Read
 from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
+from headrace.threads import raise_if_of_a_handler
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -293,6 +294,7 @@ class Reader(SingleReader):
                 source = self.channel.backend.open(path, **options)
                 advise_scattered(source)
             except Exception as error:  # noqa: BLE001 - the answer of that file's ranges
+                raise_if_of_a_handler(error)
                 # Without its traceback, which holds the other files open as long as it lives.
                 failed[number], source = error.with_traceback(None), None
             sources.append(source)
@@ -324,9 +326,11 @@ class Reader(SingleReader):
         """Have no range end behind its file: who wants all of that may ask for more than there is memory."""
         sizes = np.full(len(sources), MOST_OFFSET)
         for number, source in enumerate(sources):
-            # Of a device, or gone, or not to be asked on this loop: the read says so.
-            with contextlib.suppress(OSError, RuntimeError):
+            try:
                 sizes[number] = 0 if source is None else self.size(source, ranges.paths[number])
+            except (OSError, RuntimeError) as error:
+                raise_if_of_a_handler(error)
+                # Of a device, or gone, or not to be asked on this loop: the read says so.
         ranges.ends = np.maximum(ranges.starts, np.minimum(ranges.ends, sizes[ranges.file]))
 
     def _by_device(self, ranges: Ranges) -> dict[str, Int64Array | None]:

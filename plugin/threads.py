@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
+import signal
 import threading
 import weakref
 from functools import partial
@@ -68,6 +70,35 @@ def is_python_thread() -> bool:
     # Not by `threading.enumerate`: a signal handler may have interrupted who holds its lock.
     known: Any = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]  # noqa: SLF001
     return known is not None and not isinstance(known, threading._DummyThread)  # noqa: SLF001
+
+
+_SIGNALS = tuple(map(int, signal.valid_signals()))
+
+
+def raise_if_of_a_handler(error: BaseException) -> None:
+    """Raise what a signal's handler raised: it is the caller's, and no answer of what was just called.
+
+    As a time-out by an alarm, or the soft time limit of a task queue. It came through a frame of one of the
+    handlers that are set. Only the main thread runs them.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return
+    # Not `signal.getsignal`, which looks its answer up in an enumeration.
+    handlers = {_code_of(handler) for handler in map(_signal.getsignal, _SIGNALS) if callable(handler)}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            raise error
+        trace = trace.tb_next
+
+
+def _code_of(handler: Any) -> Any:
+    """Return the code of a function, a method, or anything else of Python's that is called; or None."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):
+        handler = type(handler).__call__
+    return getattr(getattr(handler, "__func__", handler), "__code__", None)
 
 
 def after_fork_in_child(function: F) -> F:

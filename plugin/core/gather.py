@@ -82,7 +82,8 @@ def void_view(buffer: UInt8Array, size_bytes: int) -> npt.NDArray[np.void]:
     Indexing the view with an array of offsets copies that many extents in one call.
     """
     count = buffer.size - size_bytes + 1
-    return np.ndarray((count,), np.dtype((np.void, size_bytes)), buffer, 0, (1,))
+    # Of a pair NumPy asks its Python whether it is of ctypes, and loses what a signal's handler raises there.
+    return np.ndarray((count,), np.dtype(f"V{size_bytes}"), buffer, 0, (1,))
 
 
 def _copy_mixed(source: UInt8Array, out: UInt8Array, at: Int64Array, offsets: Int64Array) -> None:

@@ -25,6 +25,7 @@ from headrace.core.request import State
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, wait_until_over
+from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,7 @@ def start(job: Job, grant: Grant) -> Int64Array:
     try:
         rows = backend.start(ops, grant.lo, grant.hi)
     except Exception as error:  # noqa: BLE001 - the error of every op of the grant (I10)
+        raise_if_of_a_handler(error)
         rows = np.arange(grant.lo, grant.hi)
         _fail(job, rows, error)
         return rows
@@ -87,6 +89,7 @@ def _finish_some(
             if len(left):
                 backend.finish(ops, left)
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
+        raise_if_of_a_handler(error)
         _fail(job, rows, error)
     performed, left_over, at = [], [], 0
     for grant, its in under_way:

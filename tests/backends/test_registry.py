@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -173,6 +174,46 @@ def test_a_backend_may_serve_what_others_serve_too(install: Install) -> None:
     for target in (MemoryFileSystem(), LocalFileSystem()):
         served[type(target).__name__] = type(registry.backend_for(target))
     assert served == {"MemoryFileSystem": Eager, "LocalFileSystem": SyncBackend}
+
+
+class Ringing(Eager):
+    """A signal comes when it is asked for the first time whether it can be used."""
+
+    name = "ringing"
+    is_asked = False
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if not cls.is_asked:
+            cls.is_asked = True
+            signal.raise_signal(signal.SIGALRM)
+        return None
+
+
+@pytest.mark.parametrize("place", ["load", "unavailable"])
+def test_what_a_signals_handler_raises_is_not_remembered(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    def alarm(*_: object) -> None:
+        message = "the limit"
+        raise TimeoutError(message)
+
+    def load(_point: EntryPoint) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+
+    install(ringing=_here("Ringing"), memory="headrace.backends.memory:MemoryBackend")
+    Ringing.is_asked = place == "load"
+    before = signal.signal(signal.SIGALRM, alarm)
+    try:
+        with monkeypatch.context() as patched:
+            if place == "load":
+                patched.setattr(EntryPoint, "load", load)
+            with pytest.raises(TimeoutError, match="the limit"):
+                registry.backend_for(MemoryFileSystem())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert type(registry.backend_for(MemoryFileSystem())) is Ringing
+    assert not caplog.records
 
 
 class Puzzled(MemoryBackend):

@@ -30,7 +30,7 @@ fsspec_sync.THREAD_SAFE |= {"slow.SlowFileSystem"}
 slow.delay_s = 0.0
 chance = random.Random(3)
 wrong: list[str] = []
-count = {"signals": 0, "raised": 0, "refused": 0, "others": 0}
+count = {"signals": 0, "armed": 0, "raised": 0, "unraisable": 0, "refused": 0, "others": 0}
 
 
 def again() -> None:
@@ -40,7 +40,13 @@ def again() -> None:
 def raises(_number: int, _frame: FrameType | None) -> None:
     count["signals"] += 1
     if is_armed:
+        count["armed"] += 1
         raise TimeoutError
+
+
+def note_unraisable(_given: Any) -> None:
+    """Count what came in a finaliser, where Python can only tell of it."""
+    count["unraisable"] += 1
 
 
 def reads(_number: int, _frame: FrameType | None) -> None:
@@ -106,6 +112,7 @@ def main() -> None:
     is_armed = False
 
 
+sys.unraisablehook = note_unraisable
 fs: Any = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
 spare: list[Any] = []
 for first in range(3):
@@ -120,6 +127,7 @@ try:
     main()
 except TimeoutError:  # between the last two lines of the loop
     is_armed = False
+    count["raised"] += 1
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
 signal.setitimer(signal.ITIMER_REAL, 0)
 is_over.set()
