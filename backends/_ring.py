@@ -34,7 +34,7 @@ _FLAGS = abi.SETUP_CQSIZE | abi.SETUP_SUBMIT_ALL | abi.SETUP_SINGLE_ISSUER | abi
 _MASK = 0xFFFFFFFF
 """Indices of the queues are 32 bits and wrap around."""
 
-_BUSY = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIME})
+_BUSY = frozenset({errno.EAGAIN, errno.EBUSY, errno.ETIME})
 """What io_uring_enter says when it is to be asked again, once completions were reaped."""
 
 
@@ -114,6 +114,7 @@ class Ring:
         self.pid = os.getpid()
         self._kernel = kernel
         self._refusals = 0
+        self._mapped: list[mmap.mmap] = []
         self.fd = -1
         params = np.zeros(1, abi.PARAMS)
         params["flags"] = _FLAGS
@@ -164,6 +165,7 @@ class Ring:
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
             offset=offset,
         )
+        self._mapped.append(mapped)
         # A forked child that wrote to the shared indices would break the parent's ring.
         mapped.madvise(mmap.MADV_DONTFORK)
         return mapped
@@ -244,6 +246,8 @@ class Ring:
         if answer >= 0:
             self._refusals = 0
             return
+        if answer == -errno.EINTR:
+            return  # no refusal: a signal came, as many may
         self._refusals += 1
         if -answer not in _BUSY or self._refusals > _PATIENCE:
             raise OSError(-answer, os.strerror(-answer))
@@ -271,10 +275,15 @@ class Ring:
 
         When a thread ends, the kernel ends what it submitted before the thread's last moment is over.
         """
+        if self.pid != os.getpid():
+            # A forked child has no such mappings, and may have other memory where its parent has them.
+            for mapped in self._mapped:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(mapped))
         fd, self.fd = self.fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
         # The mappings hold descriptors of their own, and go with the last array on them.
+        self._mapped.clear()
         for name in ("_sq_head", "_sq_tail", "_cq_head", "_cq_tail", "_sqes", "_cqe_tokens", "_cqe_results"):
             self.__dict__.pop(name, None)

@@ -147,7 +147,8 @@ class ThreadRing:
             if error.errno is None:
                 raise  # a signal handler's
             self.is_broken = True
-            _log.warning("a ring is of no use any more, its reads are done with preadv: %s", error)
+            # Its text: who keeps records would keep what its frames hold.
+            _log.warning("a ring is of no use any more, its reads are done with preadv: %s", str(error))
             return None
         finally:
             self.is_busy = False
@@ -237,6 +238,7 @@ class ThreadRing:
         if self.ring.pid == os.getpid() and not self.is_broken and self.ring.fd >= 0:
             self.drain()
         self.ring.close()
+        self._ops.clear()
 
 
 class Rings:
@@ -308,11 +310,11 @@ class Rings:
                 ring.ring.close()
 
     def _drop(self, ring: ThreadRing) -> None:
-        """Forget a ring that is of no use: nobody knows what is in flight, so its ops live on."""
+        """Forget a ring that is of no use: nobody learns what becomes of that which the kernel took."""
         self._rings.pop(ring.ring.tid, None)
         self._unheard = 0
-        if ring.ring.in_flight:
-            # The kernel may still write: neither now nor at exit are its buffers freed.
+        if ring.ring.in_flight > ring.ring.unsubmitted:
+            # It may still write: neither now nor at exit are the buffers freed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
         else:
             ring.close()

@@ -7,6 +7,7 @@ wants is a read of an empty pipe.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import mmap
@@ -23,7 +24,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace.backends import _linux as linux
-from headrace.backends import _rings
+from headrace.backends import _ring, _rings
 from headrace.backends._direct import DirectColumns
 from headrace.backends._ring import LinuxKernel, Ring
 from headrace.backends._rings import Rings, probe
@@ -35,6 +36,8 @@ from headrace.types import NOT_YET, Ops
 pytestmark = pytest.mark.skipif(probe() is not None, reason="the kernel, or a sandbox, has no io_uring")
 
 BLOCK = 100
+MAP_FIXED_NOREPLACE = 0x100000
+"""mmap(2)."""
 SENT = b"headrace" * (FEW // 8)
 """What readers of a pipe share, in whatever order."""
 
@@ -173,6 +176,44 @@ def test_a_ring_that_breaks_is_replaced(path: str, number: int, caplog: pytest.L
     assert os.strerror(number) in caplog.text
     read(backend, path)
     assert len(backend._rings) == 1
+
+
+def test_signals_are_no_refusals(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As those of a profiler, while a read of a slow disk is waited for."""
+    kernel = Faulty(*[errno.EINTR] * (_ring._PATIENCE + 50))
+    read(backend_on(kernel), path)
+    assert not kernel.errnos
+    assert not caplog.records
+
+
+def test_a_ring_that_took_nothing_before_it_broke_is_let_go_of(path: str) -> None:
+    """As where a thread's id was used again."""
+    backend = backend_on(Faulty(errno.EEXIST))
+    ring = backend._rings.mine()
+    assert ring is not None
+    ops, _ = scattered(backend, path)
+    buffer = weakref.ref(ops.buffer)
+    backend.probe_rows(ops, 0, len(ops))
+    assert ring.ring.in_flight == ring.ring.unsubmitted > 0
+    assert backend._rings.mine() is None
+    del ops
+    gc.collect()
+    assert (ring.ring.fd, buffer() is None) == (-1, True)
+
+
+def test_a_ring_that_took_something_before_it_broke_is_kept() -> None:
+    kernel = Faulty()
+    backend = backend_on(kernel)
+    ops, write_to = pipe_ops()
+    backend.start(ops, 0, len(ops))
+    buffer = weakref.ref(ops.buffer)
+    kernel.errnos = [errno.EBADF]
+    backend.drain()
+    assert backend._rings.mine() is None
+    del ops
+    gc.collect()
+    assert buffer() is not None
+    os.close(write_to)
 
 
 def test_a_kernel_that_is_busy_for_ever_does_not_hang_anybody(path: str) -> None:
@@ -429,6 +470,31 @@ def test_a_forked_child_has_rings_of_its_own(path: str) -> None:
     assert sorted(waiting.buffer.tobytes()) == sorted(SENT), "the parent's goes on"
     read(backend, path)
     os.close(write_to)
+
+
+def test_a_forked_child_keeps_the_memory_that_it_has_where_a_ring_was() -> None:
+    rings = Rings(16, LinuxKernel())
+    ring = rings.mine()
+    assert ring is not None
+    address = ring.ring._sq_head.ctypes.data & -mmap.PAGESIZE
+    del ring
+    take = ctypes.CDLL(None).mmap
+    take.restype = ctypes.c_void_p
+    take.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            if take(address, mmap.PAGESIZE, protection, flags | MAP_FIXED_NOREPLACE, -1, 0) == address:
+                ctypes.memset(address, 7, 1)
+                rings.forget()
+                gc.collect()
+                status = 0 if ctypes.string_at(address, 1) == b"\7" else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    rings.forget()
 
 
 # -- series
