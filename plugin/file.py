@@ -69,6 +69,7 @@ class HeadraceFile(io.BufferedIOBase):
     # Of one whose making was interrupted: Python closes it all the same, and from 3.13 on reports errors.
     _pid = -1
     _source: Any = None
+    _blocks = Blocks(0, 1)
 
     def __init__(
         self,

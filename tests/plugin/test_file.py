@@ -299,6 +299,13 @@ def test_threads_with_files_of_their_own(fs: Any, path: str) -> None:
         assert all(pool.map(read, range(16)))
 
 
+def test_one_whose_making_was_interrupted_can_be_closed() -> None:
+    """By Python's finaliser, which from 3.13 on tells of errors."""
+    file = headrace.HeadraceFile.__new__(headrace.HeadraceFile)
+    file.close()
+    assert file.closed
+
+
 def test_closed(scheduled: Any, path: str) -> None:
     file = scheduled.open(path, "rb")
     file.close()
