@@ -10,6 +10,7 @@ Nested and re-entrant reads are recognised here: inside an op of ours a read run
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,19 +218,27 @@ def check_outcome(job: Job) -> None:
 
 def hand_over(job: Job, plan: Plan | None, delivered: int) -> None:
     """Release the reservation: the caller has the bytes."""
-    request = job.request
+    if job.request.state is State.RETIRED:
+        return  # another thread has taken it, too, and was first
     if job.engine.is_inside():
+        # Of a section, which may be in the middle of anything, or of who only looks: by the next end of one.
+        job.engine.taken.append(partial(_note_taken, job, plan, delivered))
         return
-    with job.engine.lock, job.engine as hub:
-        if request.state is State.RETIRED:
-            return  # another thread has taken it, too, and was first
-        counters = hub.counters
-        counters.bytes_delivered += delivered
-        asked = request.bytes_between(0, request.n_ops)
-        if plan is not None:
-            asked += plan.shared_bytes - plan.gap_bytes
-            counters.bytes_gap += plan.gap_bytes
-            counters.bytes_shared += plan.shared_bytes
-        counters.bytes_short += asked - delivered
-        counters.requests_consumed += 1
-        job.scheduler.consume(request, perf_counter())
+    with job.engine.lock, job.engine:
+        _note_taken(job, plan, delivered)
+
+
+def _note_taken(job: Job, plan: Plan | None, delivered: int) -> None:
+    """Count what was handed over, and release its reservation; in a section."""
+    request, counters = job.request, job.engine.hub.counters
+    if request.state is State.RETIRED:
+        return  # by another thread meanwhile
+    counters.bytes_delivered += delivered
+    asked = request.bytes_between(0, request.n_ops)
+    if plan is not None:
+        asked += plan.shared_bytes - plan.gap_bytes
+        counters.bytes_gap += plan.gap_bytes
+        counters.bytes_shared += plan.shared_bytes
+    counters.bytes_short += asked - delivered
+    counters.requests_consumed += 1
+    job.scheduler.consume(request, perf_counter())

@@ -11,8 +11,9 @@ was cut is mended by the next one; whoever waits looks up now and then and makes
 
 Re-entrancy. The lock is an `RLock` only so that a thread can ask whether it is inside already: a signal
 handler or a finaliser that reads through headrace may interrupt the section itself. Such a read must not
-wait for its own thread and runs unscheduled (`jobs.run_unscheduled`). Finalisers of abandoned reads take no
-lock: they append to a queue which the lock's holder drains, then *try* the lock (I3).
+wait for its own thread and runs unscheduled (`jobs.run_unscheduled`); that it took the result of another is
+noted when the section ends (`taken`). Finalisers of abandoned reads take no lock: they append to a queue
+which the lock's holder drains, then *try* the lock (I3).
 
 Many threads. A thread that waits for a lock gets it before it gets the GIL, and beside threads that compute
 the GIL takes a turn or two: meanwhile the others wait for the lock, and each in turn has it so. 64 threads
@@ -35,6 +36,7 @@ from headrace.drivers.waiter import Waiter
 from headrace.threads import call_locked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from headrace.core.request import Request
@@ -68,6 +70,8 @@ class Engine:
         Each knows its scheduler and request. To append is one step of C's, which no signal's handler cuts;
         `settle_lost` comes after it.
         """
+        self.taken: deque[Callable[[], object]] = deque()
+        """Results that were taken inside an interrupted section: its end, or the next one, notes each."""
         self._lock = threading.RLock()
         self._is_mine = self._lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._acquire = partial(self._lock.acquire, blocking=False)
@@ -133,6 +137,9 @@ class Engine:
         self._tell_them()
 
     def _settle(self) -> None:
+        while self.taken:  # first: what was taken is not lost, even if its owner is gone by now
+            self.taken[0]()
+            self.taken.popleft()
         while self.lost:
             lost = self.lost[0]
             request = getattr(lost, "request", None)
@@ -173,7 +180,7 @@ class Engine:
             self._has_settled()
 
     def _owes(self) -> bool:
-        return bool(self.hub.dropped or self.lost)
+        return bool(self.hub.dropped or self.lost or self.taken)
 
     def _is_free(self) -> bool:
         """Whether nobody has the lock."""

@@ -7,8 +7,10 @@ nothing is reserved or in flight (I3).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import itertools
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +28,9 @@ from headrace.read import Read
 MIB = 1 << 20
 CONTENT = bytes(range(256)) * 4096 * 8
 Wait = Callable[[Callable[[], bool]], None]
+
+_budgets = itertools.count(64 * MIB)
+"""One of its own has an engine, and so counters, of its own."""
 
 
 @pytest.fixture
@@ -180,6 +185,32 @@ def test_a_read_whose_finaliser_is_cut_is_dropped(
     engine = fs.channel.engine
     engine.catch_up()
     assert not engine.lost
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["the lock", "a section"])
+def test_what_a_handler_takes_while_it_interrupts_is_released_afterwards(
+    path: str, scheduled_mode: str, gate: Any, wait_until: Wait, is_open: bool
+) -> None:
+    """Small hot reads have the lock without a section, as whoever only looks has."""
+    fs = headrace.HeadraceFileSystem(
+        target_protocol="recording",
+        target_options={"log": "submit"},
+        scheduler=scheduled_mode,
+        buffer_bytes=next(_budgets),
+    )
+    engine, read = fs.channel.engine, _submit(fs, path, 0)
+    with pytest.raises(headrace.ReadTimeoutError):
+        read.result(timeout=0)  # from now on somebody waits for it
+    gate.set()
+    wait_until(read.done)
+    assert fs.stats().reserved_bytes == 10
+    with engine.lock, engine if is_open else contextlib.nullcontext():
+        assert _bytes(read) == CONTENT[:10]
+        del read
+    engine.drain_dropped()
+    stats = fs.stats()
+    assert (stats.reserved_bytes, stats.requests_consumed) == (0, 1)
+    assert (stats.bytes_admitted, stats.bytes_delivered, stats.bytes_abandoned) == (10, 10, 0)
 
 
 def test_threads_that_take_one_result(fs: Any, path: str, log: Any, gate: Any, wait_until: Wait) -> None:
