@@ -214,13 +214,14 @@ class LiteAsyncDriver(AsyncDriver):
             self._is_wanted.wake()
         with self._keeper_lock:
             if self._keeper is None or not self._keeper.is_alive():
-                self._keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
-                start_thread(self._keeper)
+                keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
+                self._keeper = keeper
+                start_thread(keeper)
 
     def _serve(self) -> None:
         """Drive while there is work and nobody else does; end when there is none, and none can come."""
         idle = 0
-        while idle < 20:  # noqa: PLR2004
+        while idle < 20 or not self._has_left():  # noqa: PLR2004
             self._is_wanted.wait(KEEPER_S)
             if not self.has_work():
                 idle = 0 if self._left else idle + 1
@@ -228,6 +229,19 @@ class LiteAsyncDriver(AsyncDriver):
             idle = 0
             if self._baton.acquire(timeout=KEEPER_S):
                 self._run_until_idle()
+
+    def _has_left(self) -> bool:
+        """End this thread, unless it is wanted: whoever wants a keeper asks, with the same lock, for another.
+
+        An async caller asks once, and does not look after it.
+        """
+        with self._keeper_lock:
+            if self._left or self.has_work() or self._is_wanted.wait(0):
+                self._is_wanted.wake()  # it looks at once
+                return False
+            if self._keeper is threading.current_thread():
+                self._keeper = None
+            return True
 
     def _run_until_idle(self) -> None:
         try:

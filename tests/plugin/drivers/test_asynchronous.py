@@ -209,15 +209,69 @@ def test_what_is_granted_late_is_driven_though_nobody_waits(monkeypatch: pytest.
     late._parts[0].job.callbacks.append(over.set)
     driver = driver_of(second)
     assert isinstance(driver, LiteAsyncDriver)
-    assert driver._keeper is not None
-    driver._keeper.join(0.2)  # it stays, and looks
+    keeper = driver._keeper
+    assert keeper is not None
+    keeper.join(0.2)  # it stays, and looks
     assert not late.done()
     gate.set()
     assert over.wait(WAIT_S), "nobody drives it"
     assert bytes(late.result()[0]) == DATA[4:8]
     assert bytes(theirs.result()[0]) == DATA[:4]
-    driver._keeper.join(WAIT_S)
-    assert not driver._keeper.is_alive()
+    keeper.join(WAIT_S)
+    assert not keeper.is_alive()
+
+
+def test_a_keeper_that_leaves_is_not_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended, but for its thread: an async caller asks for a keeper once, and does not look after it."""
+    monkeypatch.setattr("headrace.drivers.asynchronous_lite.KEEPER_S", 0.001)
+    serve, left, may_end = LiteAsyncDriver._serve, threading.Event(), threading.Event()
+
+    def linger(driver: LiteAsyncDriver) -> None:
+        serve(driver)
+        left.set()
+        may_end.wait(WAIT_S)
+
+    monkeypatch.setattr(LiteAsyncDriver, "_serve", linger)
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+
+    async def read(start: int) -> bytes:
+        async with asyncio.timeout(WAIT_S):
+            return bytes(await fs._cat_file("a", start=start, end=start + 4))
+
+    assert asyncio.run(read(0)) == DATA[:4]
+    assert left.wait(WAIT_S)
+    assert asyncio.run(read(4)) == DATA[4:8]
+    may_end.set()
+
+
+def test_a_keeper_that_is_wanted_while_it_makes_up_its_mind_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.drivers.asynchronous_lite.KEEPER_S", 0.001)
+    me, leaving, may_leave = threading.get_ident(), threading.Event(), threading.Event()
+
+    class Lock:
+        lock = threading.RLock()
+
+        def __enter__(self) -> None:
+            if threading.get_ident() != me:
+                leaving.set()
+                may_leave.wait(WAIT_S)
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    driver = driver_of(fs)
+    assert isinstance(driver, LiteAsyncDriver)
+    driver._keeper_lock = Lock()  # type: ignore[assignment]
+    driver.keep(0)
+    assert leaving.wait(WAIT_S)
+    keeper = driver._keeper
+    read, over = fs.submit_ranges("a", [0], [4]), threading.Event()
+    assert driver._keeper is keeper, "another one would do it"
+    read._parts[0].job.callbacks.append(over.set)
+    may_leave.set()
+    assert over.wait(WAIT_S), "nobody drives it"
 
 
 class Interrupting(set[Any]):
