@@ -36,6 +36,8 @@ class ByteBudget:
         self.limit_bytes = limit_bytes
         self.reserved_bytes = 0
         self.peak_bytes = 0
+        self.is_awaited = False
+        """Whether a head waited for it when the schedulers were last looked at."""
         self._holds: dict[Hashable, tuple[int, Priority, Hashable]] = {}
         self._groups: dict[Hashable, int] = {}
         self._ranking: Ranking[Hashable] = Ranking()

@@ -21,6 +21,7 @@ Threading: all methods under the hub's lock, except `drop`.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -222,24 +223,34 @@ class Hub:
             raise raised
 
     def _admit(self, now: float) -> None:
-        """Admit in every scheduler until none may start anything.
-
-        Under a process-wide limit the most urgent head goes first and equals take turns: in a fixed
-        order the first busy device would keep the only permit for ever.
-        """
+        """Admit in every scheduler until none may start anything."""
         busy = list(self.backlogged.values())
-        if not self.process_io_limit or len(busy) < 2:  # noqa: PLR2004 - nobody to take turns with
-            for scheduler in busy:
-                while scheduler.admit_one(now):
-                    pass
+        is_scarce = self.process_io_limit or self.budget.is_awaited
+        self.budget.is_awaited = False
+        if is_scarce and len(busy) > 1:
+            self._admit_in_turn(busy, now)
             return
-        while busy and self.room_ops() > 0:
-            busy.sort(key=lambda s: (s.head_priority(), s.last_turn))
-            scheduler = busy[0]
+        for scheduler in busy:
+            while scheduler.admit_one(now):
+                pass
+
+    def _admit_in_turn(self, busy: list[Scheduler], now: float) -> None:
+        """Admit where the limit of the process, or the budget, does not do for all.
+
+        The most urgent head goes first and equals take turns: in a fixed order the first busy device would
+        keep the only permit, or what comes free of the budget, for ever.
+        """
+        order = [(s.head_priority(), s.last_turn, number) for number, s in enumerate(busy)]
+        heapq.heapify(order)
+        while order and self.room_ops() > 0:
+            number = order[0][2]
+            scheduler = busy[number]
             self._turn += 1
             scheduler.last_turn = self._turn
-            if not scheduler.admit_one(now):
-                busy.remove(scheduler)
+            if scheduler.admit_one(now):
+                heapq.heapreplace(order, (scheduler.head_priority(), self._turn, number))
+            else:
+                heapq.heappop(order)
 
     def shed_speculation(self) -> bool:
         """Drop a speculative request that holds a reservation, for the sake of demand (I2, I7)."""

@@ -111,6 +111,7 @@ class Scheduler:
         head = self._next()
         request = head
         if head is not None and not self._may_reserve(head):
+            self.hub.budget.is_awaited = True
             first = self.requests.get(self.awaited.first() or 0)
             request = pick_passing(
                 head, self.started.values(), first, self.hub.budget, self.room.in_flight_ops

@@ -11,6 +11,8 @@ flight, what is reserved, and which requests may be next. It predicts from the d
 * I4: the base whose key ``base * 5 s + since`` is least; then some scan's first request by
   ``(position, sequence)``; and two scans that both wait are served alike, within two slices.
   Past a head that waits for the budget goes the first of those that I2 lets pass.
+* I4 between devices: where the process's limit is scarce, or somebody waited for the budget, a device is
+  granted nothing while another's head with a lower key could start. (A sibling's right may begin meanwhile.)
 * Progress: after each section nothing that could be admitted is left.
 * I3, I5: what ended released all it held, and whoever was granted something was woken.
 
@@ -141,6 +143,9 @@ class World:
         # Since when each level waits, once for every way in which the core may have come here.
         self.histories: list[dict[Level, float]] = [{}]
         self.ahead: dict[frozenset[Any], dict[Any, int]] = {}
+        # Those whose age goes on after a round, unless anybody looked meanwhile and found them idle.
+        self.unsure: set[Level] = set()
+        self.is_budget_awaited = False  # at the end of the last section
         self.largest = 0
         self.log: list[tuple[Any, ...]] = []
 
@@ -167,7 +172,8 @@ class World:
     def _resync(self) -> None:
         """Start again from the facts."""
         since: dict[Level, float] = {}
-        self.histories, self.ahead = [since], {}
+        self.histories, self.ahead, self.is_budget_awaited = [since], {}, False
+        self.unsure.clear()
         for scheduler in self.schedulers.values():
             cut = [r.label for r in scheduler.requests.values() if r.label not in self.known]
             self.known.extend(naive for naive in cut if isinstance(naive, Naive))
@@ -238,6 +244,7 @@ class World:
             self._landed(naive)
             if naive.is_waiting and not was_waiting:
                 self._pushed(naive)
+                self.unsure.add(naive.level)
 
     def forfeit(self, grant: Grant) -> None:
         naive = grant.request.label
@@ -350,6 +357,7 @@ class World:
     def _pushed(self, naive: Naive) -> None:
         others = [n for n in self.waiting() if n.level == naive.level and n is not naive]
         if not others:
+            self.unsure.discard(naive.level)
             self.histories = [{**since, naive.level: self.now} for since in self.histories]
 
     def _shed(self) -> None:
@@ -368,6 +376,9 @@ class World:
     def _admitted(self, naive: Naive, lo: int, hi: int) -> None:
         assert lo == naive.next_op
         assert naive.is_waiting
+        if self.hub.process_io_limit or (self.is_budget_awaited and naive.holds is None):
+            self.histories = [since for since in self.histories if not self._more_urgent(naive.device, since)]
+            assert self.histories, "I4 between devices"
         in_turn, passed = self._in_turn(naive), self._passed(naive)
         assert in_turn or passed, "I4"
         assert hi - lo == self.room_ops(naive), "I1"
@@ -375,9 +386,28 @@ class World:
         if passed:
             self.ahead = {pair: served for pair, served in self.ahead.items() if naive.level not in pair}
         else:
+            self.unsure.discard(naive.level)
             self._charge(naive, sum(naive.lengths[lo:hi]))
         if naive.holds is None:
             naive.holds = naive.request.result_bytes
+
+    def _more_urgent(self, device: str, since: dict[Level, float]) -> list[Naive]:
+        """Return the heads of other devices with a lower key than this one's, which could start as well."""
+        heads = [h for other in self.schedulers if other != device for h in self._demand_heads(other)]
+        key = self._key(device, since)
+        return [
+            head
+            for head in heads
+            if self._key(head.device, since) < key
+            and not self.unsure & {n.level for n in self.contending(device) + self.contending(head.device)}
+            and head.request.group is None
+            and self.may_reserve(head)
+            and self.room_ops(head) > 0
+        ]
+
+    def _key(self, device: str, since: dict[Level, float]) -> tuple[bool, float]:
+        rows = self.contending(device)
+        return rows[0].request.is_speculative, min(n.level[2] * AGEING_S + since[n.level] for n in rows)
 
     def _in_turn(self, naive: Naive) -> list[dict[Level, float]]:
         """Return the histories after which it was the head: its base's age begins anew (I4)."""
@@ -617,6 +647,8 @@ class World:
         held = [n.request.priority for n in self.known if n.holds is not None]
         assert least == min(held, default=None), "I6"
         self._check_wakes()
+        heads = [head for device in self.schedulers for head in self._demand_heads(device)]
+        self.is_budget_awaited = any(not self.may_reserve(head) for head in heads)
         self.known = [n for n in self.known if not n.is_gone]
 
     def _check_progress(self, device: str) -> None:

@@ -80,6 +80,42 @@ def test_a_release_on_one_device_admits_on_another() -> None:
     assert len(second.inbox) == 1
 
 
+def a_backlog(hub: Hub, base: int) -> tuple[list[Request], Request]:
+    """Have three less urgent reads fill the budget and queue on one device, and one queue on another."""
+    many, one = [submit(hub, "a", base=0) for _ in range(3)], submit(hub, "b", base=base)
+    hub.settle(0.0)
+    assert [len(request.inbox) for request in (*many, one)] == [1, 1, 0, 0]
+    return many, one
+
+
+def served_before(hub: Hub, many: list[Request], one: Request) -> int:
+    """Count the reads of "a" whose results are taken, one each second, until `one` is admitted."""
+    served = 0
+    while not one.inbox and served < 4 * AGEING_S:
+        served += 1
+        now, request = float(served), many.pop(0)
+        hub.schedulers["a"].complete(request.inbox.pop(0), 1, 10, now)
+        hub.settle(now)
+        many.append(submit(hub, "a"))
+        hub.schedulers["a"].consume(request, now)
+        hub.settle(now)
+        hub.validate()
+    return served
+
+
+def test_the_urgent_device_has_what_comes_free_of_the_budget() -> None:
+    hub = Hub(buffer_bytes=30)
+    held = submit(hub, "b", base=-1)
+    hub.settle(0.0)
+    serve(hub, [held], 0.0)
+    assert served_before(hub, *a_backlog(hub, -1)) == 1
+
+
+def test_no_device_starves_for_the_budget() -> None:
+    hub = Hub(buffer_bytes=20)
+    assert AGEING_S <= served_before(hub, *a_backlog(hub, 1)) < 4 * AGEING_S
+
+
 # -- finalisers
 
 
