@@ -88,7 +88,7 @@ class _Watcher:
         is_missed, now_s = False, monotonic()
         with self.lock:
             self.jobs[key] = job
-            if self.thread is None:
+            if not self._is_served():
                 # Handled signals were forgotten then. What is left came since, with the main thread in
                 # Arrow; but without the handler below nobody can tell.
                 is_missed = self._take() and _signal.getsignal(_SIGINT) is _once
@@ -97,13 +97,17 @@ class _Watcher:
         if is_missed:
             self._interrupt(came_after_s=now_s)
 
+    def _is_served(self) -> bool:
+        """Whether the thread runs: its start may have failed, or an owner that it woke have ended it."""
+        return self.thread is not None and self.thread.is_alive()
+
     def remove(self, key: int) -> None:
         with self.lock:
             self.jobs.pop(key, None)
 
     def forget_handled(self) -> None:
         """Forget signals that came while nobody watches: the main thread, which calls this, has them."""
-        if self.thread is None:
+        if not self._is_served():
             self._take()
 
     def note_handled(self) -> None:
@@ -353,8 +357,8 @@ def is_watched() -> bool:
 @contextlib.contextmanager
 def watched(job: Job) -> Iterator[None]:
     """Let SIGINT fail `job` while the block waits for it on one of Arrow's threads."""
-    _watcher.add(id(job), job)
     try:
+        _watcher.add(id(job), job)
         # Asked once it is watched: an interrupt comes before one or the other.
         if _watcher.is_aftermath():
             _watcher.fail(job)
@@ -381,8 +385,8 @@ def _wait_for(acquire: Callable[..., bool]) -> bool:
             pass
         return True
     key = threading.get_ident()
-    _watcher.add(key, None)
     try:
+        _watcher.add(key, None)
         return _wait_watched(acquire)
     finally:
         _watcher.remove(key)

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import signal
+import socket
 import sys
 import threading
 import types
@@ -98,6 +99,43 @@ def test_nothing_is_collected_while_frames_are_looked_at() -> None:
     assert threading.get_ident() in frames
     assert gc.isenabled()
     assert "_top_frames" not in during
+
+
+class Waiting:
+    """A job that is waited for."""
+
+    def __init__(self) -> None:
+        self.has_failed = threading.Event()
+
+    def fail(self, error: BaseException) -> None:
+        assert isinstance(error, KeyboardInterrupt)
+        self.has_failed.set()
+
+
+def test_a_watcher_whose_thread_could_not_start_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, job = _Watcher(), Waiting()
+    watcher.pair = pair = socket.socketpair()
+    for end in pair:
+        end.setblocking(False)
+    monkeypatch.setattr(interrupts, "_watcher", watcher)
+    monkeypatch.setattr(interrupts, "is_watched", lambda: True)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="start"), interrupts.watched(job):  # type: ignore[arg-type]
+            pass
+        with pytest.raises(RuntimeError, match="start"):
+            interrupts._wait_for(lambda **_: True)
+    assert not watcher.jobs
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        pair[1].send(bytes([signal.SIGINT]))
+        assert job.has_failed.wait(10)
+    watcher.stop(pair)
+    for end in pair:
+        end.close()
 
 
 class Handled:
