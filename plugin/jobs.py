@@ -21,6 +21,7 @@ from headrace.core.request import Request, State
 from headrace.core.series import series_ops
 from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
+from headrace.drivers.waiting import late
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.redact import redact_url
 from headrace.types import UNKNOWN_LENGTH, Ops, Priority
@@ -184,17 +185,12 @@ def left_s(until_s: float | None) -> float | None:
     return None if until_s is None else max(until_s - perf_counter(), 0.0)
 
 
-def late(job: Job, timeout_s: float | None) -> ReadTimeoutError:
-    """Return the error of a job that was not over in so many seconds."""
-    return ReadTimeoutError(f"{job.request.label or 'read'}: not finished within {timeout_s} s")
-
-
 def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | None) -> None:
     """Wait for what was launched, until then; `timeout_s` is what its error tells."""
     try:
         driver.wait(job, left_s(until_s))
     except ReadTimeoutError:
-        raise late(job, timeout_s) from None
+        raise late(job, f"within {timeout_s} s") from None
 
 
 def wait_for_all(driver: Any, jobs: list[Job], timeout_s: float | None) -> None:

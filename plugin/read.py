@@ -11,8 +11,9 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.core.request import State
+from headrace.drivers.waiting import late
 from headrace.errors import ReadCancelledError, ReadTimeoutError, SchedulerClosedError
-from headrace.jobs import late, left_s, until, wait_for_all
+from headrace.jobs import left_s, until, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,7 +141,7 @@ class Read:
                 try:
                     self._batch = self._reader.collect(self._ranges, parts, self._buffer, left_s(until_s))
                 except ReadTimeoutError:  # of what was asked once more
-                    raise late(parts[0].job, timeout) from None
+                    raise late(parts[0].job, f"within {timeout} s") from None
                 for part in parts:
                     part.job.lost = None  # it was taken
                 self._parts = ()  # and with them of the files

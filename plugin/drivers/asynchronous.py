@@ -251,7 +251,7 @@ class AsyncDriver:
             try:
                 await self._try(job, row)
             except Exception as error:  # noqa: BLE001 - the op's own (I10)
-                delay_s = job.next_delay(attempts, row, self.backend.verdict(error))
+                delay_s = job.next_delay(attempts, row, error)
                 if delay_s is None:
                     job.ops.fail(row, error)
                     return

@@ -29,8 +29,7 @@ from headrace.drivers import interrupts
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
 from headrace.drivers.starting import start_thread
 from headrace.drivers.waiter import Waiter
-from headrace.drivers.waiting import LOOK_S, announce, wait_until_over
-from headrace.errors import ReadTimeoutError
+from headrace.drivers.waiting import LOOK_S, announce, late, wait_until_over
 from headrace.threads import call_locked
 
 if TYPE_CHECKING:
@@ -271,8 +270,7 @@ def _runs_a_loop() -> bool:
 
 def _check_deadline(job: Job, deadline: float | None) -> None:
     if deadline is not None and not job.request.is_over and perf_counter() >= deadline:
-        msg = f"{job.request.label or 'read'}: not finished in time"
-        raise ReadTimeoutError(msg)
+        raise late(job, "in time")
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ def _to_be_tried_again(job: Job, rows: Int64Array, attempts: Attempts) -> tuple[
         if error is None:
             continue
         if id(error) not in delays:
-            delays[id(error)] = job.next_delay(attempts, row, job.backend.verdict(error))
+            delays[id(error)] = job.next_delay(attempts, row, error)
         delay_s = delays[id(error)]
         if delay_s is not None:
             longest_s = max(longest_s, delay_s)

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.drivers.waiter import Waiter
+from headrace.redact import redact_text
 from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from headrace.core.retry import Attempts
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.engine import Engine
-    from headrace.types import Int64Array, Ops, Verdict
+    from headrace.types import Int64Array, Ops
 
 
 class Job:
@@ -40,6 +41,8 @@ class Job:
         Called by its consumer, where that drives, while ops are under way: with how many first ones are done.
     hands
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
+    fault
+        What the last attempt that failed said, without secrets: in words, as an error would keep its frames.
     lost
         Keeps what tells the engine that nobody holds the read any more, of one that was submitted.
     under_way
@@ -57,6 +60,7 @@ class Job:
         "callbacks",
         "engine",
         "fails_fast",
+        "fault",
         "hands",
         "is_left",
         "lost",
@@ -90,6 +94,7 @@ class Job:
         self.before: Callable[[], object] | None = None
         self.meanwhile: Callable[[int], object] | None = None
         self.lost: object = None
+        self.fault = ""
         self.callbacks: list[Callable[[], object]] = []
         self.hands = threading.RLock()
         self.under_way: list[tuple[Grant, Int64Array]] = []  # as `Request.inbox`
@@ -166,8 +171,10 @@ class Job:
                     continue  # forfeited meanwhile: its consumer was interrupted while it left
                 scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
 
-    def next_delay(self, attempts: Attempts, row: int, verdict: Verdict) -> float | None:
+    def next_delay(self, attempts: Attempts, row: int, error: BaseException) -> float | None:
         """Tell the core that an attempt at op `row` failed; returns the seconds until the next, or None."""
+        verdict = self.backend.verdict(error)
+        self.fault = redact_text(f"{type(error).__name__}: {error}")
         attempts.note_kept(row, self.backend.kept_bytes(self.ops, row))
         with self.engine.lock, self.engine:
             scheduler = self.scheduler

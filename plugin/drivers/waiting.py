@@ -30,6 +30,14 @@ def _nothing() -> None:
     return None
 
 
+def late(job: Job, when: str) -> ReadTimeoutError:
+    """Return the error of a job that was not over in time, which tells what its last attempt failed with."""
+    error = ReadTimeoutError(f"{job.request.label or 'read'}: not finished {when}")
+    if job.fault:
+        error.add_note(f"its last attempt: {job.fault}")
+    return error
+
+
 def announce(job: Job) -> None:
     """Tell the scheduler that somebody waits: a request that is waited for may pass the budget (I2)."""
     if not job.request.is_awaited:
@@ -68,8 +76,7 @@ def _sleep(
     while not (request.is_over or until()):
         left = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
         if left <= 0:
-            msg = f"{request.label or 'read'}: not finished within {timeout_s} s"
-            raise ReadTimeoutError(msg)
+            raise late(job, f"within {timeout_s} s")
         if not job.waiter.wait(left):
             revive()
             job.engine.catch_up()

@@ -8,8 +8,10 @@ gate, 10,000 in the full run.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -258,6 +260,12 @@ def test_a_store_that_was_away_is_read_on(
     read = fs.submit_ranges("bucket/key", STARTS, STARTS + BLOCK)
     while not retries.granted:
         threading.Event().wait(0.001)
+    driver, job = fs._reader.channel.driver, read._parts[0].job
+    for wait in (read.result, partial(driver.wait, job)):
+        with pytest.raises(ReadTimeoutError, match="bucket/key: not finished") as raised:
+            wait(0)
+        (note,) = raised.value.__notes__
+        assert re.match(r"its last attempt: \w+: .*[Cc]onnect", note, re.DOTALL), "it was not slow, but away"
     server.listen_again()
     check(read.result(60))
     assert at_rest(fs)
