@@ -9,7 +9,7 @@ strings, ``True``, ``False``, ``None``; ``== != < <= > >=`` (chained too), ``in`
 ``is None``, ``is not None``; ``and or not``; ``+ - * /`` and the sign; ``date("1994-01-01")`` and
 ``timestamp("1994-01-01T12:00")``, with an offset (``+00:00``) where the column has a time zone. As in
 Python ``/`` drops no remainder. As in SQL a null passes no comparison, and neither ``in`` nor
-``not in``, nor what is the opposite of any of these.
+``not in``, nor what is the opposite of any of these. ``None`` in a list is left out: nothing is equal to it.
 
 Pure functions, any thread. No type is checked here: Arrow does that when it binds the expression to
 a dataset's schema.

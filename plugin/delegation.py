@@ -146,7 +146,10 @@ class Delegation:
         if block_size is not None:
             options["block_size"] = block_size
         path = self._target_path(path)
-        file = self._of_target("open", path, mode, **options)
+        return self._counting_parts(self._of_target("open", path, mode, **options), path, mode)
+
+    def _counting_parts(self, file: Any, path: str, mode: str) -> Any:
+        """Have a file of the target count what it sends, if it is open for writing."""
         if set(mode) & set("wax+"):
             uploads.count_parts(self, file, path)
         return file
@@ -161,14 +164,16 @@ class Delegation:
         data: bytes = self._of_target("cat_file", self._file_path(path), start=start, end=end, **kwargs)
         return data
 
-    def _cat_all_of_target(self, paths: list[str], options: dict[str, Any]) -> list[Any]:
-        """Read whole files, side by side where the target does."""
+    def _cat_all_of_target(
+        self, paths: list[str], start: int | None, end: int | None, options: dict[str, Any]
+    ) -> list[Any]:
+        """Read several files, side by side where the target does."""
         if not getattr(self.target, "async_impl", False):
             return [
-                answer_or_error(partial(self._cat_of_target, **options), one, None, None) for one in paths
+                answer_or_error(partial(self._cat_of_target, **options), one, start, end) for one in paths
             ]
         names = [self._file_path(one) for one in paths]
-        return self._cat_ranges_of_target(names, None, None, on_error="return", **options)
+        return self._cat_ranges_of_target(names, start, end, on_error="return", **options)
 
     # -- listings
 

@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.chained import ChainedFileSystem
 from typing_extensions import override
@@ -32,6 +33,7 @@ from headrace.backends._http import is_http
 from headrace.backends.abc import InlineBackend
 from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
+from headrace.drivers.apart import call_apart
 from headrace.errors import UnsizedFileError
 from headrace.file import HeadraceFile
 from headrace.forked import of_this_process
@@ -49,6 +51,7 @@ from headrace.ranges import (
     collect_cat,
     is_plain,
     listed,
+    or_error,
     raise_first,
 )
 from headrace.read import Read
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
+    from headrace.ranges import Single
     from headrace.stats import Stats
 
 _OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
@@ -72,14 +76,22 @@ _POSITION_BITS = 48
 _READING = ({"r"}, {"r", "b"}, {"r", "t"})
 
 
-class _StripProtocol:
-    """What fsspec asks for a file's name: the target of an instance, and without an instance fsspec's own.
+class _OfClassOrTarget:
+    """A class method of fsspec's: it asks the target of an instance, and without an instance is fsspec's own.
 
     A method that the instance held would hold it, and an archive that nobody has any more stay open.
     """
 
+    def __init__(self, of_instance: str) -> None:
+        self._of_instance = of_instance
+
+    def __set_name__(self, _kind: type, name: str) -> None:
+        self._name = name
+
     def __get__(self, fs: Any, kind: type[HeadraceFileSystem]) -> Any:
-        return super(HeadraceFileSystem, kind)._strip_protocol if fs is None else fs._target_path  # noqa: SLF001
+        if fs is None:
+            return getattr(super(HeadraceFileSystem, kind), self._name)
+        return getattr(fs, self._of_instance)
 
 
 class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=KeptAsTarget):
@@ -117,7 +129,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     cachable = True
     is_headrace = True
     _strip_tokenize_options: ClassVar[tuple[str, ...]] = ("fo",)
-    _strip_protocol = _StripProtocol()
+    _strip_protocol = _OfClassOrTarget("_target_path")
+    _parent = _OfClassOrTarget("_target_parent")
 
     def __init__(
         self,
@@ -198,8 +211,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         view: HeadraceFileSystem = type(self)(fs=self.target, **options)
         return view
 
-    @override
-    def _parent(self, path: Any) -> Any:
+    def _target_parent(self, path: Any) -> Any:
         """Return the folder of a path, as the target names it."""
         return self.target._parent(self._own_path(path))  # noqa: SLF001
 
@@ -395,7 +407,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
             interrupts.arm()
-            found = reader.cat_many(asked.singles(are_all=True), self._urgency(None), kwargs)
+            found = self._cat_many(reader, asked.singles(are_all=True), kwargs)
             return asked.answers(None, found, on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
             few = reader.cat_few(paths, starts, ends, self._file_path, self._base_here)
@@ -439,7 +451,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
                 urgency = self._urgency(None)
                 batch = None if kwargs else await reader.read_async(asked.plain, urgency)
                 singles = asked.singles(are_all=batch is None)
-                found = await reader.cat_many_async(singles, urgency, kwargs) if singles else []
+                found = await self._cat_many_async(reader, singles, kwargs) if singles else []
                 return asked.answers(batch, found, on_error)
         options = {"max_gap": max_gap, "batch_size": batch_size, "on_error": on_error, **kwargs}
         found = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
@@ -464,20 +476,48 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             if few is not None:
                 return few[0]
         interrupts.arm()
+        if self._opens_for(reader, kwargs):
+            return self._cat_opened((path, (start, end)), kwargs)
         return reader.cat(path, (start, end), self._urgency(None), kwargs)
+
+    def _opens_for(self, reader: Reader, options: dict[str, Any]) -> bool:
+        """Whether ``cat_file`` of the target hands these options on to ``open``: of local files it does."""
+        kind = type(self.target)
+        return bool(options) and reader.keeps_open and kind.cat_file is AbstractFileSystem.cat_file
+
+    def _cat_opened(self, one: Single, options: dict[str, Any]) -> bytes:
+        """Read what lies between the bounds in an open file."""
+        path, (start, end) = one
+        data: bytes = AbstractFileSystem.cat_file(self, path, start, end, **options)
+        return data
+
+    def _cat_many(
+        self, reader: Reader, asked: Sequence[Single | Exception], options: dict[str, Any]
+    ) -> list[bytes | Exception]:
+        if self._opens_for(reader, options):
+            return [or_error(self._cat_opened, one, options) for one in asked]
+        return reader.cat_many(asked, self._urgency(None), options)
+
+    async def _cat_many_async(
+        self, reader: Reader, asked: Sequence[Single | Exception], options: dict[str, Any]
+    ) -> list[bytes | Exception]:
+        if self._opens_for(reader, options):
+            return await call_apart(self._cat_many, reader, asked, options)
+        return await reader.cat_many_async(asked, self._urgency(None), options)
 
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
         """Async twin of `cat_file`."""
-        if self._reader is None:
+        reader = self._reader
+        if reader is None:
+            path = self._file_path(path)
             data: bytes = await self._of_target_async("_cat_file", path, start=start, end=end, **kwargs)
             return data
         if is_plain(start, end) and not kwargs:
             batch = await self._read_ranges(path, [start], [end])
             return bytes(batch[0])
-        asked = [(self._file_path(path), (start, end))]
-        (found,) = await self._reader.cat_many_async(asked, self._urgency(None), kwargs)
+        (found,) = await self._cat_many_async(reader, [(self._file_path(path), (start, end))], kwargs)
         return raise_first([found])[0]  # type: ignore[no-any-return]
 
     def cat(
@@ -491,16 +531,18 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
         paths = self.expand_path(path, recursive=recursive)
         interrupts.arm()
-        found = self._cat_all(paths, kwargs)
+        found = self._cat_all(paths, **kwargs)
         return collect_cat(paths, found, on_error, is_alone=self._is_named_alone(path, paths))
 
-    def _cat_all(self, paths: list[str], options: dict[str, Any]) -> list[bytes | Exception]:
+    def _cat_all(
+        self, paths: list[str], *, start: int | None = None, end: int | None = None, **options: Any
+    ) -> list[bytes | Exception]:
         reader = self._reader
         if reader is None:
-            return self._cat_all_of_target(paths, options)
+            return self._cat_all_of_target(paths, start, end, options)
         if len(paths) == 1:
-            return [answer_or_error(partial(self.cat_file, **options), paths[0])]
-        return reader.cat_many([(one, (None, None)) for one in paths], self._urgency(None), options)
+            return [answer_or_error(partial(self.cat_file, **options), paths[0], start, end)]
+        return self._cat_many(reader, [(one, (start, end)) for one in paths], options)
 
     def _is_named_alone(self, path: Any, paths: list[str]) -> bool:
         return isinstance(path, str | os.PathLike) and paths == [self._target_path(path)]
@@ -516,14 +558,15 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """Async twin of `cat`."""
         paths = await self._expand_path(path, recursive=recursive)
         reader = self._reader
+        bounds = kwargs.pop("start", None), kwargs.pop("end", None)
+        found: list[Any]
         if reader is not None:
-            asked = [(one, (None, None)) for one in paths]
-            found = await reader.cat_many_async(asked, self._urgency(None), kwargs)
+            found = await self._cat_many_async(reader, [(one, bounds) for one in paths], kwargs)
         elif getattr(self.target, "async_impl", False):
-            found = await self._of_target_async("_cat_ranges", paths, None, None, on_error="return", **kwargs)
+            found = await self._of_target_async("_cat_ranges", paths, *bounds, on_error="return", **kwargs)
             redacted_answers(found)
         else:
-            found = await self._in_thread(self._cat_all, paths, kwargs)
+            found = await self._in_thread(self._cat_all_of_target, paths, *bounds, kwargs)
         return collect_cat(paths, found, on_error, is_alone=self._is_named_alone(path, paths))
 
     # -- files
@@ -595,14 +638,15 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         look: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        path = self._target_path(path)
+        # Not by way of `open` it is called by fsspec's own wrappers: `blockcache`, references.
+        if "://" in path:
+            path = self._target_path(path)
         reader = self._reader
         if reader is None or set(mode) != {"r", "b"}:
-            # Not by way of `open`, but by fsspec's own wrappers: `blockcache`, references.
             given = {"cache_type": cache_type, "size": size, **kwargs}
             given = {name: value for name, value in given.items() if value is not None}
             how = {"block_size": block_size, "autocommit": autocommit, "cache_options": cache_options}
-            return self._of_target("_open", path, mode, **how, **given)
+            return self._counting_parts(self._of_target("_open", path, mode, **how, **given), path, mode)
         lifecycle.check_not_exiting()
         block_bytes = _block_bytes(block_size, cache_type, reader.block_bytes)
         open_of_target = partial(self._of_target, "open", path, "rb", block_size=block_size, **kwargs)
@@ -657,7 +701,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """Open a stream of the wrapped filesystem, which is not scheduled."""
         if not hasattr(self.target, "open_async"):
             raise NotImplementedError(f"{type(self.target).__name__} has no streams to open (open_async)")
-        return await self._of_target_async("open_async", path, mode, **kwargs)
+        return await self._of_target_async("open_async", self._target_path(path), mode, **kwargs)
 
 
 def _block_bytes(given: Any, cache_type: str | None, default: int) -> int:

@@ -190,10 +190,11 @@ class Reader(SingleReader):
             # Awaited with its siblings, which may pass the budget anyhow (I2).
             for over in [self._launch_awaited(part.job, loop) for part in parts]:
                 await over
-        finally:
-            for part in parts:
-                if not part.job.request.is_over:
-                    part.job.cancel()
+        except BaseException:
+            # Whoever keeps the task that was cancelled keeps `read`, and what it reserves with it (I3).
+            self.channel.engine.lost.extend(part.job for part in parts)
+            self.channel.engine.settle_lost()
+            raise
         if all(map(_is_all_there, parts)):
             return read.result()
         # What must be asked again may still wait, and that is rare: not on this loop's thread.

@@ -257,7 +257,7 @@ def redact_error(error: BaseException) -> None:
         with contextlib.suppress(Exception):
             if redact_text(str(found)) != str(found):
                 _mask_words(found)
-        found = found.__cause__ or found.__context__
+        found = found.__context__ if found.__cause__ is None else found.__cause__
 
 
 def redacted_answers(answers: list[Any]) -> list[Any]:

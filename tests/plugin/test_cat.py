@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,35 @@ def test_cat_with_an_error(target: Target, options: dict[str, object], on_error:
         return {path: a if isinstance(a, bytes) else type(a) for path, a in answers.items()}
 
     assert outcome(cat, target.headrace(**options)) == outcome(cat, target.plain)
+
+
+@pytest.mark.parametrize("bounds", [{"start": -4}, {"start": 3, "end": 9}, {"end": -7}])
+def test_cat_between_bounds(target: Target, options: dict[str, object], bounds: dict[str, int]) -> None:
+    """As fastparquet reads the ends of many files."""
+    fs, part = target.headrace(**options), slice(bounds.get("start"), bounds.get("end"))
+    expected = {"big.bin": CONTENT[part], "small.bin": OTHER[part]}
+    found = fs.cat([target.big, target.small], **bounds)
+    assert {path.rpartition("/")[2]: data for path, data in found.items()} == expected
+    assert fs.cat(target.small, **bounds) == OTHER[part]
+    assert list(fs.cat(f"{target.root}/sub/*", **bounds).values()) == [OTHER[part]]
+    found = asyncio.run(fs._cat([target.big, target.small], **bounds))
+    assert {path.rpartition("/")[2]: data for path, data in found.items()} == expected
+
+
+def test_a_compressed_file_is_read_as_what_it_holds(
+    targets: dict[str, Target], options: dict[str, object]
+) -> None:
+    """By what fsspec's ``cat_file`` hands on to ``open``; that of memory knows no options."""
+    fs = targets["file"].headrace(**options)
+    path = f"{targets['file'].root}-compressed.bin.gz"
+    fs.pipe_file(path, gzip.compress(CONTENT))
+    assert fs.cat_file(path, 7, 70, compression="gzip") == CONTENT[7:70]
+    assert fs.cat(path, compression="infer") == CONTENT
+    assert set(fs.cat([path, path], compression="gzip").values()) == {CONTENT}
+    assert fs.cat_ranges([path] * 2, [0, 5], [3, None], compression="gzip") == [CONTENT[:3], CONTENT[5:]]
+    assert asyncio.run(fs._cat_file(path, 7, 70, compression="gzip")) == CONTENT[7:70]
+    memory = targets["memory"]
+    assert memory.headrace(**options).cat_file(memory.small, compression="gzip") == OTHER
 
 
 def test_a_file_that_is_named_alone_is_bytes_or_an_error(disk: Target, options: dict[str, object]) -> None:

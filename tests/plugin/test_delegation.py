@@ -50,6 +50,7 @@ def test_a_folder_is_the_wrapped_filesystems(target: Target, mode: str) -> None:
     fs, plain = target.headrace(scheduler=mode), target.plain
     for path in (target.small, target.root, "/a", "a/b", ""):
         assert fs._parent(path) == plain._parent(path)
+    assert type(fs)._parent("a/b") == "a", "and of none it is fsspec's"
 
 
 def test_sign_is_the_wrapped_filesystems(targets: dict[str, Target], mode: str) -> None:

@@ -391,6 +391,31 @@ def test_what_is_no_path_is_named(disk: Target, options: dict[str, object], path
             fs.cat_ranges(paths * 9, 0, 3)
 
 
+def test_our_prefix_is_none_of_a_path_of_the_async_twins(disk: Target, mode: str) -> None:
+    fs = disk.headrace(scheduler=mode)
+    assert asyncio.run(fs._cat_file(f"headrace://{disk.small}", 0, 4)) == OTHER[:4]
+
+
+@pytest.mark.parametrize("protocol", ["file", "s3", "s3-s3fs"])
+def test_a_read_that_was_cancelled_holds_nothing(
+    targets: dict[str, Target], protocol: str, scheduled_mode: str, wait_until: Any
+) -> None:
+    """Whoever keeps the task does: with its exception it has the frames of the read."""
+    target = targets[protocol]
+    fs = target.headrace(scheduler=scheduled_mode)
+
+    async def read() -> list[Any]:
+        tasks = [asyncio.create_task(fs._cat_file(target.big, 0, SIZE - k)) for k in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        return [tasks, await asyncio.gather(*tasks, return_exceptions=True)]
+
+    kept = asyncio.run(read())
+    wait_until(lambda: at_rest(fs))
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in kept[1])
+
+
 @pytest.mark.parametrize("bounds", [(1.0, 3), (0, "3"), (None, 2.5)])
 def test_bounds_that_are_no_integers(target: Target, scheduled_mode: str, bounds: Any) -> None:
     fs = target.headrace(scheduler=scheduled_mode)
