@@ -85,7 +85,7 @@ class AzureClient(Client):
             "connect_timeout": milliseconds(options.get("connection_timeout") or _CONNECT_S),
             "read_timeout": milliseconds(options.get("read_timeout") or _READ_S),
         }
-        self.store_options(self.sample)  # refuses now what it would refuse for every container
+        self.store_options("headrace-sample")  # refuses now what it would refuse for every container
 
     @override
     def split(self, path: str) -> tuple[str, str] | None:

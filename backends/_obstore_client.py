@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from headrace.backends import _obstore_faults as faults
-
 if TYPE_CHECKING:
     import re
     from collections.abc import Mapping
@@ -84,8 +82,6 @@ class Client(abc.ABC):
     """Package or module of the filesystem's class."""
     store: ClassVar[str]
     """Name of obstore's class."""
-    sample: ClassVar[str] = "headrace-sample"
-    """A bucket's name, for what holds of every bucket."""
     asks_for_versions: ClassVar[bool] = False
     """Whether `ask` has its answers be of the source's version."""
     takes_conditions: bool = True
@@ -126,17 +122,6 @@ class Client(abc.ABC):
             credential_provider=self.credentials if options.is_signed or self.has_provider else None,
             **how,
         )
-
-    def check_made(self) -> None:
-        """Refuse where the native library makes no store at all.
-
-        It cannot parse a variable of the environment that no argument switches off, or finds no certificates.
-        """
-        options = self.store_options(self.sample)
-        try:
-            self.make(options, client_options=options.client)
-        except Exception as error:
-            raise InexactError(f"obstore can make no store here: {faults.why_not_made(error)}") from error
 
     def version_of(self, info: Mapping[str, Any]) -> str | None:
         """Return the ETag that ``info`` of a file tells, as answers to its reads say it."""

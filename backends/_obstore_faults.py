@@ -143,6 +143,11 @@ def is_of_settings(error: BaseException) -> bool:
     return str(error).startswith("Generic Config error")
 
 
+def is_of_certificates(error: BaseException) -> bool:
+    """Whether one could not be made because no certificates were found."""
+    return "No CA certificates" in str(error)
+
+
 def why_not_made(error: BaseException) -> str:
     """Return what an error says of a store that could not be made, without the values of settings."""
     source = _BUILDER.search(str(error))

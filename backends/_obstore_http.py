@@ -62,7 +62,6 @@ class HttpClient(Client):
 
     filesystems: ClassVar[str] = "fsspec.implementations.http"
     store: ClassVar[str] = "HTTPStore"
-    sample: ClassVar[str] = "https://headrace.invalid"
     asks_for_versions: ClassVar[bool] = True
 
     @override

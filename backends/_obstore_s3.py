@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from headrace.types import Ops
 
+BUCKET = "headrace-sample-bucket"
 KEY = "headrace/sample"
 
 _NEUTRAL = PLAIN_OPTIONS | {
@@ -104,7 +105,6 @@ class S3Client(Client):
 
     filesystems: ClassVar[str] = "s3fs"
     store: ClassVar[str] = "S3Store"
-    sample: ClassVar[str] = "headrace-sample-bucket"
     asks_for_versions: ClassVar[bool] = True
     decodes: ClassVar[bool] = False
 
@@ -127,7 +127,7 @@ class S3Client(Client):
         self._sampling = threading.Lock()  # one sample at a time: its handler keeps it from being sent
         self._verify = arguments.get("verify")
         self.takes_conditions = _s3fs.takes_conditions(target)
-        self.store_options(self.sample)  # refuses now what it would refuse for every bucket
+        self.store_options(BUCKET)  # refuses now what it would refuse for every bucket
 
     @override
     def split(self, path: str) -> tuple[str, str] | None:

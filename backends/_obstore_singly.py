@@ -75,6 +75,11 @@ class SingleReads(AsyncBackend):
         await self._bulk.read(ops, row)
 
     @override
+    def left_out(self) -> str | None:
+        """Say what bulk reads leave out."""
+        return self._bulk.left_out()
+
+    @override
     def kept_bytes(self, ops: Ops, row: int) -> int:
         """Count as bulk reads do."""
         return self._bulk.kept_bytes(ops, row)

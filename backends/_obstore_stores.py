@@ -5,7 +5,11 @@ which sends that header with every request, once enough is read of it (`WORTH_OP
 milliseconds, a connection pool, and its first connections. The last `VERSIONS` of them are kept, and of the
 stores of buckets the last `BUCKETS`.
 
-obstore has one runtime in a process, and it hangs in a forked child: `is_forked` tells.
+obstore has one runtime in a process, and it hangs in a forked child: `is_forked` tells. So it is imported for
+the first store and not before: who only asked for metadata may fork, and the children have it for themselves.
+
+Where the library can make no store (it cannot parse a variable of the environment that no argument switches
+off, or finds no certificates) a bucket is left to the wrapped filesystem.
 
 Threading: all methods by any thread.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -154,6 +159,13 @@ class Stores:
                 _keep(self._buckets, name, found, BUCKETS)
         return None if isinstance(found, InexactError) else found
 
+    def left_out(self) -> str | None:
+        """Say which bucket was left to the wrapped filesystem last, and why; None: none that is known."""
+        with self._lock:
+            kept = list(self._buckets.items())
+        left = [f"{name} is read by the filesystem itself: {why}" for name, why in kept if _is_refusal(why)]
+        return left[-1] if left else None
+
     def _make_bucket(self, name: str) -> BucketStore | InexactError:
         try:
             made = self._in_use[name] = BucketStore(self._client.store_options(name), self._make)
@@ -236,8 +248,22 @@ class Stores:
         try:
             return self._client.make(options, client_options=client, retry_config=retry)
         except Exception as error:
-            if faults.is_of_settings(error):  # a variable, set since
-                raise InexactError(faults.why_not_made(error)) from error
+            if faults.is_of_settings(error) or (faults.is_of_certificates(error) and _may_open_files()):
+                why = f"obstore can make no store here ({faults.why_not_made(error)})"
+                raise InexactError(why) from error
             # Its options translate: what is missing is the process's, descriptors mostly.
             msg = f"no client for the store could be made ({type(error).__name__})"
             raise faults.StoreError(errno.EIO, msg, options.bucket) from None
+
+
+def _is_refusal(found: BucketStore | InexactError) -> bool:
+    return isinstance(found, InexactError)
+
+
+def _may_open_files() -> bool:
+    """Whether descriptors are left: without, the library finds no certificates where there are some."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return False
+    return True

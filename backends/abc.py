@@ -150,6 +150,10 @@ class Backend(abc.ABC):
         """
         return None
 
+    def left_out(self) -> str | None:
+        """Say what turned out to be left to the wrapped filesystem, and why, or None; for reports."""
+        return None
+
     @abc.abstractmethod
     def device(self, path: str) -> Hashable:
         """Name the device or store that `path` lives on: one scheduler for each."""

@@ -210,6 +210,11 @@ class ObstoreBackend(BulkBackend):
         return error.verdict if isinstance(error, faults.StoreError) else _faults.verdict(error)
 
     @override
+    def left_out(self) -> str | None:
+        """Say which bucket the wrapped filesystem reads, though the options translate."""
+        return self._stores.left_out()
+
+    @override
     def kept_bytes(self, ops: Ops, row: int) -> int:
         """Count what came of a long op."""
         return kept_in(ops, row)
@@ -641,7 +646,6 @@ def _remember(target: Any) -> Client | str:
     found: Client | str
     try:
         found = kind(target)
-        found.check_made()
     except InexactError as error:
         found = str(error)
     except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may

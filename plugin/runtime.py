@@ -376,7 +376,8 @@ def engine_reason(channel: Channel) -> str:
     """Say why a cloud engine reads and not the other; nothing for what is no object store."""
     backend, chosen = channel.backend, channel.settings.cloud_engine
     if backend.name == NATIVE:
-        return "the filesystem's options translate exactly"
+        left_out = backend.left_out()
+        return "the filesystem's options translate exactly" + (f", but {left_out}" if left_out else "")
     if chosen == "fsspec" and registry.concerns(NATIVE, backend.target):
         return "cloud_engine is 'fsspec'"
     why = registry.refusal(NATIVE, backend.target)

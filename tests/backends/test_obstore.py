@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import importlib.util
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ import headrace.backends._obstore_faults as faults
 import headrace.backends._obstore_requests as requests_
 import headrace.backends._obstore_stores as stores
 from headrace.backends._obstore_requests import progress_of
-from headrace.backends._obstore_s3 import S3Client
 from headrace.backends.abc import AsyncBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
@@ -158,50 +158,48 @@ def test_variables_of_the_native_library_change_nothing(
 def test_a_variable_that_the_library_cannot_parse_leaves_reads_to_s3fs(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Set before the first read it is a refusal; later, buckets that have no store yet are s3fs's."""
-    before = native(server)
-    expect(before, 3)
+    """Buckets that have no store yet are s3fs's then; who has one goes on with it."""
+    fs = native(server)
+    expect(fs, 3)
+    assert "is read by" not in fs.stats().engine_reason
     monkeypatch.setenv(f"AWS_{name}", "nonsense")
-    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
-    fs = headrace.wrap(target)
-    assert fs.cat_file(PATH, 3, 9) == DATA[3:9]
-    assert fs.backend_name == "fsspec-async"
-    assert "obstore can make no store here" in fs.stats().engine_reason
-    assert "nonsense" not in fs.stats().engine_reason
     server.put("second", "data.bin", DATA)
-    server.forget()
-    assert before.cat_file("second/data.bin", 3, 9) == DATA[3:9]
-    assert before.channel.backend._stores.bucket("second") is None
-    with before.open(PATH, cache_type="none") as file:
+    assert fs.cat_file("second/data.bin", 3, 9) == DATA[3:9]
+    assert fs.channel.backend._stores.bucket("second") is None
+    assert "second is read by the filesystem itself: obstore can make no" in fs.stats().engine_reason
+    assert "nonsense" not in fs.stats().engine_reason
+    with fs.open(PATH, cache_type="none") as file:
         for k in range(stores.WORTH_OPS + 1):  # past which a version has a store of its own
             file.seek(1000 * k)
             assert file.read(10) == DATA[1000 * k : 1000 * k + 10]
-    assert before.cat_file(PATH) == DATA, "by a store that lets an answer take as long as it takes"
+    assert fs.cat_file(PATH) == DATA, "by a store that lets an answer take as long as it takes"
 
 
-@pytest.mark.parametrize(
-    ("said", "why"),
-    [
-        ('Generic Config error: "md9" is not a valid algorithm\n\nDebug', 'error: "..." is not a valid'),
-        (
-            'Generic HTTP client error: builder error\n\nDebug source:\nGeneral(\n "No certificates",\n)',
-            "here: No certificates",
-        ),
-    ],
-)
-def test_why_the_library_makes_no_store(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, said: str, why: str
+def test_a_system_without_certificates_leaves_reads_to_s3fs(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a system has no certificates, s3fs has some of its own."""
+    """It has some of its own."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+    fs = native(server)
+    expect(fs, 3)
+    assert "No CA certificates" in fs.stats().engine_reason
 
-    def refuse(*_args: Any, **_options: Any) -> Any:
-        raise RuntimeError(said)
 
-    monkeypatch.setattr(S3Client, "make", refuse)
-    found = ObstoreBackend.refuses(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
-    assert "obstore can make no store here" in str(found)
-    assert why in str(found)
-    assert "md9" not in str(found)
+def test_certificates_that_cannot_be_opened_are_no_reason_to_do_without_the_engine(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without descriptors the library says the same: the next attempt may have some."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+    monkeypatch.setattr(stores, "_may_open_files", lambda: False)
+    made = native(server).channel.backend._stores
+    with pytest.raises(faults.StoreError) as failed:
+        made.bucket("bucket")
+    assert failed.value.verdict.is_retryable
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.delenv("SSL_CERT_DIR")
+    assert made.bucket("bucket") is not None
 
 
 def test_who_was_refused_is_not_kept_for_it(server: ObjectServer) -> None:

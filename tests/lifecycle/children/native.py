@@ -77,8 +77,12 @@ def fork() -> None:
 
 
 def fork_before_use() -> None:
-    """A child of a process that has not loaded the engine has it for itself."""
-    fs = filesystem()
+    """A child of a process that has not used the engine has it for itself: metadata are no use of it."""
+    fs = filesystem(cloud_engine="obstore")
+    assert fs.info(PATH)["size"] > 0
+    assert fs.ls("bucket")
+    assert (fs.backend_name, fs.stats().backend) == ("obstore", "obstore")
+    assert "obstore" not in sys.modules
     pid = os.fork()
     if pid == 0:
         status = 1
