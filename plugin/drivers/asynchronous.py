@@ -109,7 +109,14 @@ class AsyncDriver:
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
+        self._check_caller(job)
         wait_until_over(job, timeout_s, revive=self._look)
+
+    def _check_caller(self, job: Job) -> None:
+        """Refuse, as fsspec does, to wait on the very loop that reads: neither would go on."""
+        if asyncio._get_running_loop() is self.loop and not job.request.is_over:  # noqa: SLF001
+            msg = "a sync read was called from within the event loop that reads; await its async twin"
+            raise NotImplementedError(msg)
 
     def _look(self) -> None:
         self._revive()

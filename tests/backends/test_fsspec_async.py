@@ -122,6 +122,27 @@ def test_a_loop_that_was_given_is_only_said_to_be_its_own() -> None:
     assert AsyncFsspecBackend(BusyFileSystem(loop=get_loop())).foreign_loop is None
 
 
+@pytest.mark.parametrize("make", [folder, lambda store: store])
+def test_a_sync_read_on_the_loop_that_reads_is_refused(make: Any, scheduled_mode: str) -> None:
+    """As fsspec refuses it: it would wait for ever. The async twin can be awaited there."""
+    fs = headrace.wrap(make(BusyFileSystem(Session())), scheduler=scheduled_mode)
+    assert fs.channel.backend.foreign_loop is get_loop()
+
+    async def called() -> tuple[bytes, bytes]:
+        over = fs.submit_ranges("a", [0], [1])
+        while not over.done():  # noqa: ASYNC110 - reads go on meanwhile
+            await asyncio.sleep(0)
+        with pytest.raises(NotImplementedError, match="async twin"):
+            fs.cat_file("a")
+        with pytest.raises(NotImplementedError, match="async twin"):
+            file.read(1)
+        return over.result()[0].tobytes(), await fs._cat_file("a")
+
+    with fs.open("a", "rb", cache_type="none") as file:
+        assert sync(get_loop(), called) == (b"x", b"x")
+        assert file.read(1) == b"x"
+
+
 def test_http_by_a_connector(scheduled_mode: str) -> None:
     data = bytes(range(100))
 
