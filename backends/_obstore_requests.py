@@ -1,8 +1,8 @@
 """One request of obstore's: which range of which version it asks for, and where its answer goes.
 
 Long ops are copied as they come. What arrived before one broke is noted in ``ops.state`` (`Progress`), and
-the next attempt asks for the rest, of the same version; where answers tell none that a condition can name, it
-starts again. `headrace.backends._s3fs` notes the same there, so that either client goes on where the other
+the next attempt asks for the rest, of the same version; where answers tell none, or a weak one, it starts
+again. `headrace.backends._s3fs` notes the same there, so that either client goes on where the other
 stopped.
 """
 

@@ -6,7 +6,7 @@ pays, encryption keys) and its exceptions.
 
 * ``If-Match`` with the version seen at open, or by the first answer; the ETag of each answer is compared as
   well, for stores that ignore the header, and the range that it says it is (`headrace.backends._answers`).
-  With ``local_expiry_check`` the ETag is only compared.
+  With ``local_expiry_check`` the ETag is only compared, before the body is taken.
 * The body is received piece by piece into the op's place in the result. What arrived before it broke is noted
   in ``ops.state``, and the next attempt asks for the rest, of the same version. Of a store without ETags the
   rest may be of another one: there the next attempt starts again.

@@ -400,19 +400,24 @@ def store_of(target: Any) -> tuple[str, str]:
 def take_up(ops: Ops, row: int) -> Any:
     """Return what a state has of an op, the bytes themselves or their number, for its next attempt; or None.
 
-    Where no condition says the version, what is left may be of another one: the op starts again.
+    Where nothing says the version, what is left may be of another one: the op starts again. To compare it is
+    as good as a condition, for that is done before anything is taken of a body.
     """
     if ops.state is None:
         return None
-    if ops.sources[int(ops.file[row])].condition is None:
+    if not _has_version(ops, row):
         ops.state.pop(row, None)
     return ops.state.get(row)
 
 
 def kept_in(ops: Ops, row: int) -> int:
     """Count the bytes of an op that its next attempt will take up."""
-    kept = take_up(ops, row) or 0
+    kept = ops.state.get(row, 0) if ops.state is not None and _has_version(ops, row) else 0
     return kept if isinstance(kept, int) else len(kept)
+
+
+def _has_version(ops: Ops, row: int) -> bool:
+    return ops.sources[int(ops.file[row])].version is not None
 
 
 def bucket_of(path: str) -> str:

@@ -74,6 +74,27 @@ def test_where_no_version_can_be_asked_for_a_body_that_broke_starts_again(
         assert len(server.gets) == 2
 
 
+def test_where_versions_are_only_compared_a_body_that_broke_is_resumed(cloud_engine: str) -> None:
+    """``local_expiry_check``: the ETag is looked at before anything is taken of an answer."""
+
+    def answer(asked: Asked) -> Said:
+        said = ranged(asked, OLD, **WHEN, ETag='"one"')
+        if len(server.gets) == 1:
+            said.headers |= {**CLOSE, "Content-Length": str(len(said.body))}
+            said.body = said.body[: 3 << 20]
+        return said
+
+    with PlainServer(answer) as server:
+        target = S3FileSystem(
+            key="k", secret="s", endpoint_url=server.url, local_expiry_check=True, skip_instance_cache=True
+        )
+        fs = headrace.wrap(target, cloud_engine=cloud_engine, prefetch="off")
+        assert fs.cat_file("bucket/key", start=0, end=len(OLD)) == OLD
+        first, second = server.gets
+    assert second.span(len(OLD))[0] > first.span(len(OLD))[0]  # type: ignore[index]
+    assert "if-match" not in second.headers
+
+
 @pytest.mark.parametrize("said", ["all of it", "what it is"])
 def test_a_body_that_ends_before_the_range_is_no_end_of_the_file(
     protocol: str, cloud_engine: str, said: str
