@@ -337,10 +337,21 @@ class ObstoreBackend(BulkBackend):
             for row in rows.tolist():
                 ops.fail(row, fault)
             return
-        if looks and bucket.is_encoded(source.key) is not False:  # or nobody could say so
+        if looks:
+            n_told = self._look_on(ops, rows, bucket, source)
+            rows, found = rows[n_told:], found[n_told:]
+        if looks and bucket.is_encoded(source.key) is not False:
             self._one_by_one(ops, rows)
         else:
             deliver_all(ops, rows, found)
+
+    def _look_on(self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource) -> int:
+        """Where the op that was looked at failed, read others alone until one tells; returns how many."""
+        told = 0
+        while told < len(rows) and bucket.is_encoded(source.key) is None:
+            self._one_by_one(ops, rows[told : told + 1])
+            told += 1
+        return told
 
     def _get_ranges(
         self, ops: Ops, rows: Int64Array, source: ObjectSource, store: Any, looked: Int64Array

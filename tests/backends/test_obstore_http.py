@@ -419,6 +419,23 @@ def test_bulk_reads_of_an_object_look_at_one_answer(
             assert len(plain.gets) == 60
 
 
+def test_a_fault_of_the_answer_that_is_looked_at_costs_no_other() -> None:
+    """One more is looked at in its place; what the bulk call found is kept."""
+    starts = [10_000 * k for k in range(10)]  # one call
+    failed = list[Asked]()
+
+    def answer(asked: Asked) -> Said:
+        if asked.span(len(DATA)) == (0, 10) and not failed:
+            failed.append(asked)
+            return Said(500)
+        return ranged(asked, DATA)
+
+    with PlainServer(answer) as plain:
+        found = reader().read_ranges(f"{plain.url}/x", starts, [start + 10 for start in starts])
+        assert found.to_pylist() == [DATA[start : start + 10] for start in starts]
+        assert len(plain.gets) == 10 + 2, "the one that failed again, and the one looked at in its place"
+
+
 def test_a_body_of_unknown_length_is_read(engine: str) -> None:
     chunked = Said(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")
     with PlainServer(lambda _: chunked) as plain:
