@@ -27,13 +27,14 @@ class Part(NamedTuple):
             msg = "the server sent another range than the one asked for"
             raise OSError(errno.EIO, msg, path)
 
-    def check_end(self, reached: int, end: int | None, path: str) -> None:
-        """Raise an error that another attempt may cure, if a body ended before `end` and before the object.
+    def due(self, end: int | None) -> int:
+        """Return where in the object a body ends that was asked for up to `end`; None: to its end."""
+        total = self.end if self.total is None else self.total
+        return total if end is None else min(end, total)
 
-        An `end` that is negative counts from the end of an object, None is that end.
-        """
-        total = self.end if self.total is None or (end or 0) < 0 else self.total
-        due = total if end is None or end < 0 else min(end, total)
+    def check_end(self, reached: int, end: int | None, path: str) -> None:
+        """Raise an error that another attempt may cure, if a body ended before it was due."""
+        due = self.due(end)
         if reached < due:
             msg = f"the body ended at byte {reached}, and not at {due}"
             raise ConnectionResetError(errno.ECONNRESET, msg, path)

@@ -3,15 +3,19 @@
 Its ``_cat_file`` returns whatever the server sends, of a server that ignores ranges the whole body. So the
 GET is made here, with its session, its options and its exceptions, and each answer is looked at before its
 body is taken: a range that is answered with something else is an error, and so is an answer of another
-version (``ETag``) than the one seen at open or by the first answer, which ``If-Match`` asks for. Of a whole
-body that begins with the range no more is taken than that. The body is asked for as it is stored
+version (``ETag``) than the one seen at open or by the first answer, which ``If-Match`` asks for. Where a
+server sends less of a range than it was asked for, and says so, it is asked for the rest of that version. Of
+a whole body that begins with the range no more is taken than that. The body is asked for as it is stored
 (``Accept-Encoding: identity``), as fsspec asks for the size: compressed on its way it would carry another
 ETag, and have no ranges.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
+import re
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends._answers import part_of
@@ -20,11 +24,17 @@ from headrace.errors import ObjectChangedError
 from headrace.redact import redact_url
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from headrace.backends.abc import PathSource
     from headrace.types import Ops
 
 _PARTIAL_CONTENT = 206
 _PIECE_BYTES = 1 << 20
+_ENDS_WITHIN_S = 0.05
+"""The longest that is waited for a body to say that it is over, for its connection to be used again."""
+
+_ASKED = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 def is_http(target: Any) -> bool:
@@ -43,6 +53,21 @@ async def read_op(fs: Any, ops: Ops, row: int) -> None:
 
 
 async def _read(fs: Any, source: PathSource, start: int | None, end: int | None) -> bytes:
+    data, rest = await _ask(fs, source, start, end)
+    if rest is None:
+        return data
+    pieces = [data]
+    while rest is not None:
+        data, rest = await _ask(fs, source, *rest)
+        pieces.append(data)
+    return b"".join(pieces)
+
+
+_Rest = tuple[int, int] | None
+"""Start and end of what an answer left out of a range, if it did."""
+
+
+async def _ask(fs: Any, source: PathSource, start: int | None, end: int | None) -> tuple[bytes, _Rest]:
     headers = _headers(fs, source)
     if start is not None or end is not None:
         headers["Range"] = await fs._process_limits(source.path, start, end)  # noqa: SLF001
@@ -57,7 +82,7 @@ async def _read(fs: Any, source: PathSource, start: int | None, end: int | None)
         if not is_part and (start or (end or 0) < 0):
             raise OSError(errno.EIO, _IGNORED, redact_url(source.path))
         _check_version(source, answer.headers.get("ETag"))
-        return await (_part(source, answer, start, end) if is_part else _beginning(answer, end))
+        return await _part(source, answer, headers) if is_part else (await _beginning(answer, end), None)
 
 
 _IGNORED = "the server ignored the range and sent the whole body (cat_file(url), or open with block_size=0)"
@@ -78,17 +103,33 @@ def _check_version(source: PathSource, found: str | None) -> None:
         raise ObjectChangedError(source.path, source.etag, str(found))
 
 
-async def _part(source: PathSource, answer: Any, start: int | None, end: int | None) -> bytes:
+def _asked(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Return start and end of the range that was asked for; None for what its end decides."""
+    asked = _ASKED.fullmatch(headers.get("Range", ""))
+    if asked is None or not asked[1]:
+        return None, None
+    return int(asked[1]), int(asked[2]) + 1 if asked[2] else None
+
+
+async def _part(source: PathSource, answer: Any, headers: Mapping[str, str]) -> tuple[bytes, _Rest]:
     """Take the body of a part, which is the one asked for as far as the answer says."""
     part = part_of(answer.headers.get("Content-Range"))
+    start, end = _asked(headers)
     url = redact_url(source.path)
-    if part is not None and (start or 0) >= 0:
-        part.check_start(start or 0, url)
+    if part is not None and start is not None:
+        part.check_start(start, url)
     data: bytes = await answer.read()
     is_as_stored = answer.headers.get("Content-Encoding", "identity") == "identity"  # else aiohttp decodes it
-    if part is not None and is_as_stored:
-        part.check_end(part.start + len(data), end, url)
-    return data
+    if part is None or not is_as_stored:
+        return data, None
+    reached, due = part.start + len(data), part.due(end)
+    if part.start < reached == part.end < due:
+        if source.version is None:
+            msg = f"the server sends no more than {len(data)} bytes of a range, and no version of the rest"
+            raise OSError(errno.EIO, msg, url)
+        return data, (reached, due)
+    part.check_end(reached, end, url)
+    return data[: max(due - part.start, 0)], None
 
 
 async def _beginning(answer: Any, end: int | None) -> bytes:
@@ -102,4 +143,16 @@ async def _beginning(answer: Any, end: int | None) -> bytes:
         if not piece:
             break
         data += piece
+    else:
+        if answer.content_length is None:
+            await _see_end(answer)
     return bytes(data)
+
+
+async def _see_end(answer: Any) -> None:
+    """Let a body end that has nothing more: only then is its connection used again."""
+    from aiohttp import ClientError  # noqa: PLC0415
+
+    with contextlib.suppress(OSError, ClientError):  # a time-out; all that was asked for is there
+        async with asyncio.timeout(_ENDS_WITHIN_S):
+            await answer.content.read(1)

@@ -21,6 +21,8 @@ class Asked:
     method: str
     path: str
     headers: dict[str, str]
+    port: int = 0
+    """The client's: one for each connection."""
 
     def span(self, size: int) -> tuple[int, int] | None:
         """Return the range that was asked for."""
@@ -36,6 +38,8 @@ class Said:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    then: Callable[[], bytes] | None = None
+    """Returns, when it is time, what is sent after the body."""
 
 
 def ranged(asked: Asked, data: bytes, **headers: str) -> Said:
@@ -81,7 +85,8 @@ class PlainServer:
             def log_message(self, *_args: Any) -> None: ...
 
             def do_GET(self) -> None:
-                asked = Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                asked = Asked(self.command, self.path, headers, self.client_address[1])
                 server.log.append(asked)
                 said = server.answer(asked)
                 self.send_response(said.status)
@@ -92,6 +97,8 @@ class PlainServer:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(said.body)
+                    if said.then is not None:
+                        self.wfile.write(said.then())
 
             do_HEAD = do_GET  # noqa: N815 - http.server's name
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import aiohttp
@@ -22,7 +22,7 @@ from plain_http import Asked, PlainServer, Said, ranged
 from targets import outcome
 
 import headrace
-from headrace.backends import _obstore_stores
+from headrace.backends import _http, _obstore_stores
 from headrace.backends._obstore_client import InexactError
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends.obstore import ObstoreBackend
@@ -31,6 +31,7 @@ from headrace.errors import ObjectChangedError
 from headrace.testing import Faults, ObjectServer
 
 DATA = np.random.default_rng(21).bytes(3_000_001)
+WAIT_S = 60.0
 
 
 def password(secret: str) -> Any:
@@ -434,6 +435,43 @@ def test_a_fault_of_the_answer_that_is_looked_at_costs_no_other() -> None:
         found = reader().read_ranges(f"{plain.url}/x", starts, [start + 10 for start in starts])
         assert found.to_pylist() == [DATA[start : start + 10] for start in starts]
         assert len(plain.gets) == 10 + 2, "the one that failed again, and the one looked at in its place"
+
+
+def test_a_connection_is_kept_where_a_body_of_unknown_length_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is the range's end, too, and what says that it is over comes after its last byte."""
+    is_read, see_end = Event(), _http._see_end
+
+    async def see(answer: Any) -> None:
+        is_read.set()
+        await see_end(answer)
+
+    def end() -> bytes:
+        assert is_read.wait(WAIT_S)
+        is_read.clear()
+        return b"0\r\n\r\n"
+
+    monkeypatch.setattr(_http, "_see_end", see)
+    monkeypatch.setattr(_http, "_ENDS_WITHIN_S", WAIT_S)
+    chunked = Said(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n", end)
+    with PlainServer(lambda _: chunked) as plain:
+        fs = reader("fsspec")
+        for _ in range(3):
+            assert fs.cat_file(f"{plain.url}/x", 0, 5) == b"hello"
+        assert len({asked.port for asked in plain.gets}) == 1
+
+
+def test_a_body_of_unknown_length_that_goes_on_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = Event()
+
+    def end() -> bytes:
+        assert is_over.wait(WAIT_S)
+        return b"0\r\n\r\n"
+
+    monkeypatch.setattr(_http, "_ENDS_WITHIN_S", 0)
+    chunked = Said(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n", end)
+    with PlainServer(lambda _: chunked) as plain:
+        assert reader("fsspec").cat_file(f"{plain.url}/x", 0, 5) == b"hello"
+        is_over.set()
 
 
 def test_a_body_of_unknown_length_is_read(engine: str) -> None:

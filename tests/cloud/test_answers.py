@@ -133,6 +133,50 @@ def test_a_server_that_never_sends_all_of_it_is_an_error(protocol: str, cloud_en
             store.fs.cat_file(store.path, start=100, end=300)
 
 
+BOUNDS = [{"start": 0, "end": 3 << 20}, {"start": 10, "end": -10}, {"end": -10}]
+
+
+def capped(asked: Asked, **headers: str) -> Said:
+    """Answer at most a megabyte of a range, and say so."""
+    span = asked.span(len(OLD))
+    if span is not None:
+        asked.headers["range"] = f"bytes={span[0]}-{min(span[1], span[0] + (1 << 20)) - 1}"
+    return ranged(asked, OLD, **WHEN, **headers)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_a_server_that_sends_less_of_a_range_is_asked_for_the_rest(
+    cloud_engine: str, bounds: dict[str, int]
+) -> None:
+    with PlainServer(lambda asked: capped(asked, ETag='"one"')) as server:
+        store = Store(server, "http", cloud_engine, retries=0)
+        found = store.fs.cat_file(store.path, **bounds)
+        assert found == OLD[bounds.get("start") : bounds["end"]]
+        assert {asked.headers.get("if-match") for asked in server.gets[-2:]} == {'"one"'}
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_the_rest_of_no_version_is_not_asked_for(cloud_engine: str, bounds: dict[str, int]) -> None:
+    """It may be another one's, and another attempt gets no more."""
+    with PlainServer(capped) as server:
+        store = Store(server, "http", cloud_engine)
+        with pytest.raises(OSError, match="no more than 1048576 bytes"):
+            store.fs.cat_file(store.path, **bounds)
+        assert len(server.gets) <= 2, "one of each engine"
+
+
+@pytest.mark.parametrize("bounds", [{"start": 10, "end": -10}, {"end": -10}, {"start": -5000, "end": -10}])
+def test_what_an_answer_has_beyond_the_range_is_left_out(cloud_engine: str, bounds: dict[str, int]) -> None:
+    def answer(asked: Asked) -> Said:
+        if (span := asked.span(len(OLD))) is not None:
+            asked.headers["range"] = f"bytes={span[0]}-"
+        return ranged(asked, OLD, **WHEN, ETag='"one"')
+
+    with PlainServer(answer) as server:
+        store = Store(server, "http", cloud_engine)
+        assert store.fs.cat_file(store.path, **bounds) == OLD[bounds.get("start") : bounds["end"]]
+
+
 def test_a_range_past_the_end_is_short(protocol: str, cloud_engine: str) -> None:
     with PlainServer(lambda asked: ranged(asked, OLD, **WHEN, ETag='"one"')) as server:
         store = Store(server, protocol, cloud_engine)
