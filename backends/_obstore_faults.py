@@ -39,7 +39,10 @@ _UNFIT = re.compile(r"source: Missing(LastModified|Etag)")
 _CONNECTION = frozenset({"Connect", "Request", "Interrupted", "Body", "Decode"})
 _CODES = {"SlowDown": 503, "RequestTimeout": 504, "InternalError": 500, "ServiceUnavailable": 503}
 
-_UNAUTHORIZED, _FORBIDDEN = 401, 403
+_TO_HEAD = re.compile(r"RetryErrorImpl \{\n\s+method: HEAD,")
+"""The request that failed, in the dump."""
+
+_UNAUTHORIZED, _FORBIDDEN, _NO_SUCH_RANGE = 401, 403, 416
 _MOVED = frozenset({301, 302, 307, 308})
 _ELSEWHERE = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
@@ -163,7 +166,14 @@ def is_of_credentials(error: BaseException) -> bool:
 def is_of_old_credentials(error: BaseException) -> bool:
     """Whether it refuses the credentials themselves, which may have been replaced since.
 
-    Not where it says that they do not reach an object: to whom may not list that is a missing one, too.
+    Not where it says that they do not reach an object: to whom may not list that is a missing one, too. The
+    answer to a HEAD has no body that could say so.
     """
     code, status = code_of(error), status_of(error)
-    return status == _UNAUTHORIZED or code in _CREDENTIALS or (status == _FORBIDDEN and not code)
+    is_denied = bool(code) or _TO_HEAD.search(str(error)) is not None
+    return status == _UNAUTHORIZED or code in _CREDENTIALS or (status == _FORBIDDEN and not is_denied)
+
+
+def is_of_one_object(error: BaseException) -> bool:
+    """Whether a refusal may be of the object alone: who may not read it, or that it has no such range."""
+    return status_of(error) in {_UNAUTHORIZED, _FORBIDDEN, _NO_SUCH_RANGE}

@@ -80,6 +80,11 @@ class SingleReads(AsyncBackend):
         return self._bulk.left_out()
 
     @override
+    def forget(self) -> None:
+        """Forget what bulk reads noted."""
+        self._bulk.forget()
+
+    @override
     def kept_bytes(self, ops: Ops, row: int) -> int:
         """Count as bulk reads do."""
         return self._bulk.kept_bytes(ops, row)

@@ -54,6 +54,9 @@ VERSIONS = 8
 LOOKED_AT = 1024
 """Objects of a bucket of which it is known whether they are encoded: those read last."""
 
+UNCLEAR = 8
+"""So many objects of a bucket are asked in vain whether conditions are heeded; then none is any more."""
+
 WARY_OPS = 320
 """After a fault so many ops in a row must succeed, each by itself, until bulk calls are trusted again.
 
@@ -88,7 +91,8 @@ def _find(kept: OrderedDict[K, V], name: K) -> V | None:
 def _keep(kept: OrderedDict[K, V], name: K, value: V, most: int) -> K | None:
     """Keep a value as used last, of so many; returns the name of the one that had to go."""
     kept[name] = value
-    kept.move_to_end(name)
+    with contextlib.suppress(KeyError):  # let go of meanwhile, where nobody holds a lock
+        kept.move_to_end(name)
     return kept.popitem(last=False)[0] if len(kept) > most else None
 
 
@@ -96,7 +100,8 @@ class BucketStore:
     """The native store of one bucket, and how far it is trusted."""
 
     __slots__ = (
-        "__weakref__", "_encoded", "_make", "_patient", "heeds_conditions", "options", "store", "wary_ops",
+        "__weakref__", "_encoded", "_make", "_patient", "_unclear", "heeds_conditions", "options", "store",
+        "wary_ops",
     )  # fmt: skip
 
     def __init__(self, options: StoreOptions, make: Callable[..., Any]) -> None:
@@ -108,6 +113,7 @@ class BucketStore:
         self._make = make
         self._patient: Any = None
         self._encoded: OrderedDict[str, bool] = OrderedDict()
+        self._unclear: set[str] = set()
 
     def store_for(self, length: int) -> Any:
         """Return the store for an op of so many bytes: one of unknown length may take as long as it takes."""
@@ -125,6 +131,23 @@ class BucketStore:
         """Note what an answer says of its encoding."""
         if self._encoded.get(key) is not is_encoded:
             _keep(self._encoded, key, is_encoded, LOOKED_AT)
+
+    def forget_encoding(self, key: str | None = None) -> None:
+        """Forget it, of one object or of all."""
+        if key is None:
+            self._encoded.clear()
+        else:
+            self._encoded.pop(key, None)
+
+    def may_ask_for_conditions(self, key: str) -> bool:
+        """Whether an object may still tell if conditions are heeded."""
+        return self.heeds_conditions is None and key not in self._unclear
+
+    def note_unclear(self, key: str) -> None:
+        """Note that an object did not tell; where `UNCLEAR` did not, none is asked any more."""
+        self._unclear.add(key)
+        if len(self._unclear) >= UNCLEAR:
+            self.heeds_conditions = False
 
     def note(self, succeeded: int, *, has_failed: bool) -> None:
         """Count what came back. One failure costs a bulk call all its answers: after it ops go one by one."""
@@ -220,6 +243,11 @@ class Stores:
     def _versions_of(self, bucket: str) -> list[tuple[str, str, str]]:
         # A copy first: another thread may have one moved meanwhile.
         return [name for name in list(self._versions) if name[0] == bucket]
+
+    def forget_encodings(self) -> None:
+        """Forget which objects are encoded: they may be others by now."""
+        for bucket in list(self._in_use.values()):
+            bucket.forget_encoding()
 
     def give_up(self, bucket: str, why: str) -> None:
         """Leave a bucket to the wrapped filesystem from now on."""

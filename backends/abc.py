@@ -154,6 +154,9 @@ class Backend(abc.ABC):
         """Say what turned out to be left to the wrapped filesystem, and why, or None; for reports."""
         return None
 
+    def forget(self) -> None:  # noqa: B027
+        """Forget what was noted of files: they may be others by now."""
+
     @abc.abstractmethod
     def device(self, path: str) -> Hashable:
         """Name the device or store that `path` lives on: one scheduler for each."""

@@ -219,6 +219,11 @@ class ObstoreBackend(BulkBackend):
         """Count what came of a long op."""
         return kept_in(ops, row)
 
+    @override
+    def forget(self) -> None:
+        """Forget which objects are encoded."""
+        self._stores.forget_encodings()
+
     # -- reads
 
     @override
@@ -447,6 +452,7 @@ class ObstoreBackend(BulkBackend):
             error = ObjectChangedError(source.path, source.etag or "unknown", now)
         if isinstance(error, ObjectChangedError):
             self.target.invalidate_cache(source.path)  # or a listing would name the old version again
+            bucket.forget_encoding(source.key)
             return error
         fault = faults.fault_of(error, source.path)
         if fault is None:
@@ -608,12 +614,14 @@ def _heeds_conditions(bucket: BucketStore, key: str) -> bool:
     """Whether the store reads no other version than is asked for: it is asked for one that is none."""
     import obstore  # noqa: PLC0415
 
-    if bucket.heeds_conditions is None:
+    if bucket.may_ask_for_conditions(key):
         try:
             obstore.get(bucket.store, key, options={"range": (0, 1), "if_match": '"headrace"'})
         except Exception as error:  # noqa: BLE001 - judged by what it says; of others a read will tell
             if faults.is_another_version(error):
                 bucket.heeds_conditions = True
+            elif faults.is_of_one_object(error):
+                bucket.note_unclear(key)
             elif faults.fault_of(error, key) is None and not isinstance(error, FileNotFoundError):
                 bucket.heeds_conditions = False  # it would answer so the next time, too
         else:

@@ -290,11 +290,12 @@ class Delegation:
             yield step
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget listings, of `path` or all, and the footers that were kept."""
+        """Forget listings, of `path` or all, the footers that were kept, and what was noted of files."""
         self._of_target("invalidate_cache", path if path is None else self._own_path(path))
         channel = self.channel
         if channel is not None:
             channel.tails.clear()
+            channel.backend.forget()
 
     @property
     def transaction(self) -> Any:

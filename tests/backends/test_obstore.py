@@ -9,12 +9,15 @@ import importlib.util
 import os
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import obstore
 import pytest
+from obstore.store import HTTPStore
 from plain_http import Asked, PlainServer, Said, ranged
 from s3fs import S3FileSystem
 from targets import at_rest, outcome
@@ -368,6 +371,28 @@ def test_a_store_is_made_again_where_its_credentials_may_be_old(body: bytes, is_
         with pytest.raises(OSError, match="denied"):
             fs.cat_file("bucket/denied", 3, 9)
         assert (kept.bucket("bucket") is store) == is_kept
+
+
+@pytest.mark.parametrize(("ask", "expected"), [(obstore.get, True), (obstore.head, False)])
+def test_a_denial_without_a_body_is_of_old_credentials_where_it_could_have_one(
+    ask: Any, expected: bool
+) -> None:
+    with PlainServer(lambda _: Said(403)) as plain:
+        store = HTTPStore(plain.url, client_options={"allow_http": True})
+        with pytest.raises(obstore.exceptions.PermissionDeniedError) as denied:
+            ask(store, "RetryErrorImpl { method: HEAD, }")
+    assert faults.is_of_old_credentials(denied.value) is expected
+
+
+def test_what_another_thread_lets_go_of_meanwhile_is_no_error() -> None:
+    class Busy(OrderedDict[str, bool]):
+        def move_to_end(self, key: str, last: bool = True) -> None:
+            del self[key]
+            super().move_to_end(key, last)
+
+    kept = Busy()
+    assert stores._keep(kept, "a", True, 1) is None
+    assert not kept
 
 
 @pytest.mark.parametrize(

@@ -523,6 +523,64 @@ def test_what_a_file_is_called_is_no_fault(name: str) -> None:
         assert len(plain.gets) == 2
 
 
+@pytest.mark.parametrize("status", [401, 403, 416])
+def test_one_object_that_does_not_tell_says_nothing_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Each is asked once, and none any more where many did not tell."""
+    monkeypatch.setattr(_obstore_stores, "WORTH_OPS", 2)
+    monkeypatch.setattr(_obstore_stores, "UNCLEAR", 3)
+    odd = list[str]()
+
+    def answer(asked: Asked) -> Said:
+        if asked.headers.get("if-match", '"one"') == '"one"':
+            return ranged(asked, DATA, ETag='"one"')
+        odd.append(asked.path)
+        return Said(412 if "heeding" in asked.path else status)
+
+    def read(fs: headrace.HeadraceFileSystem, name: str) -> bool | None:
+        with fs.open(f"{plain.url}/{name}", cache_type="none") as file:
+            for k in range(6):
+                file.seek(300_000 * k)
+                assert file.read(10) == DATA[300_000 * k :][:10]
+        bucket = fs.channel.backend._stores.bucket(plain.url)  # type: ignore[union-attr]
+        heeds: bool | None = bucket.heeds_conditions
+        return heeds
+
+    with PlainServer(answer) as plain:
+        fs = reader()
+        assert [read(fs, name) for name in ("a", "b", "heeding", "c")] == [None, None, True, True]
+        assert odd == ["/a", "/b", "/heeding"]
+        odd.clear()
+        fs = reader()
+        assert [read(fs, name) for name in ("a", "b", "c", "d")] == [None, None, False, False]
+        assert odd == ["/a", "/b", "/c"]
+
+
+@pytest.mark.parametrize("forgets", ["asked to", "replaced"])
+def test_whether_an_object_is_encoded_is_forgotten_with_it(forgets: str) -> None:
+    """It may be another one by then."""
+    said = dict[str, str](ETag='"one"')
+    body = DATA
+
+    def answer(asked: Asked) -> Said:
+        is_another = asked.headers.get("if-match", said["ETag"]) != said["ETag"]
+        return Said(412) if is_another else ranged(asked, body, **said)
+
+    with PlainServer(answer) as plain:
+        fs, url = reader(), f"{plain.url}/x"
+        file = fs.open(url, cache_type="none")
+        assert file.read(10) == fs.cat_file(url, 0, 10) == DATA[:10]
+        said.update({"ETag": '"two"', "Content-Encoding": "gzip"})
+        body = gzip.compress(DATA[:5000])
+        if forgets == "replaced":
+            with pytest.raises(ObjectChangedError):
+                file.read(10)
+        else:
+            fs.invalidate_cache()
+        assert fs.cat_file(url, 0, len(body)) == DATA[:5000][: len(body)]
+
+
 def test_a_server_that_is_not_there_is_named_with_the_systems_words() -> None:
     with socket.socket() as taken:  # bound and not listening: nobody else has the port meanwhile
         taken.bind(("127.0.0.1", 0))
