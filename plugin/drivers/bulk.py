@@ -199,11 +199,14 @@ def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
 def perform(job: Job, grant: Grant, rows: Int64Array) -> None:
     """Perform rows of a grant to their end, trying again where that may help, and complete them."""
     left, attempts = rows, Attempts()
-    while len(left) and not job.request.is_over:
-        attempts.begin()
-        _call(job, left)
-        left, delay_s = _to_be_tried_again(job, left, attempts)
-        _pause(job, delay_s)
+    try:
+        while len(left) and not job.request.is_over:
+            attempts.begin()
+            _call(job, left)
+            left, delay_s = _to_be_tried_again(job, left, attempts)
+            _pause(job, delay_s)
+    except Exception as error:  # noqa: BLE001 - as of a verdict: nobody else completes them
+        _fail(job, rows, error)
     # Rows that were to be tried again when the request ended.
     _fail(job, left, ConnectionAbortedError("the read was cancelled"))
     # An op of unknown length is alone in its grant.

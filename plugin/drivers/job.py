@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.drivers.waiter import Waiter
-from headrace.redact import redact_text
 from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Job:
     hands
         Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
     fault
-        What the last attempt that failed said, without secrets: in words, as an error would keep its frames.
+        What the last attempt that failed said, secrets and all: in words, as an error would keep its frames.
     lost
         Keeps what tells the engine that nobody holds the read any more, of one that was submitted.
     under_way
@@ -174,7 +173,7 @@ class Job:
     def next_delay(self, attempts: Attempts, row: int, error: BaseException) -> float | None:
         """Tell the core that an attempt at op `row` failed; returns the seconds until the next, or None."""
         verdict = self.backend.verdict(error)
-        self.fault = redact_text(f"{type(error).__name__}: {error}")
+        self.fault = _words_of(error)
         attempts.note_kept(row, self.backend.kept_bytes(self.ops, row))
         with self.engine.lock, self.engine:
             scheduler = self.scheduler
@@ -214,3 +213,12 @@ class Job:
         """End the request with `error`."""
         with self.engine.lock, self.engine:
             self.scheduler.fail(self.request, error)
+
+
+def _words_of(error: BaseException) -> str:
+    """Return what an error says, or its name alone where it cannot say it."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001 - what it raises when it is printed is nobody's
+        return name

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from headrace.drivers import interrupts
 from headrace.errors import ReadTimeoutError
+from headrace.redact import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.25
 """A signal that comes just before a wait does not end it: this is the longest until it is handled."""
+
+TOLD_CHARACTERS = 400
+"""A store may answer with a page of text."""
 
 
 def _never() -> bool:
@@ -31,10 +35,11 @@ def _nothing() -> None:
 
 
 def late(job: Job, when: str) -> ReadTimeoutError:
-    """Return the error of a job that was not over in time, which tells what its last attempt failed with."""
+    """Return the error of a job that was not over in time; if an attempt failed, it tells with what."""
     error = ReadTimeoutError(f"{job.request.label or 'read'}: not finished {when}")
     if job.fault:
-        error.add_note(f"its last attempt: {job.fault}")
+        # Cut afterwards: half a signed URL may not look like one. It need not be why: others went well since.
+        error.add_note(f"an attempt had failed with: {redact_text(job.fault)[:TOLD_CHARACTERS]}")
     return error
 
 

@@ -265,7 +265,9 @@ def test_a_store_that_was_away_is_read_on(
         with pytest.raises(ReadTimeoutError, match="bucket/key: not finished") as raised:
             wait(0)
         (note,) = raised.value.__notes__
-        assert re.match(r"its last attempt: \w+: .*[Cc]onnect", note, re.DOTALL), "it was not slow, but away"
+        assert re.match(r"an attempt had failed with: \w+: .*[Cc]onnect", note, re.DOTALL), (
+            "it was not slow, but away"
+        )
     server.listen_again()
     check(read.result(60))
     assert at_rest(fs)

@@ -28,8 +28,15 @@ class Interrupt(KeyboardInterrupt):
     """Stands for whatever ends a thread's turn of the loop."""
 
 
+class UntoldError(Exception):
+    """It says nothing of itself."""
+
+    def __str__(self) -> str:
+        raise AttributeError("no words")
+
+
 class Store(AsyncFileSystem):
-    """Serves `DATA`; what reads "a" is interrupted so many times."""
+    """Serves `DATA`, but for "untold"; what reads "a" is interrupted so many times."""
 
     protocol = "teststore"
     cachable = False
@@ -47,6 +54,8 @@ class Store(AsyncFileSystem):
         if Store.interrupts and path.endswith("a"):
             Store.interrupts -= 1
             raise Interrupt
+        if path.endswith("untold"):
+            raise UntoldError
         return DATA[start:end]
 
 
@@ -61,6 +70,14 @@ def driver_of(fs: HeadraceFileSystem) -> AsyncDriver:
     driver = fs.channel.driver
     assert isinstance(driver, AsyncDriver)
     return driver
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard"])
+def test_an_error_that_cannot_be_printed_is_an_error(mode: str) -> None:
+    fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
+    found = fs.cat_ranges(["untold", "b"], [0, 0], [4, 4], on_error="return")
+    assert isinstance(found[0], UntoldError)
+    assert found[1] == DATA[:4]
 
 
 @pytest.mark.parametrize("mode", ["lite", "standard"])

@@ -27,6 +27,13 @@ class Panic(BaseException):
     """What a native engine may raise."""
 
 
+class UntoldError(ConnectionError):
+    """It says nothing of itself."""
+
+    def __str__(self) -> str:
+        raise AttributeError("no words")
+
+
 class RecordingBackend(BulkBackend):
     """Serves `DATA`, and notes who called for what."""
 
@@ -270,6 +277,54 @@ def test_a_panic_is_an_error_and_ends_no_thread(fs: HeadraceFileSystem, backend:
     with pytest.raises(RuntimeError, match="index out of bounds"):
         fs.cat_file("x", start=0, end=5)
     expect(fs, 1)
+
+
+def test_an_error_that_cannot_be_printed_is_an_error(
+    fs: HeadraceFileSystem, backend: RecordingBackend
+) -> None:
+    backend.row_failures = {1: [UntoldError("reset")]}
+    expect(fs, 3)
+    backend.verdict = lambda _error: Verdict(is_retryable=False)  # type: ignore[method-assign]
+    backend.failures = [UntoldError("reset")]
+    with pytest.raises(UntoldError):
+        fs.cat_file("x", start=0, end=5)
+    assert at_rest(fs)
+
+
+def test_a_verdict_that_fails_fails_the_rows_of_its_call(
+    fs: HeadraceFileSystem, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is raised beside a call ends no worker, and leaves nobody waiting."""
+    monkeypatch.setattr(backend, "verdict", lambda error: {}[error])
+    backend.row_failures = {1: [ConnectionError("reset")]}
+    starts, ends = scattered(3)
+    found = fs.submit_ranges("x", starts, ends).result(WAIT_S).to_pylist(on_error="return")
+    assert isinstance(found[1], ConnectionError)
+    assert [found[0], found[2]] == [DATA[:100], DATA[4000:4100]]
+    assert at_rest(fs)
+
+
+def test_a_time_out_tells_what_an_attempt_failed_with(
+    fs: HeadraceFileSystem, backend: RecordingBackend, wait_until: Any
+) -> None:
+    """Without secrets, and not all of the page that a store may answer with."""
+    gate = threading.Event()
+
+    def verdict(_error: BaseException) -> Verdict:
+        backend.gate = gate  # the next attempt waits
+        return RETRYABLE
+
+    backend.verdict = verdict  # type: ignore[method-assign]
+    backend.row_failures = {0: [ConnectionError(f"https://host/key?sig=hunter2hunter2 {'page ' * 1000}")]}
+    read = fs.submit_ranges("x", [0], [5])
+    wait_until(lambda: fs._reader.channel.scheduler("x").retries.granted == 1)
+    with pytest.raises(ReadTimeoutError) as raised:
+        read.result(0)
+    gate.set()
+    (note,) = raised.value.__notes__
+    assert note.startswith("an attempt had failed with: ConnectionError: https://host/key?sig=*** page")
+    assert len(note) < 500
+    assert read.result(WAIT_S).to_pylist() == [DATA[:5]]
 
 
 def test_a_row_left_without_an_answer_fails(fs: HeadraceFileSystem, backend: RecordingBackend) -> None:
