@@ -9,6 +9,9 @@ kernel refuses these flags there is no ring.
 What is in flight is read from the queues' own indices (`Ring.in_flight`), never counted beside them: an
 exception between any two lines leaves nothing uncounted. The submission queue's tail is stored after
 its entries are whole, the completion queue's head after the entries were copied out.
+
+The queues are mapped through C and not by `mmap.mmap`, which keeps a descriptor of its own: a forked child
+that lets go of a ring must close the last one, but may not unmap what it never had.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import errno
 import mmap
 import os
 import threading
+from collections import deque
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,7 +33,7 @@ from headrace.backends import _uring_abi as abi
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from headrace.types import Int64Array
+    from headrace.types import Int64Array, UInt8Array
 
 _FLAGS = abi.SETUP_CQSIZE | abi.SETUP_SUBMIT_ALL | abi.SETUP_SINGLE_ISSUER | abi.SETUP_DEFER_TASKRUN
 _MASK = 0xFFFFFFFF
@@ -37,6 +42,9 @@ _MASK = 0xFFFFFFFF
 _BUSY = frozenset({errno.EAGAIN, errno.EBUSY, errno.ETIME})
 """What io_uring_enter says when it is to be asked again, once completions were reaped."""
 
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+"""mmap(2)."""
 
 _PATIENCE = 1000
 """So many refusals in a row are no longer a busy kernel."""
@@ -92,6 +100,56 @@ def _result(answer: int) -> int:
     return answer if answer >= 0 else -ctypes.get_errno()
 
 
+@cache
+def _libc() -> Any:
+    """Return the C library, whose calls keep the GIL: a mapping goes when its last array does, anywhere."""
+    library = ctypes.PyDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+    ]  # fmt: skip
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+class _Mapping:
+    """A part of a ring's memory, which lives as long as an array on it (I9); it holds no descriptor.
+
+    Parameters
+    ----------
+    fd
+        The ring's.
+    nbytes, offset
+        Which part.
+    """
+
+    __slots__ = ("__array_interface__", "__del__", "_addresses")
+
+    def __init__(self, fd: int, nbytes: int, offset: int) -> None:
+        libc = _libc()
+        # As in `LocalSource`: an owner before there is anything to own, and no Python in what unmaps.
+        self._addresses: list[int] = []
+        self.__del__: partial[deque[int]] = partial(deque, map(libc.munmap, self._addresses, (nbytes,)), 0)
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | mmap.MAP_POPULATE
+        self._addresses[:] = map(libc.mmap, (None,), (nbytes,), (protection,), (flags,), (fd,), (offset,))
+        (address,) = self._addresses
+        # A forked child that wrote to the shared indices would break the parent's ring.
+        if address == _MAP_FAILED or libc.madvise(address, nbytes, mmap.MADV_DONTFORK):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+        }
+
+    def forget(self) -> None:
+        """Leave it mapped: a forked child has no such memory, and may have other where its parent has it."""
+        self._addresses.clear()
+
+
 class Ring:
     """A submission and a completion queue for reads, of the thread that makes it.
 
@@ -114,7 +172,7 @@ class Ring:
         self.pid = os.getpid()
         self._kernel = kernel
         self._refusals = 0
-        self._mapped: list[mmap.mmap] = []
+        self._mapped: list[_Mapping] = []
         self.fd = -1
         params = np.zeros(1, abi.PARAMS)
         params["flags"] = _FLAGS
@@ -157,18 +215,10 @@ class Ring:
         cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
         self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
 
-    def _mapping(self, nbytes: int, offset: int) -> mmap.mmap:
-        mapped = mmap.mmap(
-            self.fd,
-            nbytes,
-            flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            offset=offset,
-        )
+    def _mapping(self, nbytes: int, offset: int) -> UInt8Array:
+        mapped = _Mapping(self.fd, nbytes, offset)
         self._mapped.append(mapped)
-        # A forked child that wrote to the shared indices would break the parent's ring.
-        mapped.madvise(mmap.MADV_DONTFORK)
-        return mapped
+        return np.asarray(mapped)
 
     @property
     def unsubmitted(self) -> int:
@@ -276,14 +326,13 @@ class Ring:
         When a thread ends, the kernel ends what it submitted before the thread's last moment is over.
         """
         if self.pid != os.getpid():
-            # A forked child has no such mappings, and may have other memory where its parent has them.
             for mapped in self._mapped:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(mapped))
+                mapped.forget()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
-        # The mappings hold descriptors of their own, and go with the last array on them.
+        # The mappings go with the last array on them, and the kernel's part of the ring with them.
         self._mapped.clear()
         for name in ("_sq_head", "_sq_tail", "_cq_head", "_cq_tail", "_sqes", "_cqe_tokens", "_cqe_results"):
             self.__dict__.pop(name, None)

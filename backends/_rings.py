@@ -42,7 +42,7 @@ DEFAULT_DEPTH = 256
 """Entries of a submission queue; as many ops as a scheduler has in flight to one device."""
 
 MOST_RINGS = 64
-"""Each holds three descriptors and some tens of kilobytes of kernel memory."""
+"""Each holds a descriptor and some tens of kilobytes of kernel memory."""
 
 UNHEARD = 256
 """After a refusal the next so many askings of threads without a ring, some for each slice, are refused, too.

@@ -472,11 +472,46 @@ def test_a_forked_child_has_rings_of_its_own(path: str) -> None:
     os.close(write_to)
 
 
+def descriptors_of(found: os.stat_result) -> int:
+    """Count those that this process has of a ring."""
+    kept = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own
+            kept += os.path.samestat(link.stat(), found)
+    return kept
+
+
+def is_of_a_ring(address: int) -> bool:
+    """Whether memory of a ring is mapped there."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, _, end = line.partition(" ")[0].partition("-")
+        if int(begin, 16) <= address < int(end, 16):
+            return line.endswith("anon_inode:[io_uring]")
+    return False
+
+
+def test_a_ring_goes_with_its_last_descriptor_and_its_last_array() -> None:
+    ring = Ring(8, LinuxKernel())
+    found = os.fstat(ring.fd)
+    assert descriptors_of(found) == 1
+    tail = ring._sq_tail
+    address = tail.ctypes.data
+    ring.close()
+    assert descriptors_of(found) == 0
+    assert tail[0] == 0
+    assert is_of_a_ring(address)
+    del tail
+    gc.collect()
+    assert not is_of_a_ring(address)
+
+
 def test_a_forked_child_keeps_the_memory_that_it_has_where_a_ring_was() -> None:
+    """And of the ring nothing: it would live as long as the child."""
     rings = Rings(16, LinuxKernel())
     ring = rings.mine()
     assert ring is not None
     address = ring.ring._sq_head.ctypes.data & -mmap.PAGESIZE
+    found = os.fstat(ring.ring.fd)
     del ring
     take = ctypes.CDLL(None).mmap
     take.restype = ctypes.c_void_p
@@ -490,7 +525,7 @@ def test_a_forked_child_keeps_the_memory_that_it_has_where_a_ring_was() -> None:
                 ctypes.memset(address, 7, 1)
                 rings.forget()
                 gc.collect()
-                status = 0 if ctypes.string_at(address, 1) == b"\7" else 2
+                status = 2 * (ctypes.string_at(address, 1) != b"\7") + 4 * descriptors_of(found)
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
