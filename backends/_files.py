@@ -82,8 +82,7 @@ class LocalSource:
                 self.direct_fd = -1
                 deque(map(linux.close, map(self.fds.pop, (1,))), 0)
         except OSError as error:
-            if error.errno is None:
-                raise  # a signal handler's own
+            raise_if_of_a_handler(error)
             # A filesystem, such as some in memory, that refuses.
 
     def advise(self, advice: int) -> None:
@@ -113,8 +112,7 @@ class LocalSource:
         try:
             return not linux.pread(self.fd, 0, 1)
         except OSError as error:
-            if error.errno is None:
-                raise  # a signal handler's own
+            raise_if_of_a_handler(error)
             return False
 
 
@@ -268,7 +266,6 @@ class FileBackend(InlineBackend):
             try:
                 ops.got[row] = _read_rest(ops, row)
             except OSError as error:
-                raise_if_of_a_handler(error)
                 source = ops.sources[ops.file[row]]
                 ops.fail(row, _of_path(error, source.path))
 
@@ -281,7 +278,8 @@ def _check_is_sized(found: os.stat_result, path: str) -> None:
 
 
 def _of_path(error: OSError, path: str) -> OSError:
-    """Return an error of the file's with its name; a signal handler's own, which has no number, as it is."""
+    """Return an error of the file's with its name; a signal handler's own is raised."""
+    raise_if_of_a_handler(error)
     return error if error.errno is None else type(error)(error.errno, error.strerror, path)
 
 
@@ -289,8 +287,7 @@ def _device_number(folder: str) -> int:
     try:
         return Path(folder).stat().st_dev
     except (OSError, ValueError) as error:  # what is no name is a ValueError, to whoever opens it as well
-        if isinstance(error, OSError) and error.errno is None:
-            raise  # a signal handler's own
+        raise_if_of_a_handler(error)
         return -1
 
 

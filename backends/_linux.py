@@ -23,6 +23,8 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from headrace.threads import raise_if_of_a_handler
+
 IS_LINUX = sys.platform == "linux"
 
 RWF_NOWAIT = 8
@@ -108,8 +110,7 @@ def is_served(device: int) -> bool:
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError as error:
-        if error.errno is None:
-            raise  # a signal handler's own
+        raise_if_of_a_handler(error)
         return False
     kinds = (line.rpartition(" - ")[2] for line in mounts if line.split()[2] == number)
     return any(kind.startswith(_SERVED) for kind in kinds)
@@ -166,8 +167,7 @@ def read_cached(fd: int, view: memoryview, start: int) -> int:
     try:
         return os.preadv(fd, [view], start, RWF_NOWAIT)
     except OSError as error:
-        if error.errno is None:
-            raise  # a signal handler's own
+        raise_if_of_a_handler(error)
         # EAGAIN is a miss; any other error comes again, and is raised, when the row is finished.
         return -1
 

@@ -16,7 +16,6 @@ that lets go of a ring must close the last one, but may not unmap what it never 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -330,8 +329,7 @@ class Ring:
                 mapped.forget()
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            _libc().close(fd)  # no error of its own to keep apart from a signal handler's
         # The mappings go with the last array on them, and the kernel's part of the ring with them.
         self._mapped.clear()
         for name in ("_sq_head", "_sq_tail", "_cq_head", "_cq_tail", "_sqes", "_cqe_tokens", "_cqe_results"):

@@ -144,8 +144,7 @@ class ThreadRing:
         try:
             return function(*args, **options)
         except OSError as error:
-            if error.errno is None:
-                raise  # a signal handler's
+            raise_if_of_a_handler(error)
             self.is_broken = True
             # Its text: who keeps records would keep what its frames hold.
             _log.warning("a ring is of no use any more, its reads are done with preadv: %s", str(error))

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from headrace.threads import raise_if_of_a_handler
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -55,8 +57,7 @@ def mapping(nbytes: int) -> mmap.mmap:
         try:
             mapped.madvise(_ADVICE_HUGE)
         except OSError as error:
-            if error.errno is None:
-                raise  # a signal handler's own
+            raise_if_of_a_handler(error)
             # A kernel without them.
     return mapped
 

@@ -214,8 +214,7 @@ class QuickReader(JobMaker):
             job.complete(grant, len(ranges), request.result_bytes)
             hand_over(job, None, sum(map(len, found)))
         except OSError as error:
-            if error.errno is None:
-                raise  # not the file's: a signal handler's, who has run out of time
+            raise_if_of_a_handler(error)
             return None  # whose error it is, the scheduled way says
         finally:
             if request.seq and request.state is not State.RETIRED:

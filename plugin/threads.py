@@ -8,6 +8,9 @@ import signal
 import threading
 import weakref
 from functools import partial
+from inspect import CO_VARARGS
+from itertools import pairwise
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -79,17 +82,37 @@ def raise_if_of_a_handler(error: BaseException) -> None:
     """Raise what a signal's handler raised: it is the caller's, and no answer of what was just called.
 
     As a time-out by an alarm, or the soft time limit of a task queue. It came through a frame of one of the
-    handlers that are set. Only the main thread runs them.
+    handlers that are set. Only the main thread runs them. To be called by who caught it.
     """
-    if threading.get_ident() != threading.main_thread().ident:
+    trace = error.__traceback__
+    trace = None if trace is None else trace.tb_next  # the first is the frame that caught it
+    if trace is None or threading.get_ident() != threading.main_thread().ident:
         return
     # Not `signal.getsignal`, which looks its answer up in an enumeration.
     handlers = {_code_of(handler) for handler in map(_signal.getsignal, _SIGNALS) if callable(handler)}
-    trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code in handlers:
+        if trace.tb_frame.f_code in handlers and _may_handle(trace.tb_frame):
             raise error
         trace = trace.tb_next
+
+
+def _may_handle(frame: FrameType) -> bool:
+    """Whether a frame was given a signal and where that came, or lets nobody tell.
+
+    A handler behind a decorator has the code of all functions that are behind it.
+    """
+    code, known = frame.f_code, frame.f_locals
+    given = [known.get(name, _GONE) for name in code.co_varnames[: code.co_argcount]]
+    if code.co_flags & CO_VARARGS:
+        given += known.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount], (_GONE,))
+    return any(one is _GONE for one in given) or any(
+        isinstance(number, int) and number in _SIGNALS and (where is None or isinstance(where, FrameType))
+        for number, where in pairwise(given)
+    )
+
+
+_GONE: Any = object()
+"""What a function was given and has deleted."""
 
 
 def _code_of(handler: Any) -> Any:

@@ -150,25 +150,6 @@ def test_a_completion_that_comes_late_spoils_nothing(path: str, monkeypatch: pyt
     assert ops.got.tolist() == [BLOCK] * len(ops)
 
 
-def test_a_handlers_own_error_is_not_the_rings(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One without a number, such as an alarm's."""
-    backend = backend_on(LinuxKernel())
-    ops, _ = scattered(backend, path)
-
-    def alarmed(*_: object, **__: object) -> None:
-        raise TimeoutError("the alarm")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Ring, "enter", alarmed)
-        with pytest.raises(TimeoutError, match="the alarm"):
-            backend.probe_rows(ops, 0, len(ops))
-    ring = backend._rings.mine()
-    assert ring is not None
-    assert not ring.is_broken
-    backend.drain()
-    read(backend, path)
-
-
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EBADF, errno.EBADR, errno.ENXIO, errno.EFAULT])
 def test_a_ring_that_breaks_is_replaced(path: str, number: int, caplog: pytest.LogCaptureFixture) -> None:
     backend = backend_on(Faulty(number))

@@ -6,6 +6,7 @@ As an alarm's time-out, which is an OSError, or the soft time limit of a task qu
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from targets import at_rest
 
 from headrace import HeadraceFileSystem
 from headrace.backends import _files
+from headrace.backends._ring import LinuxKernel
+from headrace.backends._rings import probe
+from headrace.backends.uring import FEW
 from headrace.core.gather import void_view
 from headrace.reader import LONG_BYTES
 from headrace.single import CLIP_ABOVE_BYTES
@@ -97,11 +101,40 @@ def endless(fs: Any, paths: list[str]) -> list[bytes]:
     return [bytes(one[:10]) for one in fs.read_ranges(paths, [0] * FILES, ends)]
 
 
+def short(fs: Any, paths: list[str]) -> list[bytes]:
+    return [fs.cat_file(path, 0, 10) for path in paths]
+
+
+def whole(fs: Any, paths: list[str]) -> list[bytes]:
+    return [fs.cat_file(path)[:10] for path in paths]
+
+
+def opened(fs: Any, paths: list[str]) -> list[bytes]:
+    found = []
+    for path in paths:
+        with fs.open(path) as file:
+            found.append(file.read()[:10])
+    return found
+
+
+def long_batch(fs: Any, paths: list[str]) -> list[bytes]:
+    answers = fs.read_ranges(paths, [0] * FILES, [LONG_BYTES] * FILES).to_pylist(on_error="return")
+    return [one if isinstance(one, Exception) else one[:10] for one in answers]
+
+
+def many(fs: Any, paths: list[str]) -> list[bytes]:
+    """So many short ranges that they are worth a ring."""
+    starts = np.arange(FEW) * 10 % len(CONTENT) // 256 * 256
+    starts[:FILES] = 0
+    files = np.resize(paths, FEW).tolist()
+    return fs.read_ranges(files, starts, starts + 10).to_pylist(on_error="return")[:FILES]  # type: ignore[no-any-return]
+
+
 def comes_out(fs: Any, read: Callable[[], list[bytes]], alarm: Exception) -> None:
     with pytest.raises(type(alarm)) as raised:
         read()
     assert raised.value is alarm
-    at_rest(fs)
+    assert at_rest(fs)
     assert read() == [CONTENT[:10]] * FILES, "and is forgotten"
 
 
@@ -164,6 +197,53 @@ def test_it_comes_out_of_a_read_of_one_row(
     comes_out(fs, partial(batch, fs, paths), alarm)
 
 
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="no such system call here")
+@pytest.mark.parametrize("name", ["pread", "auto"])
+@pytest.mark.parametrize("read", [whole, opened, long, long_batch])
+@pytest.mark.parametrize("at", [0, 1])
+def test_it_comes_out_of_a_system_call(
+    at: int,
+    read: Callable[..., list[bytes]],
+    name: str,
+    paths: list[str],
+    alarm: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler="lite", local_backend=name)
+    monkeypatch.setattr(os, "preadv", ringing(at, os.preadv))
+    comes_out(fs, partial(read, fs, paths), alarm)
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="no such system call here")
+@pytest.mark.parametrize("read", [short, few])
+def test_it_comes_out_of_a_short_read_that_waits(
+    read: Callable[..., list[bytes]],
+    paths: list[str],
+    alarm: Exception,
+    scheduled_mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler=scheduled_mode)
+    monkeypatch.setattr(fs.channel.backend, "probe", lambda *_given: None)
+    monkeypatch.setattr(os, "pread", ringing(1, os.pread))
+    comes_out(fs, partial(read, fs, paths), alarm)
+
+
+@pytest.mark.skipif(probe() is not None, reason="the kernel, or a sandbox, has no io_uring")
+@pytest.mark.parametrize("read", [many, long, long_batch])
+def test_it_comes_out_of_a_ring(
+    read: Callable[..., list[bytes]], paths: list[str], alarm: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is as good as before."""
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler="lite", local_backend="uring")
+    monkeypatch.setattr("headrace.backends._linux.is_cached", lambda *_given: False)
+    monkeypatch.setattr(LinuxKernel, "enter", ringing(0, LinuxKernel.enter))
+    comes_out(fs, partial(read, fs, paths), alarm)
+    ring = fs.channel.backend._rings.mine()
+    assert ring is not None
+    assert not ring.is_broken
+
+
 def test_it_comes_out_of_a_read_of_memory(
     tmp_path: Path, alarm: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +302,39 @@ def test_whatever_else_was_raised_is_an_answer(alarm: Exception) -> None:
         raise alarm
 
     assert told(fail) is alarm
+
+
+def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Stand for a decorator of the program's: whatever is behind it shares a code."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    return call
+
+
+def forgets(number: int, frame: FrameType | None) -> None:
+    del number, frame  # as linters want
+    raise SoftLimitError
+
+
+@pytest.mark.parametrize(
+    "handler", [counted(Handlers().method), forgets, counted(forgets)], ids=["method", "plain", "decorated"]
+)
+def test_a_handler_behind_a_decorator_is_told_from_others_behind_it(handler: Any) -> None:
+    """By what it is given."""
+
+    @counted
+    def fail(*_: object) -> None:
+        raise SoftLimitError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(SoftLimitError):
+            told(partial(signal.raise_signal, signal.SIGALRM))
+        assert isinstance(told(partial(fail, "path", 0, 14)), SoftLimitError)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_a_handler_reads_has_answers_of_its_own(tmp_path: Path) -> None:

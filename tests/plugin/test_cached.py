@@ -496,15 +496,6 @@ def test_a_handler_that_reads_when_its_threads_read_was_just_admitted(
     assert at_rest(fs)
 
 
-def test_a_handlers_own_error_is_no_miss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def alarmed(*_given: object) -> int:
-        raise TimeoutError("the alarm")
-
-    monkeypatch.setattr(os, "preadv", alarmed)
-    with path.open("rb") as file, pytest.raises(TimeoutError, match="the alarm"):
-        linux.read_cached(file.fileno(), memoryview(bytearray(10)), 0)
-
-
 def test_an_error_of_the_disk_names_the_file(
     path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,24 +519,6 @@ def test_a_time_out_leaves_misses_to_those_who_can_be_left(
     misses = Misses(fs.channel.backend, {7}, monkeypatch)
     assert fs.cat_file(str(path), 7, 17) == CONTENT[7:17]
     assert len(misses.readers) == (1 if scheduled_mode == "lite" else 0)
-
-
-@needs_nowait
-def test_a_signal_handlers_own_error_comes_out(
-    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Python's usual alarm raises TimeoutError, which is an OSError, and none of the file's."""
-    misses = Misses(fs.channel.backend, {7}, monkeypatch)
-
-    def interrupted(_source: Any, _start: int, _length: int) -> bytes:
-        raise TimeoutError("the alarm")
-
-    monkeypatch.setattr(fs.channel.backend, "read_one", interrupted)
-    with pytest.raises(TimeoutError, match="the alarm"):
-        fs.cat_file(str(path), 7, 17)
-    assert misses.readers == []
-    stats = fs.stats()
-    assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("backend_options", [{"local_backend": "pread"}, {"uring_direct": True}])
