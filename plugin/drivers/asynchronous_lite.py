@@ -211,6 +211,8 @@ class LiteAsyncDriver(AsyncDriver):
         """Have the keeper take the baton once nobody polled for `after_s` seconds."""
         if after_s == 0:
             self._is_wanted.wake()
+        if self._keeper is threading.current_thread():
+            return  # it looks again by itself
         with self._keeper_lock:
             if self._keeper is None or not self._keeper.is_alive():
                 keeper = threading.Thread(target=self._serve, name="headrace-keeper", daemon=True)
@@ -232,15 +234,20 @@ class LiteAsyncDriver(AsyncDriver):
     def _has_left(self) -> bool:
         """End this thread, unless it is wanted: whoever wants a keeper asks, with the same lock, for another.
 
-        An async caller asks once, and does not look after it.
+        An async caller asks once, and does not look after it. The lock is not waited for: the main thread may
+        have it below a signal handler, which waits for what only this thread drives.
         """
-        with self._keeper_lock:
+        if not self._keeper_lock.acquire(blocking=False):
+            return False
+        try:
             if self._left or self.has_work() or self._is_wanted.wait(0):
                 self._is_wanted.wake()  # it looks at once
                 return False
             if self._keeper is threading.current_thread():
                 self._keeper = None
             return True
+        finally:
+            self._keeper_lock.release()
 
     def _run_until_idle(self) -> None:
         try:

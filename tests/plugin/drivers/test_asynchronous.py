@@ -268,14 +268,20 @@ def test_a_keeper_that_is_wanted_while_it_makes_up_its_mind_stays(monkeypatch: p
     class Lock:
         lock = threading.RLock()
 
-        def __enter__(self) -> None:
+        def acquire(self, *, blocking: bool = True) -> bool:
             if threading.get_ident() != me:
                 leaving.set()
                 may_leave.wait(WAIT_S)
-            self.lock.acquire()
+            return self.lock.acquire(blocking)
+
+        def release(self) -> None:
+            self.lock.release()
+
+        def __enter__(self) -> None:
+            self.acquire()
 
         def __exit__(self, *_: object) -> None:
-            self.lock.release()
+            self.release()
 
     fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
     driver = driver_of(fs)
@@ -289,6 +295,32 @@ def test_a_keeper_that_is_wanted_while_it_makes_up_its_mind_stays(monkeypatch: p
     read._parts[0].job.callbacks.append(over.set)
     may_leave.set()
     assert over.wait(WAIT_S), "nobody drives it"
+
+
+def test_a_keeper_waits_for_no_lock_that_a_handler_was_entered_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler reads, and on the main thread that has one only the keeper drives."""
+    monkeypatch.setattr("headrace.drivers.asynchronous_lite.KEEPER_S", 0.001)
+    monkeypatch.setattr("headrace.drivers.interrupts.may_raise", lambda: threading.get_ident() == me)
+    me, has_left, is_leaving = threading.get_ident(), LiteAsyncDriver._has_left, threading.Event()
+
+    def leave(driver: LiteAsyncDriver) -> bool:
+        is_leaving.set()
+        return has_left(driver)
+
+    monkeypatch.setattr(LiteAsyncDriver, "_has_left", leave)
+    fs = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    driver = driver_of(fs)
+    assert isinstance(driver, LiteAsyncDriver)
+    monkeypatch.setattr(Store, "gate", threading.Event())
+    with driver._keeper_lock:
+        driver.keep(0)
+        assert is_leaving.wait(WAIT_S)
+        read, has_asked = fs.submit_ranges("slow", [0], [4]), threading.Event()
+        driver.loop.call_soon_threadsafe(driver.keep, 0)  # as where it offers the loop that it leaves
+        driver.loop.call_soon_threadsafe(has_asked.set)
+        assert has_asked.wait(WAIT_S)
+        Store.gate.set()  # type: ignore[union-attr]
+        assert bytes(read.result(WAIT_S)[0]) == DATA[:4]
 
 
 class Interrupting(set[Any]):
