@@ -99,14 +99,19 @@ class _Watcher:
 
     def _is_served(self) -> bool:
         """Whether the thread runs: its start may have failed, or an owner that it woke have ended it."""
-        return self.thread is not None and self.thread.is_alive()
+        thread = self.thread  # which leaves by itself
+        return thread is not None and thread.is_alive()
 
     def remove(self, key: int) -> None:
         with self.lock:
             self.jobs.pop(key, None)
 
     def forget_handled(self) -> None:
-        """Forget signals that came while nobody watches: the main thread, which calls this, has them."""
+        """Forget signals that came while nobody watches: the main thread, which calls this, has them.
+
+        Without the lock, for which a signal handler must not wait. Whoever begins to watch meanwhile may miss
+        one that comes now; it finds the main thread here, and not inside Arrow.
+        """
         if not self._is_served():
             self._take()
 
@@ -131,7 +136,9 @@ class _Watcher:
         idle_since = empty_s = monotonic()
         while not self.is_stopping:
             ready = select.select([end], [], [], IDLE_S)[0]
-            told = end.recv(4096) if ready else b""
+            told = b""
+            with contextlib.suppress(BlockingIOError):  # the main thread was quicker
+                told = end.recv(4096) if ready else b""
             since_s, empty_s = empty_s, monotonic()
             if signal.SIGINT in told:
                 self._interrupt(came_after_s=since_s)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import select
 import signal
 import socket
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -112,13 +115,31 @@ class Waiting:
         self.has_failed.set()
 
 
-def test_a_watcher_whose_thread_could_not_start_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    watcher, job = _Watcher(), Waiting()
+@pytest.fixture
+def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Watcher]:
+    """The one that this thread's waits are told to; signals are told by `tell`."""
+    watcher = _Watcher()
     watcher.pair = pair = socket.socketpair()
     for end in pair:
         end.setblocking(False)
     monkeypatch.setattr(interrupts, "_watcher", watcher)
     monkeypatch.setattr(interrupts, "is_watched", lambda: True)
+    yield watcher
+    watcher.stop(pair)
+    for end in pair:
+        end.close()
+
+
+def tell(watcher: _Watcher) -> None:
+    """Do as the interpreter does when SIGINT comes."""
+    assert watcher.pair is not None
+    watcher.pair[1].send(bytes([signal.SIGINT]))
+
+
+def test_a_watcher_whose_thread_could_not_start_gets_another(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Waiting()
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -131,11 +152,32 @@ def test_a_watcher_whose_thread_could_not_start_gets_another(monkeypatch: pytest
             interrupts._wait_for(lambda **_: True)
     assert not watcher.jobs
     with interrupts.watched(job):  # type: ignore[arg-type]
-        pair[1].send(bytes([signal.SIGINT]))
+        tell(watcher)
         assert job.has_failed.wait(10)
-    watcher.stop(pair)
-    for end in pair:
-        end.close()
+
+
+def test_a_watcher_outlives_that_another_took_what_it_was_told(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the main thread does while it handles a signal."""
+    job, wait, taken, waits_again = Waiting(), select.select, [], threading.Event()
+
+    def late(*given: Any) -> Any:
+        if taken:
+            waits_again.set()
+        found = wait(*given)
+        if found[0] and not taken:
+            taken.append(watcher._take())
+        return found
+
+    monkeypatch.setattr(select, "select", late)
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        thread = watcher.thread
+        tell(watcher)
+        assert waits_again.wait(10)
+        tell(watcher)
+        assert job.has_failed.wait(10)
+        assert watcher.thread is thread
 
 
 class Handled:
