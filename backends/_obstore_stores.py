@@ -100,8 +100,8 @@ class BucketStore:
     """The native store of one bucket, and how far it is trusted."""
 
     __slots__ = (
-        "__weakref__", "_encoded", "_make", "_patient", "_unclear", "heeds_conditions", "options", "store",
-        "wary_ops",
+        "__weakref__", "_encoded", "_looks", "_make", "_patient", "_unclear", "heeds_conditions", "options",
+        "store", "wary_ops",
     )  # fmt: skip
 
     def __init__(self, options: StoreOptions, make: Callable[..., Any]) -> None:
@@ -113,6 +113,7 @@ class BucketStore:
         self._make = make
         self._patient: Any = None
         self._encoded: OrderedDict[str, bool] = OrderedDict()
+        self._looks: dict[str, threading.Event] = {}
         self._unclear: set[str] = set()
 
     def store_for(self, length: int) -> Any:
@@ -131,6 +132,16 @@ class BucketStore:
         """Note what an answer says of its encoding."""
         if self._encoded.get(key) is not is_encoded:
             _keep(self._encoded, key, is_encoded, LOOKED_AT)
+
+    def begin_look(self, key: str) -> threading.Event | None:
+        """Have the caller look at an answer of an object, until `end_look`; or return what to wait for."""
+        mine = threading.Event()
+        found = self._looks.setdefault(key, mine)
+        return None if found is mine else found
+
+    def end_look(self, key: str) -> None:
+        """Let those go on that wait for what was seen."""
+        self._looks.pop(key).set()
 
     def forget_encoding(self, key: str | None = None) -> None:
         """Forget it, of one object or of all."""

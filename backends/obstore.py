@@ -12,7 +12,9 @@ touch (which then fail together), and cannot be interrupted. So there are three 
 
 What obstore cannot answer as the wrapped filesystem would (an error that no other attempt cures, a range past
 the end, odd bounds, keys that it would normalise, objects that it decodes) is put to that filesystem itself
-(I8). A bulk call does not show whether an object is encoded, so one op of the first one goes beside it.
+(I8). A bulk call does not show whether an object is encoded, so an op goes beside the first one on an object,
+and calls that are made meanwhile wait for what it shows. A lone op that is the first on an object is read by
+``get``, which shows it, and not by ``get_range``.
 
 It serves only what translates exactly: `headrace.backends._obstore_client` says what that takes of a kind of
 storage, and `refuses` why a filesystem is not served.
@@ -326,10 +328,15 @@ class ObstoreBackend(BulkBackend):
     def _bulk(
         self, ops: Ops, rows: Int64Array, bucket: BucketStore, source: ObjectSource, store: Any
     ) -> None:
-        looks = self._is_unseen(bucket, source)
-        looked, rows = (rows[:1], rows[1:]) if looks else (rows[:0], rows)
+        is_unseen = self._is_unseen(bucket, source)
+        # To look beside a call costs half as much as the call: of several at once one does.
+        another = bucket.begin_look(source.key) if is_unseen else None
         try:
-            found = self._get_ranges(ops, rows, source, store, looked)
+            if is_unseen and another is None:
+                first, rows = rows[:1], rows[1:]
+                found = self._look_beside(ops, first, rows, bucket, source, store)
+            else:
+                found = self._get_ranges(ops, rows, source, store)
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = faults.fault_of(error, source.path)
             if fault is None:
@@ -342,10 +349,12 @@ class ObstoreBackend(BulkBackend):
             for row in rows.tolist():
                 ops.fail(row, fault)
             return
-        if looks:
+        if is_unseen:
+            if another is not None:
+                another.wait(self._stores.try_timeout_s)
             n_told = self._look_on(ops, rows, bucket, source)
             rows, found = rows[n_told:], found[n_told:]
-        if looks and bucket.is_encoded(source.key) is not False:
+        if is_unseen and bucket.is_encoded(source.key) is not False:
             self._one_by_one(ops, rows)
         else:
             deliver_all(ops, rows, found)
@@ -358,18 +367,28 @@ class ObstoreBackend(BulkBackend):
             told += 1
         return told
 
-    def _get_ranges(
-        self, ops: Ops, rows: Int64Array, source: ObjectSource, store: Any, looked: Int64Array
+    def _look_beside(
+        self,
+        ops: Ops,
+        looked: Int64Array,
+        rows: Int64Array,
+        bucket: BucketStore,
+        source: ObjectSource,
+        store: Any,
     ) -> list[Any]:
-        """Make a bulk call, and read ops by themselves beside it."""
+        """Make a bulk call, and read others by themselves meanwhile."""
         import obstore  # noqa: PLC0415
 
-        starts, lengths = ops.start[rows].tolist(), ops.length[rows].tolist()
-        ranges = {"starts": starts, "lengths": lengths, "coalesce": 0}
-        if not len(looked):
-            return obstore.get_ranges(store, source.key, **ranges)
-        call = partial(obstore.get_ranges_async, store, source.key, **ranges)
-        return _run(_beside(_each(self.read, ops, looked.tolist(), 1), call))
+        try:
+            call = partial(obstore.get_ranges_async, store, source.key, **_ranges(ops, rows))
+            return _run(_beside(_each(self.read, ops, looked.tolist(), 1), call))
+        finally:
+            bucket.end_look(source.key)
+
+    def _get_ranges(self, ops: Ops, rows: Int64Array, source: ObjectSource, store: Any) -> list[Any]:
+        import obstore  # noqa: PLC0415
+
+        return obstore.get_ranges(store, source.key, **_ranges(ops, rows))
 
     def _one_by_one(self, ops: Ops, rows: Int64Array) -> None:
         # As many at once as `get_ranges` has under way.
@@ -548,6 +567,10 @@ class ObstoreBackend(BulkBackend):
             if self._asked is None:
                 self._asked = self._client.asker(self.target)
             return self._asked
+
+
+def _ranges(ops: Ops, rows: Int64Array) -> dict[str, Any]:
+    return {"starts": ops.start[rows].tolist(), "lengths": ops.length[rows].tolist(), "coalesce": 0}
 
 
 async def _each(

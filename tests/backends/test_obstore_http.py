@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gzip
 import socket
@@ -418,6 +419,32 @@ def test_bulk_reads_of_an_object_look_at_one_answer(
                 assert found == [DATA[start : start + 10] for start in starts]
         if not is_encoded:
             assert len(plain.gets) == 60
+
+
+def test_of_calls_side_by_side_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, everybody = list[int](), Event()
+    read, begin_look = ObstoreBackend.read, _obstore_stores.BucketStore.begin_look
+    calls = list[str]()
+
+    async def noting(self: ObstoreBackend, ops: Any, row: int) -> None:
+        assert await asyncio.to_thread(everybody.wait, WAIT_S)
+        looked.append(row)
+        await read(self, ops, row)
+
+    def begin(self: _obstore_stores.BucketStore, key: str) -> Event | None:
+        found = begin_look(self, key)
+        calls.append(key)
+        if len(calls) == 3:
+            everybody.set()
+        return found
+
+    monkeypatch.setattr(ObstoreBackend, "read", noting)
+    monkeypatch.setattr(_obstore_stores.BucketStore, "begin_look", begin)
+    starts = [10_000 * k for k in range(30)]
+    with PlainServer(lambda asked: ranged(asked, DATA)) as plain:
+        found = reader().read_ranges(f"{plain.url}/x", starts, [start + 10 for start in starts])
+        assert found.to_pylist() == [DATA[start : start + 10] for start in starts]
+        assert (len(looked), len(plain.gets)) == (1, 30)
 
 
 def test_a_fault_of_the_answer_that_is_looked_at_costs_no_other() -> None:
