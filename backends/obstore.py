@@ -690,6 +690,8 @@ def _remember(target: Any) -> Client | str:
         found = kind(target)
     except InexactError as error:
         found = str(error)
+    except OSError as error:  # no matter of the options, and over sooner than the filesystem: not kept
+        return f"its options cannot be looked at now ({error.strerror or type(error).__name__})"
     except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may
         found = f"its options do not translate ({type(error).__name__})"
     number = id(target)

@@ -27,6 +27,7 @@ import headrace.backends._obstore_faults as faults
 import headrace.backends._obstore_requests as requests_
 import headrace.backends._obstore_stores as stores
 from headrace.backends._obstore_requests import progress_of
+from headrace.backends._obstore_s3 import S3Client
 from headrace.backends.abc import AsyncBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
@@ -203,6 +204,19 @@ def test_certificates_that_cannot_be_opened_are_no_reason_to_do_without_the_engi
     monkeypatch.delenv("SSL_CERT_FILE")
     monkeypatch.delenv("SSL_CERT_DIR")
     assert made.bucket("bucket") is not None
+
+
+def test_what_the_system_refuses_is_refused_for_now(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any, **_options: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
+    with monkeypatch.context() as without:
+        without.setattr(S3Client, "__init__", refuse)
+        assert "Too many open files" in str(ObstoreBackend.refuses(target))
+    assert ObstoreBackend.refuses(target) is None
 
 
 def test_who_was_refused_is_not_kept_for_it(server: ObjectServer) -> None:
