@@ -270,6 +270,7 @@ class Hub:
             scheduler.recount(now)
         live = {seq for scheduler in self.schedulers.values() for seq in scheduler.requests}
         self.budget.keep_only(live)
+        self.budget.is_awaited = True  # perhaps: the pass that would have told was cut
         self._has_changed = True
 
     def close(self, error: BaseException) -> None:

@@ -146,6 +146,7 @@ class World:
         # Those whose age goes on after a round, unless anybody looked meanwhile and found them idle.
         self.unsure: set[Level] = set()
         self.is_budget_awaited = False  # at the end of the last section
+        self.turns_between_devices = 0  # admissions in whose place another device's could have been
         self.largest = 0
         self.log: list[tuple[Any, ...]] = []
 
@@ -172,7 +173,7 @@ class World:
     def _resync(self) -> None:
         """Start again from the facts."""
         since: dict[Level, float] = {}
-        self.histories, self.ahead, self.is_budget_awaited = [since], {}, False
+        self.histories, self.ahead, self.is_budget_awaited = [since], {}, True
         self.unsure.clear()
         for scheduler in self.schedulers.values():
             cut = [r.label for r in scheduler.requests.values() if r.label not in self.known]
@@ -377,7 +378,11 @@ class World:
         assert lo == naive.next_op
         assert naive.is_waiting
         if self.hub.process_io_limit or (self.is_budget_awaited and naive.holds is None):
-            self.histories = [since for since in self.histories if not self._more_urgent(naive.device, since)]
+            rivals = self._rivals(naive.device)
+            self.turns_between_devices += bool(rivals)
+            self.histories = [
+                since for since in self.histories if not self._is_less_urgent(naive.device, rivals, since)
+            ]
             assert self.histories, "I4 between devices"
         in_turn, passed = self._in_turn(naive), self._passed(naive)
         assert in_turn or passed, "I4"
@@ -391,19 +396,21 @@ class World:
         if naive.holds is None:
             naive.holds = naive.request.result_bytes
 
-    def _more_urgent(self, device: str, since: dict[Level, float]) -> list[Naive]:
-        """Return the heads of other devices with a lower key than this one's, which could start as well."""
+    def _rivals(self, device: str) -> list[Naive]:
+        """Return the heads of other devices that could start as well, and whose key is known."""
         heads = [h for other in self.schedulers if other != device for h in self._demand_heads(other)]
-        key = self._key(device, since)
         return [
             head
             for head in heads
-            if self._key(head.device, since) < key
-            and not self.unsure & {n.level for n in self.contending(device) + self.contending(head.device)}
+            if not self.unsure & {n.level for n in self.contending(device) + self.contending(head.device)}
             and head.request.group is None
             and self.may_reserve(head)
             and self.room_ops(head) > 0
         ]
+
+    def _is_less_urgent(self, device: str, rivals: list[Naive], since: dict[Level, float]) -> bool:
+        """Whether one of the rivals has a lower key than this device's."""
+        return any(self._key(head.device, since) < self._key(device, since) for head in rivals)
 
     def _key(self, device: str, since: dict[Level, float]) -> tuple[bool, float]:
         rows = self.contending(device)

@@ -275,13 +275,18 @@ def test_the_next_op_of_a_started_read_is_a_turn_or_passes_one(has_turn: bool) -
 
 def play(seed: int, steps: int = 400) -> list[tuple[Any, ...]]:
     """Return the trace of a random program of `steps` commands."""
+    return played(seed, steps).log
+
+
+def played(seed: int, steps: int) -> World:
+    """Return the world after it."""
     draw = random.Random(seed)
     world = World(budget=draw.choice([0, 150, 1000]), process_limit=draw.choice([0, 3]))
     for _ in range(steps):
         _step(world, draw)
     world.drain()
     world.check_rest()
-    return world.log
+    return world
 
 
 def _step(world: World, draw: random.Random) -> None:
@@ -318,6 +323,13 @@ def test_same_seed_same_trace(seed: int) -> None:
     trace = play(seed)
     assert trace == play(seed)
     assert len({event for event, *_ in trace}) == 4
+
+
+def test_devices_take_turns_at_the_budget() -> None:
+    """What the model checks there does come up."""
+    world = played(6, 400)  # with a budget, and without a limit of the process's, which is scarce as well
+    assert world.hub.process_io_limit == 0
+    assert world.turns_between_devices > 0
 
 
 def test_the_trace_does_not_depend_on_the_hashes_of_strings() -> None:

@@ -16,13 +16,12 @@ from headrace.core.hub import Hub
 from headrace.core.queue import AGEING_S, PriorityQueue
 from headrace.core.request import Request, State
 from headrace.core.room import Limits
+from headrace.core.scheduler import Scheduler
 from headrace.core.window import Window
 from headrace.types import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from headrace.core.scheduler import Scheduler
 
 CORE = str(Path(headrace.core.__file__).parent)
 
@@ -109,6 +108,29 @@ def test_the_urgent_device_has_what_comes_free_of_the_budget() -> None:
     hub.settle(0.0)
     serve(hub, [held], 0.0)
     assert served_before(hub, *a_backlog(hub, -1)) == 1
+
+
+def test_the_urgent_device_has_it_after_a_recovery_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass that would have given it was cut."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hub = Hub(buffer_bytes=30)
+    hub.scheduler("a")  # the first that is asked, but for the rule
+    held = submit(hub, "b", base=-1)
+    hub.settle(0.0)
+    serve(hub, [held], 0.0)
+    (first, *_), one = a_backlog(hub, -1)
+    hub.schedulers["a"].complete(first.inbox.pop(0), 1, 10, 0.0)
+    hub.schedulers["a"].consume(first, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "admit_one", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hub.settle(0.0)
+    hub.recover(0.0)
+    hub.settle(0.0)
+    assert one.inbox
 
 
 def test_no_device_starves_for_the_budget() -> None:
