@@ -73,6 +73,11 @@ class LocalSource:
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).
         self.__del__: partial[deque[int]] = partial(deque, map(linux.close, self.fds), 0)
 
+    @override
+    def __reduce__(self) -> str:
+        msg = "an open file cannot be pickled, nor copied: two would close the same descriptors"
+        raise TypeError(msg)
+
     def open_directly(self) -> None:
         """Open it a second time, around the page cache, where its filesystem allows that."""
         try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import os
+import pickle
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,14 +106,24 @@ def test_nothing_can_cut_what_closes(path: Path) -> None:
 
     held = [opened(path, is_direct=True)]
     before = sys.getprofile()
+    gc.disable()  # other finalisers may run Python
     sys.setprofile(note)
     del held[0]
     sys.setprofile(before)
+    gc.enable()
     assert (count_open(path), calls) == (0, [])
 
 
 def test_a_source_that_was_not_made_to_its_end_has_nothing_to_close() -> None:
     LocalSource.__new__(LocalSource)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_open_file_has_no_duplicate(path: Path, duplicate: Callable[[object], object]) -> None:
+    """Both would close the same descriptors."""
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        duplicate(opened(path))
+    assert count_open(path) == 0
 
 
 def test_a_cycle_is_no_hiding_place(path: Path) -> None:
