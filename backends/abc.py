@@ -111,6 +111,8 @@ class Backend(abc.ABC):
     """Whether the target is s3fs's, of which more is known than of others: sessions, listings and ranges."""
     are_versions_unique: bool = False
     """Whether two contents of a file are never of one version."""
+    holds_descriptors: bool = False
+    """Whether an open source takes of the process's descriptors: then many files are open some at a time."""
 
     defaults: ClassVar[Defaults]
     options: ClassVar[frozenset[str]] = frozenset()
@@ -208,6 +210,8 @@ class Backend(abc.ABC):
 
 class InlineBackend(Backend):
     """Performs a slice of ops on the calling thread."""
+
+    holds_descriptors: bool = True
 
     series_ops: int = 1
     """So many ops of a slice it can perform one after the other by itself, and the next so many beside them.

@@ -44,8 +44,9 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     """Answer ranges from the page cache, or say that they must be scheduled."""
     if not channel.quick_bytes or not len(ranges) or not isinstance(channel.backend, InlineBackend):
         return None
+    opens_too_many = channel.backend.holds_descriptors and len(ranges.paths) > MOST_OPEN
     # They come again some files at a time, or are of a signal handler that interrupted a section.
-    if len(ranges.paths) > MOST_OPEN or channel.engine.is_inside():
+    if opens_too_many or channel.engine.is_inside():
         return None
     length = difference(ranges.ends, ranges.starts)
     longest = largest(length)

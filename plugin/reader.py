@@ -99,7 +99,7 @@ class Reader(SingleReader):
 
     def opens_too_many(self, ranges: Ranges) -> bool:
         """Whether the files of a call should be open some at a time."""
-        return self.keeps_open and len(ranges.paths) > MOST_OPEN
+        return self.channel.backend.holds_descriptors and len(ranges.paths) > MOST_OPEN
 
     def _read_in_blocks(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None) -> RangeBatch:
         if out is not None:

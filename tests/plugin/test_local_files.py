@@ -21,6 +21,7 @@ import headrace
 from headrace import _scan
 from headrace.drivers import workers as workers_
 from headrace.drivers.workers import Workers
+from headrace.reader import Reader
 
 DATA = bytes(range(256)) * 40
 _numbers = iter(range(1, 1000))
@@ -145,6 +146,22 @@ def test_many_files_are_open_some_at_a_time(
     assert 0 < most[0] <= 4
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(asked, 0, 10, on_error="raise")
+
+
+def test_many_files_without_descriptors_are_one_batch(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("cached", "filesystem", "reader"):
+        monkeypatch.setattr(f"headrace.{module}.MOST_OPEN", 4)
+    monkeypatch.setattr(Reader, "_read_in_blocks", None)
+    fs = filesystem("memory", scheduler=scheduled_mode)
+    paths = [f"{tmp_path}/{number}" for number in range(10)]
+    for number, path in enumerate(paths):
+        fs.pipe_file(path, DATA[number:])
+    expected = [DATA[number : number + 10] for number in range(10)]
+    assert fs.read_ranges(paths, [0] * 10, [10] * 10).to_pylist() == expected
+    assert fs.cat_ranges(paths, 0, 10) == expected
+    assert asyncio.run(fs._read_ranges(paths, [0] * 10, [10] * 10)).to_pylist() == expected
 
 
 @pytest.mark.parametrize("how", ["sync", "async", "out"])
