@@ -9,7 +9,6 @@ Nested and re-entrant reads are recognised here: inside an op of ours a read run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 _DEFAULT_PRIORITY = Priority()
 
 
-@dataclass(frozen=True, slots=True)
-class Urgency:
+class Urgency(NamedTuple):
     """How urgent a read is, and which scan it belongs to.
 
     Attributes
