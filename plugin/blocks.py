@@ -2,7 +2,8 @@
 
 A small read right behind the last one is worth the block that follows. On stores, where a read is a round
 trip, some blocks are kept, and a small read close to another one is worth a block, too: so HDF5 reads its
-trees, and zip its directory. Reads that are far apart never are. Of what is near, the page cache has blocks.
+trees, and zip its directory. Reads that are far apart never are. Of a local file a small read close to the
+last one is worth a block as short as Python's own buffer, for the calls that it saves.
 
 It reads nothing itself: `headrace.file` does, under the lock that guards all methods here.
 """
@@ -13,6 +14,12 @@ from collections import deque
 
 SMALL_SHARE = 16
 """A scattered read is worth a block only where it is one part in so many of one, or less."""
+
+NEAR_BYTES = 8 << 10
+"""What Python's own buffer of a file holds at the least, and serves in any order, however old it is.
+
+A local block of no more does that, too; a longer one serves only who goes forward.
+"""
 
 MOST_SCATTERED = 8
 """So many of the last scattered reads another one may be close to."""
@@ -29,7 +36,7 @@ class Blocks:
         How many are kept.
     """
 
-    __slots__ = ("_data", "_kept", "_most_kept", "_scattered", "_start", "size_bytes")
+    __slots__ = ("_data", "_kept", "_most_kept", "_scattered", "_start", "is_for_any", "size_bytes")
 
     def __init__(self, size_bytes: int, most_kept: int) -> None:
         self.size_bytes = size_bytes
@@ -39,13 +46,14 @@ class Blocks:
 
     def clear(self) -> None:
         """Forget them."""
-        self._start, self._data = 0, b""
+        self._start, self._data, self.is_for_any = 0, b"", False
         self._kept: list[tuple[int, bytes]] = []
 
     def keep(self, start: int, data: bytes) -> None:
         """Have the block at hand be the one that begins at `start`."""
         self._start, self._data = start, data
         self._kept = [(start, data), *self._kept[: self._most_kept - 1]]
+        self.is_for_any = self._most_kept > 1 or len(data) <= NEAR_BYTES
 
     # -- what the block at hand holds
 
@@ -59,6 +67,25 @@ class Blocks:
         if begin < 0:
             return b""
         return self._data[begin:] if length is None else self._data[begin : begin + length]
+
+    def get(self, position: int, length: int) -> bytes | None:
+        """Return so many bytes from `position` on, if it holds them all."""
+        begin = position - self._start
+        end = begin + length
+        return self._data[begin:end] if begin >= 0 and end <= len(self._data) else None
+
+    def whole_line(self, position: int) -> bytes | None:
+        """Return the line at `position`, if it holds all of it with its newline."""
+        begin, data = position - self._start, self._data
+        if begin < 0:
+            return None
+        # In place: a copy of the block for each line would be of quadratic length.
+        return data[begin : data.find(b"\n", begin) + 1]
+
+    def whole_lines(self, position: int, most: int) -> bytes:
+        """Return the lines at `position` that it holds whole, `most` bytes at the most."""
+        begin, data = position - self._start, self._data
+        return b"" if begin < 0 else data[begin : data.rfind(b"\n", begin, begin + most) + 1]
 
     def take_line(self, position: int, most: float) -> bytes:
         """Return what it holds from `position` to the end of the line, `most` bytes at the most."""

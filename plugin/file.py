@@ -15,23 +15,25 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import operator
 import os
 import threading
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from headrace.blocks import Blocks
+from headrace.blocks import NEAR_BYTES, SMALL_SHARE, Blocks
 from headrace.lifecycle import follow
+from headrace.lines import RUN_BYTES, LineRun, lines_of
 from headrace.memory import pooled_buffer
 from headrace.ranges import MOST_OFFSET
 from headrace.redact import redact_url
+from headrace.threads import after_fork_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from headrace.jobs import Urgency
     from headrace.prefetch import Prefetcher
@@ -43,6 +45,16 @@ CLAMP_ABOVE_BYTES = 64 << 10
 
 FAR_BLOCKS = 4
 """Read-ahead blocks that a store's file keeps."""
+
+
+_this_process = os.getpid()
+"""As `os.getpid` says, without a system call for each read."""
+
+
+@after_fork_in_child
+def _note_process() -> None:
+    global _this_process  # noqa: PLW0603 - one is what a process has
+    _this_process = os.getpid()
 
 
 class HeadraceFile(io.BufferedIOBase):
@@ -70,6 +82,7 @@ class HeadraceFile(io.BufferedIOBase):
     _pid = -1
     _source: Any = None
     _blocks = Blocks(0, 1)
+    _run: LineRun | None = None
 
     def __init__(
         self,
@@ -98,11 +111,15 @@ class HeadraceFile(io.BufferedIOBase):
         self._is_far = reader.channel.is_remote
         self._blocks = Blocks(block_bytes, FAR_BLOCKS if self._is_far else 1)
 
-    def __getattr__(self, name: str) -> Any:
+    # No `__getattr__`: every look whether the file is closed would pass through it.
+    @property
+    def _fetch_range(self) -> Any:
         """Say where the cache belongs that fsspec's `blockcache` would put into the file."""
-        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
-        if name == "_fetch_range":
-            msg += "; blockcache must stand behind headrace (headrace::blockcache::...)"
+        name = "_fetch_range"
+        msg = (
+            f"{type(self).__name__!r} object has no attribute {name!r}; "
+            "blockcache must stand behind headrace (headrace::blockcache::...)"
+        )
         raise AttributeError(msg, name=name, obj=self)
 
     # -- what it is
@@ -158,7 +175,7 @@ class HeadraceFile(io.BufferedIOBase):
         if self.closed:
             msg = f"I/O operation on closed file {redact_url(self.path)!r}"
             raise ValueError(msg)
-        if self._pid != os.getpid():
+        if self._pid != _this_process:
             self._open_again()
 
     def _open_again(self) -> None:
@@ -175,15 +192,21 @@ class HeadraceFile(io.BufferedIOBase):
     def tell(self) -> int:
         """Return the position, in bytes."""
         self._check_open()
-        return self._position
+        return self._now_at()
+
+    def _now_at(self) -> int:
+        run = self._run
+        return self._position if run is None else run.position()
 
     @override
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position; past the end is allowed, before the start is not."""
         self._check_open()
-        offset = operator.index(offset)  # a narrow integer of NumPy's would overflow further on
+        offset = index(offset)  # a narrow integer of NumPy's would overflow further on
         with self._lock:
-            position = self._base(whence) + offset
+            if self._run is not None:
+                self._end_run()
+            position = (self._base(whence) if whence else 0) + offset
             if not 0 <= position <= MOST_OFFSET:
                 where = "before the start" if position < 0 else "beyond the largest offset"
                 msg = f"seek {where} of {redact_url(self.path)!r}: {position}"
@@ -206,9 +229,16 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def read(self, length: int | None = -1) -> bytes:
         """Return up to `length` bytes; all that are left for None or a negative number."""
-        self._check_open()
-        length = _as_count(length)
+        if self._pid != _this_process:
+            self._check_open()
+        length = -1 if length is None else index(length)
         with self._lock:
+            if self._run is not None:
+                self._end_run()
+            small = self._at_hand(length)
+            if small is not None:
+                return small
+            self._check_open()
             small = self._from_blocks(length)
             if small is not None:
                 return small
@@ -221,12 +251,17 @@ class HeadraceFile(io.BufferedIOBase):
         self._check_open()
         length = _as_count(length)
         with self._lock:
+            if self._run is not None:
+                self._end_run()
             follow(self)
             self._reader.channel.shorten_turns()  # Arrow's threads come back for each read
             # Arrow knows which ranges it wants: what is close to one of them is another one's.
-            small = self._from_blocks(length) if self._position == self._last_end else None
-            if small is not None:
-                return pa.py_buffer(small)
+            if self._position == self._last_end:
+                small = self._from_blocks(length)
+                if small is not None:
+                    return pa.py_buffer(small)
+            else:
+                self._pass_blocks_by()
             wanted = self._wanted(length)
             there = self._read_ahead(self._position, wanted)
             if there is not None:
@@ -249,9 +284,13 @@ class HeadraceFile(io.BufferedIOBase):
             raise TypeError(msg)
         self._check_open()
         with self._lock:
-            small = self._from_blocks(len(out))
+            if self._run is not None:
+                self._end_run()
+            small = self._at_hand(len(out))
+            if small is None:
+                small = self._from_blocks(len(out))
             if small is not None:
-                out[: len(small)] = np.frombuffer(small, np.uint8)
+                out.data[: len(small)] = small
                 return len(small)
             wanted = min(self._wanted(len(out)), len(out))
             if not wanted:
@@ -273,6 +312,8 @@ class HeadraceFile(io.BufferedIOBase):
         self._check_open()
         length = _as_count(length)
         with self._lock:
+            if self._run is not None:
+                self._end_run()
             if not self._blocks.has(self._position, 1):
                 self._fill(self._position)
             data = self._blocks.take(self._position, None if length < 0 else length)
@@ -282,9 +323,18 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def readline(self, limit: int | None = -1) -> bytes:
         """Return the next line with its newline; at most `limit` bytes of it."""
-        self._check_open()
-        limit = _as_count(limit)
+        if self._pid != _this_process:
+            self._check_open()
+        limit = -1 if limit is None else index(limit)
         with self._lock:
+            if self._run is not None:
+                self._end_run()
+            if limit < 0:
+                line = self._blocks.whole_line(self._position)
+                if line:  # the usual case, in as few steps as there may be
+                    self._position = self._last_end = self._position + len(line)
+                    return line
+            self._check_open()
             most = math.inf if limit < 0 else limit
             line = self._blocks.take_line(self._position, most)
             self._advance(len(line))
@@ -371,23 +421,58 @@ class HeadraceFile(io.BufferedIOBase):
         self._position += got
         self._last_end = self._position
 
+    def _at_hand(self, length: int) -> bytes | None:
+        """Serve a small read from the block at hand: the usual case, in as few steps as there may be.
+
+        Of a long local block only to who reads on, or skips a little: that is no older than what reading all
+        of it would have brought.
+        """
+        blocks, start = self._blocks, self._position
+        if not 0 < length < blocks.size_bytes:
+            return None
+        if not (blocks.is_for_any or 0 <= start - self._last_end < NEAR_BYTES):
+            return None
+        data = blocks.get(start, length)
+        if data:
+            self._position = self._last_end = start + length
+        return data
+
     def _from_blocks(self, length: int) -> bytes | None:
         """Serve a small read from a block, or say that it takes none."""
-        blocks, start = self._blocks, self._position
-        if not 0 <= length < blocks.size_bytes:
+        turn = self._turn_to_far_block if self._is_far else self._turn_to_local_block
+        if not (0 <= length < self._blocks.size_bytes and turn(length)):
+            self._pass_blocks_by()
             return None
-        is_next = start == self._last_end
-        if not is_next and not self._is_far:
-            return None
-        if self._is_far:
-            length = self._wanted(length)
-            if not (blocks.turn_to(start, length) or is_next or self._is_worth_a_block(length)):
-                return None
-        if length and not blocks.has(start, length):
-            self._fill(start if is_next else blocks.start_around(start, length))
-        data = blocks.take(start, length)
+        data = self._blocks.take(self._position, length)
         self._advance(len(data))
         return data
+
+    def _turn_to_far_block(self, length: int) -> bool:
+        """Have what a store's file is asked for in a block, or say that it is not worth one."""
+        blocks, start = self._blocks, self._position
+        length, is_next = self._wanted(length), start == self._last_end
+        if not (blocks.turn_to(start, length) or is_next or self._is_worth_a_block(length)):
+            return False
+        if length and not blocks.has(start, length):
+            self._fill(start if is_next else blocks.start_around(start, length))
+        return True
+
+    def _turn_to_local_block(self, length: int) -> bool:
+        """Have what follows the last read, or is close to it, in a block, or say that it is neither."""
+        blocks, start = self._blocks, self._position
+        if start == self._last_end:
+            if length and not blocks.has(start, length):
+                self._fill(start)
+            return True
+        if not 0 < length <= NEAR_BYTES // SMALL_SHARE or abs(start - self._last_end) >= NEAR_BYTES:
+            return False
+        self._fill(start, min(NEAR_BYTES, blocks.size_bytes))
+        return True
+
+    def _pass_blocks_by(self) -> None:
+        """Forget a local block where something else is read: its bytes would be older than those."""
+        if not self._is_far:
+            self._blocks.clear()
 
     def _is_worth_a_block(self, length: int) -> bool:
         """Whether a scattered read is close to others, and was not read ahead."""
@@ -395,18 +480,41 @@ class HeadraceFile(io.BufferedIOBase):
             return False
         return self._blocks.is_close(self._position, length)
 
-    def _fill(self, start: int) -> None:
+    def _fill(self, start: int, size: int | None = None) -> None:
         """Read the block that begins at `start`."""
         self._check_open()
-        size = self.blocksize or CLAMP_ABOVE_BYTES
+        size = size or self.blocksize or CLAMP_ABOVE_BYTES
         self._blocks.keep(start, self._bytes_at(start, self._wanted(size, start)))
 
     # -- the rest of the protocol
 
     @override
-    def __iter__(self) -> HeadraceFile:
+    def __iter__(self) -> Iterator[bytes]:
         self._check_open()
-        return self
+        return lines_of(self._next_run)
+
+    def _next_run(self) -> LineRun | None:
+        """Return the next lines, as many as the block at hand has whole, or one; None at the end.
+
+        They stay the file's until they are taken: where threads share a loop, a run may go astray.
+        """
+        self._check_open()
+        with self._lock:
+            self._end_run()
+            start = self._position
+            lines = self._blocks.whole_lines(start, RUN_BYTES)
+            if not lines:
+                lines = self.readline()  # of the next block
+                self._position = start
+            self._run = LineRun(start, lines) if lines else None
+            return self._run
+
+    def _end_run(self) -> None:
+        """Be where a loop over the lines has come to; it goes on from wherever the file is then."""
+        run = self._run
+        if run is not None:
+            self._position = self._last_end = run.end()
+            self._run = None
 
     @override
     def __next__(self) -> bytes:
@@ -455,6 +563,7 @@ class HeadraceFile(io.BufferedIOBase):
         with self._lock if is_here else contextlib.nullcontext():
             source, self._source = self._source, None
             self._prefetcher = None
+            self._end_run()
             self._blocks.clear()
         if is_here:
             self._reader.release(source)
@@ -467,11 +576,11 @@ class HeadraceFile(io.BufferedIOBase):
             "size": self._size,
             **({"block_size": self.blocksize} if self.blocksize else {"cache_type": "none"}),
         }
-        return _reopen, (self.fs, self.path, self._position, options)
+        return _reopen, (self.fs, self.path, self._now_at(), options)
 
     @override
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"at {self._position}"
+        state = "closed" if self.closed else f"at {self._now_at()}"
         return f"<headrace.HeadraceFile {redact_url(self.path)!r}, {state}>"
 
 
@@ -484,7 +593,7 @@ def _as_count(length: Any) -> int:
 
     A narrow one of NumPy's would wrap around where a position is added to it.
     """
-    return -1 if length is None else operator.index(length)
+    return -1 if length is None else index(length)
 
 
 def _reopen(fs: Any, path: str, position: int, options: dict[str, Any]) -> HeadraceFile:
