@@ -263,14 +263,9 @@ class HeadraceFile(io.BufferedIOBase):
             else:
                 self._pass_blocks_by()
             wanted = self._wanted(length)
-            there = self._read_ahead(self._position, wanted)
+            there = self._without_a_plan(wanted)
             if there is not None:
-                self._advance(len(there))
                 return pa.py_buffer(there)
-            quick = self._reader.read_quick(self._source, self.path, self._position, wanted, self._here())
-            if quick is not None:
-                self._advance(len(quick))
-                return pa.py_buffer(quick)
             data, got = self._fetch(wanted)
             buffer = pa.py_buffer(data)
             return buffer if got == buffer.size else buffer.slice(0, got)
@@ -295,12 +290,11 @@ class HeadraceFile(io.BufferedIOBase):
             wanted = min(self._wanted(len(out)), len(out))
             if not wanted:
                 return 0
-            there = self._read_ahead(self._position, wanted)
+            there = self._without_a_plan(wanted)
             if there is not None:
-                out[:wanted] = there
-                got = wanted
-            else:
-                got = self._read_into(out[:wanted], is_lent=True)
+                out[: len(there)] = np.frombuffer(there, np.uint8)
+                return len(there)
+            got = self._read_into(out[:wanted], is_lent=True)
             self._advance(got)
             return got
 
@@ -390,6 +384,16 @@ class HeadraceFile(io.BufferedIOBase):
         if self._prefetcher is None:
             return None
         return self._prefetcher.take(start, wanted)
+
+    def _without_a_plan(self, wanted: int) -> bytes | UInt8Array | None:
+        """Return what was read ahead, or is small enough to be read at once."""
+        there: bytes | UInt8Array | None = self._read_ahead(self._position, wanted)
+        if there is None:
+            place = (self._source, self.path, self._position)
+            there = self._reader.read_quick(*place, wanted, self._urgency)
+        if there is not None:
+            self._advance(len(there))
+        return there
 
     def _read_into(self, out: UInt8Array, *, is_lent: bool = False) -> int:
         place = (self._source, self.path, self._position)

@@ -215,6 +215,20 @@ def test_small_work_takes_few_calls(fs: Any, path: Path) -> None:
         assert _calls(lambda: _seek_and_read(file)) < 500 * 7
 
 
+def test_a_scattered_readinto_takes_hardly_more_calls_than_a_read(fs: Any, path: Path) -> None:
+    """As HDF5 does: no plan, and no request of its own."""
+    starts = range(20_000, 200_000, 9_000)
+
+    def scattered(read: Callable[[Any, int], bytes], file: Any) -> None:
+        for start in starts:
+            file.seek(start)
+            assert read(file, 1_000) == CONTENT[start : start + 1_000]
+
+    with fs.open(str(path)) as file:
+        allowed = _calls(lambda: scattered(headrace.HeadraceFile.read, file)) + 5 * len(starts)
+        assert _calls(lambda: scattered(_read_into, file)) <= allowed
+
+
 def test_small_reads_close_to_one_another_take_few_ops(fs: Any, path: Path) -> None:
     with fs.open(str(path)) as file:
         before = fs.stats().ops_completed
