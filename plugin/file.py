@@ -238,7 +238,7 @@ class HeadraceFile(io.BufferedIOBase):
             small = self._at_hand(length)
             if small is not None:
                 return small
-            self._check_open()
+            self._check_open()  # only now: a closed file has nothing at hand
             small = self._from_blocks(length)
             if small is not None:
                 return small
