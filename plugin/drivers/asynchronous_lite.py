@@ -211,7 +211,9 @@ class LiteAsyncDriver(AsyncDriver):
         """Have the keeper take the baton once nobody polled for `after_s` seconds."""
         if after_s == 0:
             self._is_wanted.wake()
-        if self._keeper is threading.current_thread():
+        keeper = self._keeper
+        # Not `current_thread`, which makes an object for each of Arrow's threads.
+        if keeper is not None and keeper.ident == threading.get_ident() and keeper.is_alive():
             return  # it looks again by itself
         with self._keeper_lock:
             if self._keeper is None or not self._keeper.is_alive():
