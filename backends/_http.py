@@ -34,6 +34,9 @@ _PIECE_BYTES = 1 << 20
 _ENDS_WITHIN_S = 0.05
 """The longest that is waited for a body to say that it is over, for its connection to be used again."""
 
+_MOST_PARTS = 64
+"""So many answers may make up a range: nothing of them is kept where an attempt takes too long."""
+
 _ASKED = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -58,9 +61,16 @@ async def _read(fs: Any, source: PathSource, start: int | None, end: int | None)
         return data
     pieces = [data]
     while rest is not None:
+        if len(pieces) == _MOST_PARTS:
+            raise _no_more_than(data, source)
         data, rest = await _ask(fs, source, *rest)
         pieces.append(data)
     return b"".join(pieces)
+
+
+def _no_more_than(data: bytes, source: PathSource) -> OSError:
+    msg = f"the server sends no more than {len(data)} bytes of a range"
+    return OSError(errno.EIO, msg, redact_url(source.path))
 
 
 _Rest = tuple[int, int] | None
@@ -103,18 +113,22 @@ def _check_version(source: PathSource, found: str | None) -> None:
         raise ObjectChangedError(source.path, source.etag, str(found))
 
 
-def _asked(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Return start and end of the range that was asked for; None for what its end decides."""
-    asked = _ASKED.fullmatch(headers.get("Range", ""))
-    if asked is None or not asked[1]:
-        return None, None
-    return int(asked[1]), int(asked[2]) + 1 if asked[2] else None
+def _asked(headers: Mapping[str, str], total: int | None) -> tuple[int | None, int | None]:
+    """Return start and end of the range that was asked for, of `total` bytes; None for what is unknown."""
+    said = next((value for name, value in headers.items() if name.lower() == "range"), "")
+    asked = _ASKED.fullmatch(said)
+    first, last = (None, None) if asked is None else asked.groups()
+    if first:
+        return int(first), int(last) + 1 if last else None
+    if last and total is not None:
+        return max(total - int(last), 0), None
+    return None, None
 
 
 async def _part(source: PathSource, answer: Any, headers: Mapping[str, str]) -> tuple[bytes, _Rest]:
     """Take the body of a part, which is the one asked for as far as the answer says."""
     part = part_of(answer.headers.get("Content-Range"))
-    start, end = _asked(headers)
+    start, end = _asked(headers, None if part is None else part.total)
     url = redact_url(source.path)
     if part is not None and start is not None:
         part.check_start(start, url)
@@ -123,10 +137,9 @@ async def _part(source: PathSource, answer: Any, headers: Mapping[str, str]) -> 
     if part is None or not is_as_stored:
         return data, None
     reached, due = part.start + len(data), part.due(end)
-    if part.start < reached == part.end < due:
+    if start is not None and part.start < reached == part.end < due:
         if source.version is None:
-            msg = f"the server sends no more than {len(data)} bytes of a range, and no version of the rest"
-            raise OSError(errno.EIO, msg, url)
+            raise _no_more_than(data, source)
         return data, (reached, due)
     part.check_end(reached, end, url)
     return data[: max(due - part.start, 0)], None

@@ -93,7 +93,8 @@ def _keep(kept: OrderedDict[K, V], name: K, value: V, most: int) -> K | None:
     kept[name] = value
     with contextlib.suppress(KeyError):  # let go of meanwhile, where nobody holds a lock
         kept.move_to_end(name)
-    return kept.popitem(last=False)[0] if len(kept) > most else None
+        return kept.popitem(last=False)[0] if len(kept) > most else None
+    return None
 
 
 class BucketStore:
@@ -257,7 +258,9 @@ class Stores:
 
     def forget_encodings(self) -> None:
         """Forget which objects are encoded: they may be others by now."""
-        for bucket in list(self._in_use.values()):
+        with self._lock:
+            in_use = list(self._in_use.values())
+        for bucket in in_use:
             bucket.forget_encoding()
 
     def give_up(self, bucket: str, why: str) -> None:

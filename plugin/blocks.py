@@ -18,7 +18,8 @@ SMALL_SHARE = 16
 NEAR_BYTES = 8 << 10
 """What Python's own buffer of a file holds at the least, and serves in any order, however old it is.
 
-A local block of no more does that, too; a longer one serves only who goes forward.
+A local block of no more does that, too; a longer one serves reads that go forward by less, and lines that are
+no further away.
 """
 
 MOST_SCATTERED = 8
@@ -46,7 +47,7 @@ class Blocks:
 
     def clear(self) -> None:
         """Forget them."""
-        self._start, self._data, self.is_for_any = 0, b"", False
+        self._start, self._data, self.is_for_any = 0, b"", True  # of nothing, which is not old
         self._kept: list[tuple[int, bytes]] = []
 
     def keep(self, start: int, data: bytes) -> None:

@@ -212,6 +212,8 @@ class HeadraceFile(io.BufferedIOBase):
                 msg = f"seek {where} of {redact_url(self.path)!r}: {position}"
                 raise ValueError(msg)
             self._position = position
+            if not self._blocks.is_for_any and abs(position - self._last_end) >= NEAR_BYTES:
+                self._blocks.clear()  # Python's buffer would not have it any more
             return position
 
     def _base(self, whence: int) -> int:
@@ -329,12 +331,7 @@ class HeadraceFile(io.BufferedIOBase):
                     self._position = self._last_end = self._position + len(line)
                     return line
             self._check_open()
-            most = math.inf if limit < 0 else limit
-            line = self._blocks.take_line(self._position, most)
-            self._advance(len(line))
-            if line.endswith(b"\n"):  # most lines lie in one block
-                return line
-            return line + self._rest_of_line(most - len(line))
+            return self._line_over_blocks(math.inf if limit < 0 else limit)
 
     def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
         """Return bytes up to and with `char`, reading `blocks` bytes at a time."""
@@ -352,18 +349,19 @@ class HeadraceFile(io.BufferedIOBase):
             pieces.append(part)
         return b"".join(pieces)
 
-    def _rest_of_line(self, most: float) -> bytes:
-        pieces: list[bytes] = []
-        while most > 0:
-            self._fill(self._position)
-            piece = self._blocks.take_line(self._position, most)
+    def _line_over_blocks(self, most: float) -> bytes:
+        """Return a line, or what there is of it; the file is where it was if a part of it cannot be read."""
+        position = self._position
+        pieces = [self._blocks.take_line(position, most)]
+        position += len(pieces[0])
+        while not pieces[-1].endswith(b"\n") and position - self._position < most:
+            self._fill(position)
+            piece = self._blocks.take_line(position, most - (position - self._position))
             if not piece:
                 break
-            self._advance(len(piece))
             pieces.append(piece)
-            most -= len(piece)
-            if piece.endswith(b"\n"):
-                break
+            position += len(piece)
+        self._position = self._last_end = position
         return b"".join(pieces)
 
     # -- where bytes come from; all under the file's lock
@@ -489,6 +487,8 @@ class HeadraceFile(io.BufferedIOBase):
         self._check_open()
         size = size or self.blocksize or CLAMP_ABOVE_BYTES
         self._blocks.keep(start, self._bytes_at(start, self._wanted(size, start)))
+        if self.closed:  # by a signal's handler, or another thread
+            self._blocks.clear()
 
     # -- the rest of the protocol
 
@@ -508,7 +508,7 @@ class HeadraceFile(io.BufferedIOBase):
             start = self._position
             lines = self._blocks.whole_lines(start, RUN_BYTES)
             if not lines:
-                lines = self.readline()  # of the next block
+                lines = self._line_over_blocks(math.inf)  # of the next block
                 self._position = start
             self._run = LineRun(start, lines) if lines else None
             return self._run
@@ -560,6 +560,7 @@ class HeadraceFile(io.BufferedIOBase):
     def close(self) -> None:
         """Let go of the source; a read in progress on another thread ends first by itself."""
         if self.closed:
+            self._blocks.clear()  # where the first one was cut
             return
         super().close()
         # In a forked child nobody may be left to free the lock, and the source is the parent's.

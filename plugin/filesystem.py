@@ -627,7 +627,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     def _open(
         self,
-        path: str,
+        path: Any,
         mode: str = "rb",
         block_size: int | None = None,
         autocommit: bool = True,
@@ -639,7 +639,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         **kwargs: Any,
     ) -> Any:
         # Not by way of `open` it is called by fsspec's own wrappers: `blockcache`, references.
-        if "://" in path:
+        if not isinstance(path, str) or "://" in path:
             path = self._target_path(path)
         reader = self._reader
         if reader is None or set(mode) != {"r", "b"}:

@@ -60,11 +60,32 @@ class _Runs:
     def __iter__(self) -> _Runs:
         return self
 
-    def __next__(self) -> LineRun:
-        run = self._next_run()
+    def __next__(self) -> LineRun | _Raise:
+        try:
+            run = self._next_run()
+        except BaseException as error:  # noqa: BLE001 - raised in the next step
+            return _Raise(error)
         if run is None:
             raise StopIteration
         return run
+
+
+class _Raise:
+    """An iterator that raises an error, once: the chain would forget its source if that did."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self._error: BaseException | None = error
+
+    def __iter__(self) -> _Raise:
+        return self
+
+    def __next__(self) -> bytes:
+        error, self._error = self._error, None
+        if error is None:
+            raise StopIteration
+        raise error
 
 
 def lines_of(next_run: Callable[[], LineRun | None]) -> Iterator[bytes]:

@@ -177,6 +177,34 @@ def test_what_an_answer_has_beyond_the_range_is_left_out(cloud_engine: str, boun
         assert store.fs.cat_file(store.path, **bounds) == OLD[bounds.get("start") : bounds["end"]]
 
 
+def test_the_last_bytes_are_the_last(cloud_engine: str) -> None:
+    """And not the first, as a server has it that does not know the one kind of range."""
+
+    def answer(asked: Asked) -> Said:
+        asked.headers["range"] = asked.headers.get("range", "").replace("=-", "=0-")
+        return ranged(asked, OLD, **WHEN, ETag='"one"')
+
+    with PlainServer(answer) as server:
+        store = Store(server, "http", cloud_engine, retries=0)
+        with pytest.raises(OSError, match="another range"):
+            store.fs.cat_file(store.path, start=-100)
+
+
+def test_a_server_that_sends_hardly_anything_of_a_range_is_given_up(cloud_engine: str) -> None:
+    """Nothing of it would be kept for another attempt."""
+
+    def answer(asked: Asked) -> Said:
+        if (span := asked.span(len(OLD))) is not None:
+            asked.headers["range"] = f"bytes={span[0]}-{span[0] + 9}"
+        return ranged(asked, OLD, **WHEN, ETag='"one"')
+
+    with PlainServer(answer) as server:
+        store = Store(server, "http", cloud_engine)
+        with pytest.raises(OSError, match="no more than 10 bytes"):
+            store.fs.cat_file(store.path, start=0, end=1 << 20)
+        assert len(server.gets) < 70
+
+
 def test_a_range_past_the_end_is_short(protocol: str, cloud_engine: str) -> None:
     with PlainServer(lambda asked: ranged(asked, OLD, **WHEN, ETag='"one"')) as server:
         store = Store(server, protocol, cloud_engine)

@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -27,7 +28,6 @@ from headrace.backends import _linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 LINES = [f"line {number} {'x' * (number % 97)}\n" for number in range(5_000)]
 TEXT = "".join(LINES)
@@ -646,8 +646,9 @@ def test_fsspecs_own_wrappers_open_it_their_way(tmp_path: Path, mode: str, writt
     path = str(tmp_path / "file")
     with fs._open(f"headrace://{path}", mode="wb") as file:
         file.write(written)
-    with fs._open(f"file://{path}") as file:
-        assert file.read() == written
+    for spelling in (f"file://{path}", Path(path)):
+        with fs._open(spelling) as file:
+            assert file.read() == written
 
 
 def test_a_cache_that_changes_files_is_told_where_to_stand(tmp_path: Path, scheduled_mode: str) -> None:

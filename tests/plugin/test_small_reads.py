@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import headrace
+from headrace import HeadraceFile
 
 LINES = [b"%d,%s\n" % (number, b"x" * (number % 97)) for number in range(5_000)]
 CONTENT = b"".join(LINES)
@@ -116,6 +117,33 @@ def test_a_loop_ends_with_an_error_where_its_file_is_closed(fs: Any, path: Path)
         next(lines)
 
 
+@pytest.mark.parametrize("read", [next, lambda lines: lines.readline()])
+def test_a_loop_goes_on_after_an_error(
+    fs: Any, path: Path, read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is lost of a read that was late, nor torn where one lies in two blocks."""
+    plain, late = HeadraceFile._bytes_at, iter([True])
+
+    def bytes_at(file: HeadraceFile, start: int, wanted: int) -> bytes:
+        if start > 5_000 and next(late, False):
+            raise TimeoutError("late")
+        return plain(file, start, wanted)
+
+    monkeypatch.setattr(HeadraceFile, "_bytes_at", bytes_at)
+    found: list[bytes] = []
+    with fs.open(str(path), block_size=1_000) as file:
+        lines = iter(file) if read is next else file
+
+        def read_on() -> None:
+            while len(found) < len(LINES):
+                found.append(read(lines))
+
+        with pytest.raises(TimeoutError):
+            read_on()
+        read_on()
+    assert found == LINES
+
+
 def test_a_file_in_a_loop_says_where_it_is(fs: Any, path: Path) -> None:
     with fs.open(str(path)) as file:
         here = len(b"".join(itertools.islice(file, 100)))
@@ -147,7 +175,7 @@ def test_a_file_that_grows_is_read_on(fs: Any, path: Path) -> None:
                 assert read(file) == b""
 
 
-@pytest.mark.parametrize("read", [headrace.HeadraceFile.read, _read_into])
+@pytest.mark.parametrize("read", [HeadraceFile.read, _read_into, HeadraceFile.readline, HeadraceFile.read1])
 def test_what_is_no_longer_in_pythons_buffer_is_read_anew(fs: Any, path: Path, read: Any) -> None:
     """Nor in that of another reader of small parts: such a program sees here what it sees without us."""
     with fs.open(str(path)) as file:
@@ -157,6 +185,14 @@ def test_what_is_no_longer_in_pythons_buffer_is_read_anew(fs: Any, path: Path, r
         for start in (70_000, 50_000, 80_000):
             file.seek(start)
             assert read(file, 16) == b"n" * 16
+
+
+def test_text_is_no_older_than_pythons(fs: Any, path: Path) -> None:
+    with fs.open(str(path), "r") as text:
+        text.read(20_000)
+        path.write_bytes(b"n" * 100 + b"\n" + CONTENT[101:])
+        text.seek(0)
+        assert text.readline() == "n" * 100 + "\n"
 
 
 @pytest.mark.parametrize(
