@@ -112,8 +112,8 @@ class ObstoreBackend(BulkBackend):
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
     defaults: ClassVar[Defaults] = Defaults(
-        # Forty calls (`CALLS` of the driver) of some 25 ops, and the share kept for urgent reads. Of a call
-        # of `obstore.get_ranges` ten ops are under way at once, so these are some 400 requests.
+        # Twenty calls (`CALLS` of the driver) of whole grants, and the share kept for urgent reads. Of a call
+        # of `obstore.get_ranges` ten ops are under way at once, so these are some 200 requests.
         mode="standard",
         max_gap_bytes=128 << 10,  # this and the next one: measured, see docs/benchmarks.md
         max_op_bytes=8 << 20,

@@ -192,13 +192,10 @@ def _io_parallelism(backend: Backend, settings: Settings) -> int:
 
 
 def _most_calls(backend: BulkBackend) -> int:
-    """Return how many calls may be under way for which a quarter of the descriptors is enough.
-
-    Each bucket has connections of its own, and several may be read at once.
-    """
+    """Return how many calls may be under way for which three quarters of the descriptors are enough."""
     descriptors = soft_limit("RLIMIT_NOFILE")
     of_a_call = backend.least_call_ops + _OF_A_LOOP
-    return bulk.MOST_CALLS if descriptors is None else max(descriptors // 4 // of_a_call, 2)
+    return bulk.MOST_CALLS if descriptors is None else max(descriptors * 3 // 4 // of_a_call, 2)
 
 
 def _max_grant_ops(backend: Backend) -> int:

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 IDLE_S = 5.0
 """Seconds a worker stays: starting a dozen of them beside busy Python threads takes a tenth of a second."""
 
-CALLS = 40
-"""Calls at once that keep a store and two processors busy (measured; fewer where descriptors are short)."""
+CALLS = 20
+"""Calls at once that keep a store and two processors busy (measured)."""
 
 LEAST_CALL_BYTES = 1 << 20
 """Long ops are each a call of their own, unless there are more of them than threads."""

@@ -728,7 +728,7 @@ def test_a_process_without_descriptors_asks_for_less(server: ObjectServer, numbe
         assert (verdict.is_retryable, verdict.is_throttled) == (True, True)
 
 
-@pytest.mark.parametrize(("descriptors", "calls"), [(1024, 19), (256, 4), (64, 2), (1 << 20, 64), (None, 64)])
+@pytest.mark.parametrize(("descriptors", "calls"), [(256, 14), (64, 3), (16, 2), (1 << 20, 64), (None, 64)])
 def test_calls_under_way_are_as_many_as_there_are_descriptors_for(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, descriptors: int | None, calls: int
 ) -> None:
