@@ -23,7 +23,7 @@ from headrace.backends.abc import InlineBackend
 from headrace.batch import RangeBatch
 from headrace.columns import difference, largest, offsets_of
 from headrace.quick import advise_scattered
-from headrace.ranges import MOST_OPEN, checked_out
+from headrace.ranges import checked_out
 from headrace.threads import raise_if_of_a_handler
 from headrace.types import Ops
 
@@ -44,10 +44,8 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     """Answer ranges from the page cache, or say that they must be scheduled."""
     if not channel.quick_bytes or not len(ranges) or not isinstance(channel.backend, InlineBackend):
         return None
-    opens_too_many = channel.backend.holds_descriptors and len(ranges.paths) > MOST_OPEN
-    # They come again some files at a time, or are of a signal handler that interrupted a section.
-    if opens_too_many or channel.engine.is_inside():
-        return None
+    if channel.engine.is_inside():
+        return None  # a signal handler that interrupted a section
     length = difference(ranges.ends, ranges.starts)
     longest = largest(length)
     offsets = offsets_of(length)

@@ -47,7 +47,7 @@ from headrace.ranges import (
     as_ranges,
     ask,
     batch_of,
-    check_gap,
+    check_bytes,
     collect_cat,
     is_plain,
     listed,
@@ -399,7 +399,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """
         reader = self._reader
         found: list[Any]
-        check_gap(max_gap)
+        check_bytes("max_gap", max_gap)
         if reader is None:
             # Not `max_gap`, which says how to read and not what: most filesystems refuse it.
             given = self._ranges_for_target(paths, starts, ends)
@@ -440,7 +440,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """Async twin of `cat_ranges`."""
         reader = self._reader
         found: list[Any]
-        check_gap(max_gap)
+        check_bytes("max_gap", max_gap)
         if reader is None and getattr(self.target, "async_impl", False):
             given = self._ranges_for_target(paths, starts, ends)
             found = await self._of_target_async("_cat_ranges", *given, on_error=on_error, **kwargs)
@@ -705,13 +705,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
 
 def _block_bytes(given: Any, cache_type: str | None, default: int) -> int:
-    if given is None or given == "default":  # which are fsspec's words for it
-        given = default
-    elif not hasattr(given, "__index__") or given < 0:
-        kind = ValueError if hasattr(given, "__index__") else TypeError
-        msg = f"block_size is a number of bytes, 0 for no blocks; not {given!r}"
-        raise kind(msg)
-    return 0 if cache_type == "none" else operator.index(given)
+    given = None if given == "default" else given  # fsspec's word for it
+    check_bytes("block_size", given)
+    if cache_type == "none":
+        return 0
+    return default if given is None else operator.index(given)
 
 
 def _is_stream(target: Any, block_size: int | None) -> bool:

@@ -341,15 +341,15 @@ def _kept(values: Any) -> Any:
     return np.asarray(values) if hasattr(values, "__array__") else values
 
 
-def check_gap(max_gap: Any) -> None:
-    """Raise TypeError or ValueError for what is no gap in bytes; None is the default."""
-    if max_gap is None:
+def check_bytes(name: str, given: Any) -> None:
+    """Raise TypeError or ValueError for what is no number of bytes; None is the default."""
+    if given is None:
         return
-    if not hasattr(max_gap, "__index__"):
-        msg = f"max_gap is a number of bytes, or None; not {max_gap!r}"
+    if not hasattr(given, "__index__"):
+        msg = f"{name} is a number of bytes, or None; not {given!r}"
         raise TypeError(msg)
-    if max_gap < 0:
-        msg = f"max_gap is not negative: {max_gap}"
+    if given < 0:
+        msg = f"{name} is not negative: {given}"
         raise ValueError(msg)
 
 

@@ -82,11 +82,11 @@ class Reader(SingleReader):
     ) -> RangeBatch:
         """Read and return when all is there; `is_listed` where the caller wants a list of it next."""
         check_not_exiting()
+        if self.opens_too_many(ranges):
+            return self._read_in_blocks(ranges, urgency, out)
         cached = read_cached(self.channel, ranges, out)
         if cached is not None:
             return cached
-        if self.opens_too_many(ranges):
-            return self._read_in_blocks(ranges, urgency, out)
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
         pieces = _pieces_of(parts, buffer) if is_listed else None
         with self._performed(parts):

@@ -168,8 +168,7 @@ def test_many_files_without_descriptors_are_one_batch(
 def test_many_files_of_a_batch_are_open_some_at_a_time(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    for module in ("cached", "reader"):
-        monkeypatch.setattr(f"headrace.{module}.MOST_OPEN", 4)
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 4)
     fs = filesystem(scheduler=scheduled_mode)
     paths = [str(tmp_path / f"{number}.bin") for number in range(10)]
     for number, name in enumerate(paths[:-1]):
