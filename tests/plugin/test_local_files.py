@@ -151,7 +151,7 @@ def test_many_files_are_open_some_at_a_time(
 def test_many_files_without_descriptors_are_one_batch(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("cached", "filesystem", "reader"):
+    for module in ("filesystem", "reader"):
         monkeypatch.setattr(f"headrace.{module}.MOST_OPEN", 4)
     monkeypatch.setattr(Reader, "_read_in_blocks", None)
     fs = filesystem("memory", scheduler=scheduled_mode)
