@@ -1,31 +1,92 @@
-"""Starting threads where a signal handler may raise at any line."""
+"""Starting threads: where a signal handler may raise at any line, and without waiting for them."""
 
 from __future__ import annotations
 
 import _thread
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from headrace.drivers.interrupts import may_raise
 
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Callable
+
+
+class Daemon(threading.Thread):
+    """A daemon thread whose start does not wait until it runs.
+
+    `Thread.start` returns when the new thread has had its first turn of the GIL, and the caller one more.
+    Beside threads that compute, forty of them cost a tenth of a second so, where they can all begin at once.
+    """
+
+    def __init__(self, target: Callable[[], object], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
+        # What `Thread.start` waits for, and `Thread` else only looks at. Were it named differently by another
+        # Python, starts would wait.
+        self._started = _Unawaited()
+        self._is_coming = False
+
+    @override
+    def start(self) -> None:
+        """Have it run soon."""
+        super().start()
+        self._is_coming = True
+
+    @override
+    def is_alive(self) -> bool:
+        """Whether it runs, or is about to."""
+        return super().is_alive() or (self._is_coming and not self._started.is_set())
+
+
+class _Unawaited(threading.Event):
+    @override
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
 
 
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread; what a signal handler raises meanwhile comes out as it is, and the thread runs.
 
     Cut at one place or another, `Thread.start` has the new thread end at once, raises a KeyError, or puts an
-    exception of a lock's own in the place of the handler's. No handler interrupts other threads than the main
-    one, so one of them starts it where that may come.
+    exception of a lock's own in the place of the handler's.
 
     Raises
     ------
     RuntimeError
         There can be no more threads, or the interpreter ends.
     """
-    if may_raise():
-        _start_apart(thread)
+    call_unbroken(_start, thread)
+
+
+def call_unbroken(function: Callable[..., None], *args: Any) -> None:
+    """Call what no signal handler may cut; on another thread where one may raise at any line of this one.
+
+    No handler interrupts other threads than the main one.
+    """
+    if not may_raise():
+        function(*args)
         return
+    is_over = _thread.allocate_lock()
+    is_over.acquire()
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function(*args)
+        except BaseException as error:  # noqa: BLE001 - the caller's
+            errors.append(error)
+        finally:
+            is_over.release()
+
+    _thread.start_new_thread(call, ())
+    is_over.acquire()
+    if errors:
+        raise errors[0]
+
+
+def _start(thread: threading.Thread) -> None:
     try:
         thread.start()
     except RuntimeError as error:
@@ -35,22 +96,3 @@ def start_thread(thread: threading.Thread) -> None:
     else:
         return
     raise raised
-
-
-def _start_apart(thread: threading.Thread) -> None:
-    is_started = _thread.allocate_lock()
-    is_started.acquire()
-    errors: list[BaseException] = []
-
-    def start() -> None:
-        try:
-            thread.start()
-        except BaseException as error:  # noqa: BLE001 - the caller's
-            errors.append(error)
-        finally:
-            is_started.release()
-
-    _thread.start_new_thread(start, ())
-    is_started.acquire()
-    if errors:
-        raise errors[0]

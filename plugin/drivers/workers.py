@@ -20,7 +20,7 @@ from functools import partial
 from operator import is_not, methodcaller
 from typing import TYPE_CHECKING
 
-from headrace.drivers.starting import start_thread
+from headrace.drivers.starting import Daemon, call_unbroken, start_thread
 from headrace.drivers.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -81,14 +81,19 @@ class Workers:
     def start_needed(self) -> None:
         """Start a thread for each work that no idle one will take.
 
-        A start waits until the thread runs, and beside busy Python threads that takes milliseconds: not to be
-        done while others wait for a lock.
+        A start takes a tenth of a millisecond, and turns of the GIL where a signal handler may raise: not to
+        be done while others wait for a lock.
         """
         if self._work:
             self._forget_dead()
         for _ in range(len(self._work) - self._awake()):
             if not self._wake_one():  # whoever put it there may have been interrupted before he did that
-                self._start_one()
+                call_unbroken(self._start_missing)
+                return
+
+    def _start_missing(self) -> None:
+        for _ in range(len(self._work) - self._awake()):
+            self._start_one()
 
     def _awake(self) -> int:
         """Count the threads that are about to take work."""
@@ -102,8 +107,7 @@ class Workers:
             if len(self._threads) >= self._most:
                 return
             self._started += 1
-            name = f"{self._name}-{self._started}"
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            thread = Daemon(self._serve, f"{self._name}-{self._started}")
             self._threads.append(thread)
             start_thread(thread)
 

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.drivers import starting
 from headrace.drivers import workers as workers_
-from headrace.drivers.starting import start_thread
+from headrace.drivers.starting import Daemon, start_thread
 from headrace.drivers.workers import Workers
 
 if TYPE_CHECKING:
@@ -174,21 +174,46 @@ def test_threads_that_cannot_start_say_so(has_handler: bool, request: pytest.Fix
 
 @pytest.mark.usefixtures("no_handler")
 def test_a_start_that_is_cut_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = threading.Thread
     pool = Workers(1, "test-worker", idle_s=0.05)
     done = [threading.Event() for _ in range(2)]
 
-    def cut(**options: Any) -> threading.Thread:
-        thread = made(**options)
-        _cut_in_its_wait(thread)
-        return thread
+    def cut(thread: threading.Thread) -> None:
+        threading.Thread.start(thread)
+        raise RaisedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading, "Thread", cut)
+        patch.setattr(Daemon, "start", cut)
         with pytest.raises(RaisedError):
             pool.put(done[0].set)
     pool.put(done[1].set)
     assert all(one.wait(10) for one in done)
+
+
+@pytest.mark.parametrize("has_handler", [False, True])
+def test_threads_are_started_without_waiting_for_any(
+    has_handler: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them has begun to run when all are on their way, and they count as alive."""
+    if has_handler:
+        request.getfixturevalue("a_handler")
+    may_begin, done = threading.Event(), threading.Semaphore(0)
+    bootstrap = threading.Thread._bootstrap  # type: ignore[attr-defined]
+
+    def hold(thread: threading.Thread) -> None:
+        may_begin.wait(10)
+        bootstrap(thread)
+
+    monkeypatch.setattr(Daemon, "_bootstrap", hold, raising=False)
+    pool = Workers(8, "test-worker")
+    for _ in range(8):
+        pool.put(done.release, starts=False)
+    pool.start_needed()
+    assert len(pool._threads) == 8
+    assert all(thread.is_alive() and thread.ident is None for thread in pool._threads)
+    pool.start_needed()
+    assert len(pool._threads) == 8
+    may_begin.set()
+    assert all(done.acquire(timeout=10) for _ in range(8))
 
 
 def test_a_thread_that_died_is_not_counted_on() -> None:
