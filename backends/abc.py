@@ -326,7 +326,9 @@ class BulkBackend(Backend):
     calls run at once.
     """
 
-    max_grant_ops: ClassVar[int] = 80
+    max_calls: ClassVar[int] = 40
+    """Calls that a large request is shared out to."""
+    max_grant_ops: ClassVar[int] = 48
     """Ops of one grant, and so of one call, at the most."""
     least_call_ops: ClassVar[int] = 10
     """Ops that a call performs at once: fewer would leave it idle, more save turns of the GIL."""

@@ -112,16 +112,15 @@ class ObstoreBackend(BulkBackend):
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
     defaults: ClassVar[Defaults] = Defaults(
-        # Twenty calls (`CALLS` of the driver) of whole grants, and the share kept for urgent reads. Of a call
-        # of `obstore.get_ranges` ten ops are under way at once, so these are some 200 requests.
+        # Forty calls of 36 ops, an eighth of it kept for urgent reads. Of a call of `obstore.get_ranges` ten
+        # ops are under way at once, so these are some 400 requests.
         mode="standard",
         max_gap_bytes=128 << 10,  # this and the next one: measured, see docs/benchmarks.md
         max_op_bytes=8 << 20,
-        io_parallelism=1120,
-        window_ops=1120,
+        io_parallelism=1440,
+        window_ops=1440,
     )
     options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
-    max_grant_ops: ClassVar[int] = 48  # of 80 only twelve calls fit the window
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)

@@ -27,7 +27,7 @@ from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBack
 from headrace.core.hedge import Hedge
 from headrace.core.link import Link
 from headrace.core.retry import Retries
-from headrace.core.room import Limits
+from headrace.core.room import Calls, Limits
 from headrace.core.series import SeriesLimits
 from headrace.core.window import Window
 from headrace.drivers import bulk
@@ -63,6 +63,9 @@ DISK_WORKERS = 8
 
 NATIVE = "obstore"
 """Name of the native cloud engine's backend."""
+
+_BUCKETS = 5
+"""Of the native engine, that may be read at full rate before a process's descriptors are used up."""
 
 _OF_A_LOOP = 3
 """Descriptors of an event loop: a call may need one of its own."""
@@ -160,7 +163,7 @@ class Channel:
             counts_ops=self.backend.defaults.window_ops > 0,
             max_in_flight_ops=self.io_parallelism,
             max_grant_ops=_max_grant_ops(self.backend),
-            has_whole_grants=isinstance(self.backend, BulkBackend),
+            calls=_calls(self.backend),
             link=self._link(),
         )
 
@@ -196,6 +199,17 @@ def _most_calls(backend: BulkBackend) -> int:
     descriptors = soft_limit("RLIMIT_NOFILE")
     of_a_call = backend.least_call_ops + _OF_A_LOOP
     return bulk.MOST_CALLS if descriptors is None else max(descriptors * 3 // 4 // of_a_call, 2)
+
+
+def _calls(backend: Backend) -> Calls | None:
+    """Return how many calls a large request is shared out to: those of five buckets find descriptors."""
+    if not isinstance(backend, BulkBackend):
+        return None
+    descriptors = soft_limit("RLIMIT_NOFILE")
+    most = backend.max_calls
+    if descriptors is not None:
+        most = max(min(most, descriptors // (_BUCKETS * backend.least_call_ops)), 1)
+    return Calls(most, backend.least_call_ops)
 
 
 def _max_grant_ops(backend: Backend) -> int:

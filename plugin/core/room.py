@@ -43,6 +43,25 @@ SHORT_SHARE = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """How requests are cut into calls, each of which performs a slice: few calls, long ones.
+
+    A slice shorter than it could be waits for room while anything is in flight: once short they would
+    stay so.
+
+    Attributes
+    ----------
+    most
+        Calls that a request which fills the window is shared out to.
+    least_ops
+        Ops that a call performs at once: a shorter one saves nothing.
+    """
+
+    most: int
+    least_ops: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one device bears.
 
@@ -56,9 +75,8 @@ class Limits:
         Ops allowed in flight.
     max_grant_ops
         The largest slice: 1 where every op is performed by a thread or task of its own.
-    has_whole_grants
-        Whether a slice shorter than it could be waits for room while anything is in flight: slices are
-        performed by a call each, and once short they would stay so.
+    calls
+        Where a slice is performed by a call, how many and how long ones.
     link
         Bytes allowed in flight beside a window of requests, or None for no such limit.
     """
@@ -67,7 +85,7 @@ class Limits:
     counts_ops: bool = False
     max_in_flight_ops: int = 128
     max_grant_ops: int = 1 << 30
-    has_whole_grants: bool = False
+    calls: Calls | None = None
     link: Link | None = None
 
 
@@ -86,8 +104,8 @@ class Room:
     """
 
     __slots__ = (
-        "counts_ops", "has_whole_grants", "in_flight_bases", "in_flight_bytes", "in_flight_ops",
-        "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "uploads", "window",
+        "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_ops", "is_held_back",
+        "link", "max_grant_ops", "max_in_flight_ops", "uploads", "window",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -95,7 +113,7 @@ class Room:
         self.counts_ops = limits.counts_ops
         self.max_in_flight_ops = limits.max_in_flight_ops
         self.max_grant_ops = limits.max_grant_ops
-        self.has_whole_grants = limits.has_whole_grants
+        self.calls = limits.calls
         self.link = limits.link
         self.uploads = Uploads()
         self.is_held_back = False
@@ -138,6 +156,13 @@ class Room:
 
     # -- what fits
 
+    def slice_ops(self, request: Request) -> int:
+        """Return the ops of the largest slice of a request: where calls perform them, each has its share."""
+        if self.calls is None:
+            return self.max_grant_ops
+        share = -(-min(request.n_ops, self.limit_ops) // self.calls.most)
+        return min(max(share, self.calls.least_ops), self.max_grant_ops)
+
     def fits(self, ops: int, nbytes: int) -> bool:
         """Whether ops of so many bytes together, which are performed at once, find room."""
         window = self.window
@@ -156,7 +181,8 @@ class Room:
         free_ops = self.max_in_flight_ops // part - self.in_flight_ops
         if request.step_bytes:
             return self._grantable_series(request, left_ops, min(free_ops, process_ops))
-        room_ops = min(self.max_grant_ops, left_ops, process_ops)
+        most = self.max_grant_ops if self.calls is None else self.slice_ops(request)
+        room_ops = min(most, left_ops, process_ops)
         if self.window is None or not self.counts_ops:
             room_ops = min(room_ops, free_ops)
         if self.link is not None:
@@ -177,7 +203,7 @@ class Room:
         self.is_held_back = fitting < room_ops and not request.is_speculative
         if fitting <= 0 and self._must_go_on(request):
             return 1  # progress, I1
-        if self.has_whole_grants and self.in_flight_ops:
+        if self.calls is not None and self.in_flight_ops:
             # In a small window that would leave much of it unused.
             least = min(room_ops, max(share // WHOLE_SHARE, 1))
             return 0 if fitting < least else min(room_ops, fitting)

@@ -255,7 +255,7 @@ class Scheduler:
         Deadlock prevented: with a limit of 1 the parent would wait for a permit that it holds itself.
         """
         while request.next_op < request.n_ops:
-            self._hand_out(request, min(self.room.max_grant_ops, request.n_ops - request.next_op), now)
+            self._hand_out(request, min(self.room.slice_ops(request), request.n_ops - request.next_op), now)
         self.hub.counters.requests_nested += 1
 
     def _count(self, request: Request, ops: int, nbytes: int) -> None:

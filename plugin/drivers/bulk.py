@@ -3,9 +3,8 @@
 A call takes the GIL once, however many ops it performs, so busy Python threads hardly slow it down. What
 is to be kept from it is everything else that would take the GIL: hand-overs between threads above all.
 
-* Workers (daemons) make the calls. A grant is cut into calls of several ops, by bytes and by what keeps every
-  thread busy. A worker whose completions admit the next slice of the same request takes that itself: no
-  hand-over.
+* Workers (daemons) make the calls: one for each grant, and more where its ops are long. A worker whose
+  completions admit the next slice of the same request takes that itself: no hand-over.
 * In lite the waiter makes the first call itself and goes on as long as its own completions admit more; what
   does not fit into its call is shared with the workers. A single op is called for by its waiter in standard,
   too: to a worker and back is two turns of the GIL more. But only where nobody needs to interrupt it: such a
@@ -49,9 +48,6 @@ if TYPE_CHECKING:
 
 IDLE_S = 5.0
 """Seconds a worker stays: starting a dozen of them beside busy Python threads takes a tenth of a second."""
-
-CALLS = 20
-"""Calls at once that keep a store and two processors busy (measured)."""
 
 LEAST_CALL_BYTES = 1 << 20
 """Long ops are each a call of their own, unless there are more of them than threads."""
@@ -177,7 +173,7 @@ def _may_block() -> bool:
 
 
 def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
-    """Cut a grant into the rows of calls: enough of them for every thread to have one, and no more.
+    """Cut a grant into the rows of calls: short ops share one, long ones have enough for every thread.
 
     Each call costs a turn of the GIL, and beside busy threads a turn costs more than what it performs.
     """
@@ -186,13 +182,9 @@ def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
     if len(rows) == 1:
         yield rows
         return
-    even = -(-min(job.request.n_ops, job.scheduler.room.limit_ops) // CALLS)
-    ops = min(max(even, backend.least_call_ops), backend.max_grant_ops)
-    even_bytes = job.request.bytes_between(0, job.request.n_ops) // CALLS
+    even_bytes = job.request.bytes_between(0, job.request.n_ops) // backend.max_calls
     nbytes = min(max(even_bytes, LEAST_CALL_BYTES), backend.max_call_bytes)
-    length = np.maximum(job.ops.length[grant.lo : grant.hi], 0)
-    calls = max(1, round(len(rows) / ops))
-    number = np.maximum(np.cumsum(length) // nbytes, np.arange(len(rows)) * calls // len(rows))
+    number = np.cumsum(np.maximum(job.ops.length[grant.lo : grant.hi], 0)) // nbytes
     yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
 
 

@@ -37,7 +37,7 @@ from headrace.core.hub import Hub
 from headrace.core.link import LEAST_RATE, Link
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
-from headrace.core.room import Limits
+from headrace.core.room import Calls, Limits
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class World:
                 "window": many,
                 "counts_ops": True,
                 "max_in_flight_ops": 24,
-                "max_grant_ops": 2,
-                "has_whole_grants": True,
+                "max_grant_ops": 4,
+                "calls": Calls(3, 2),
                 "link": Link(LINK_BYTES / LEAST_RATE),
             },
         }
@@ -571,7 +571,7 @@ class World:
         scheduler, base = self._of(naive), naive.request.priority.base
         if min(self.rounds(naive.device), default=base) < base:
             return 0
-        most = min(scheduler.room.max_grant_ops, len(naive.lengths) - naive.next_op)
+        most = min(self._slice_ops(naive), len(naive.lengths) - naive.next_op)
         steps = naive.lengths[naive.next_op :][:most]
         if naive.series_ops > 1:
             steps = [max(naive.lengths)] * math.ceil(most / naive.series_ops)
@@ -581,9 +581,18 @@ class World:
         steps = steps[: self._brought(naive, steps)]
         fitting = self._fitting(naive, steps)
         is_cut = fitting < len(steps) and self.flying(naive.device)
-        if is_cut and scheduler.room.has_whole_grants and 8 * (fitting + 1) <= self._share(naive):
+        if is_cut and scheduler.room.calls and 8 * (fitting + 1) <= self._share(naive):
             return 0
         return min(most, fitting * naive.series_ops)
+
+    def _slice_ops(self, naive: Naive) -> int:
+        """How long a slice may be: a request shares what fits the limits out to so many calls."""
+        room = self._of(naive).room
+        if room.calls is None or naive.series_ops > 1:
+            return room.max_grant_ops
+        limit = min(room.uploads.left_of(room.window.limit), room.max_in_flight_ops)
+        share = math.ceil(min(len(naive.lengths), limit) / room.calls.most)
+        return min(max(share, room.calls.least_ops), room.max_grant_ops)
 
     def _fitting(self, naive: Naive, steps: list[int]) -> int:
         """How many of these, one after the other, the limit of ops and the window leave room for."""

@@ -16,7 +16,7 @@ from headrace.core.link import Link
 from headrace.core.plan import plan_ranges
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
-from headrace.core.room import Limits
+from headrace.core.room import Calls, Limits
 from headrace.core.scheduler import Scheduler
 from headrace.core.window import Window
 from headrace.errors import IllegalTransitionError
@@ -70,12 +70,17 @@ def a_store(window: int, most: int = 100) -> Scheduler:
     )
 
 
-def a_store_of_calls(window: int) -> Scheduler:
+def a_store_of_calls(window: int, most: int = 1, longest: int = 10) -> Scheduler:
+    """Of calls of one op at the least."""
     shape = Window(initial=window, least=1, most=window)
     return Hub().scheduler(
         "store",
         Limits(
-            window=shape, max_in_flight_ops=window, max_grant_ops=10, counts_ops=True, has_whole_grants=True
+            window=shape,
+            max_in_flight_ops=window,
+            max_grant_ops=longest,
+            counts_ops=True,
+            calls=Calls(most, 3),
         ),
     )
 
@@ -84,7 +89,7 @@ def sizes_of(grants: list[Grant]) -> list[int]:
     return [grant.hi - grant.lo for grant in grants]
 
 
-def a_slow_store(grant: int = 1, *, has_whole_grants: bool = False) -> Scheduler:
+def a_slow_store(grant: int = 1, *, calls: Calls | None = None) -> Scheduler:
     """Of 100 requests, and a link of which 64 MiB are asked for at once."""
     shape = Window(initial=100, least=1, most=100)
     return Hub().scheduler(
@@ -94,7 +99,7 @@ def a_slow_store(grant: int = 1, *, has_whole_grants: bool = False) -> Scheduler
             max_in_flight_ops=100,
             max_grant_ops=grant,
             counts_ops=True,
-            has_whole_grants=has_whole_grants,
+            calls=calls,
             link=Link(32.0),
         ),
     )
@@ -164,7 +169,7 @@ def test_a_read_that_is_not_short_waits_for_what_fills_the_link() -> None:
 
 
 def test_whole_grants_are_as_long_as_the_link_takes_them() -> None:
-    scheduler = a_slow_store(48, has_whole_grants=True)
+    scheduler = a_slow_store(48, calls=Calls(1))
     request = submit(scheduler, *[OP] * 100)
     assert sizes_of(request.inbox) == [8], "with nothing in flight it has the whole limit"
     scheduler.complete(request.inbox[0], 1, OP, 1e6)
@@ -202,6 +207,25 @@ def test_a_small_window_is_used_by_shorter_grants() -> None:
     scheduler = a_store_of_calls(40)
     request = submit(scheduler, *[1] * 100)
     assert sizes_of(request.inbox) == [10, 10, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("n_ops", "sizes"),
+    [
+        (5, [3, 2]),  # shorter ones save nothing
+        (42, [5] * 8 + [2]),  # a share for each call
+        (100, [8] * 7 + [7]),  # of what fits, an eighth of which is kept
+    ],
+)
+def test_a_request_is_shared_out_to_so_many_calls(n_ops: int, sizes: list[int]) -> None:
+    scheduler = a_store_of_calls(72, most=9, longest=50)
+    request = submit(scheduler, *[1] * n_ops)
+    assert sizes_of(request.inbox) == sizes
+
+
+def test_no_call_is_longer_than_the_longest() -> None:
+    scheduler = a_store_of_calls(100, most=2, longest=20)
+    assert sizes_of(submit(scheduler, *[1] * 1000).inbox) == [20] * 4
 
 
 def test_whole_grants_are_cut_when_nothing_else_is_in_flight() -> None:

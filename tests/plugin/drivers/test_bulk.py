@@ -123,7 +123,8 @@ def test_short_ops_share_calls(fs: HeadraceFileSystem, backend: RecordingBackend
 
 
 @pytest.mark.parametrize(
-    ("n", "limit", "calls", "longest"), [(1000, 1120, 25, 40), (1000, 160, 100, 10), (60, 1120, 6, 10)]
+    ("n", "limit", "calls", "longest"),
+    [(1000, 1120, 40, 25), (1000, 160, 100, 10), (60, 1120, 6, 10), (4000, 10_000, 84, 48)],
 )
 def test_many_ops_make_longer_calls_and_not_more_of_them(
     fs: HeadraceFileSystem, backend: RecordingBackend, n: int, limit: int, calls: int, longest: int
