@@ -35,9 +35,16 @@ class Daemon(threading.Thread):
         self._is_coming = True
 
     @override
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end: first until it runs."""
+        if not self._is_coming or threading.Event.wait(self._started, timeout):
+            super().join(timeout)
+
+    @override
     def is_alive(self) -> bool:
         """Whether it runs, or is about to."""
-        return super().is_alive() or (self._is_coming and not self._started.is_set())
+        # In this order: it may begin in between.
+        return (self._is_coming and not self._started.is_set()) or super().is_alive()
 
 
 class _Unawaited(threading.Event):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from headrace.drivers.starting import Daemon, call_unbroken, start_thread
 from headrace.drivers.waiter import Waiter
+from headrace.threads import call_if_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ class Workers:
         """
         self._work.append(work)
         if not self._wake_one() and starts:
-            self._start_one()
+            self._start_missing()
 
     def _wake_one(self) -> bool:
         """Wake the thread that has been idle shortest; says whether there was one."""
@@ -85,41 +86,53 @@ class Workers:
         be done while others wait for a lock.
         """
         if self._work:
-            self._forget_dead()
+            call_if_free(self._lock, self._forget_dead)
         for _ in range(len(self._work) - self._awake()):
             if not self._wake_one():  # whoever put it there may have been interrupted before he did that
                 call_unbroken(self._start_missing)
                 return
 
     def _start_missing(self) -> None:
-        for _ in range(len(self._work) - self._awake()):
-            self._start_one()
+        """Start what is missing, unless somebody has the lock: he sees to it when he lets go of it.
+
+        Nobody waits for him: a signal handler may have interrupted him, and be waiting for this thread.
+        """
+        while self._is_one_missing() and call_if_free(self._lock, self._start_one):
+            pass
+
+    def _is_one_missing(self) -> bool:
+        return self._awake() < len(self._work) != 0
 
     def _awake(self) -> int:
         """Count the threads that are about to take work."""
         return len(self._threads) - len(self._idle) - len(self._performing)
 
-    def _start_one(self) -> None:
-        with self._lock:
-            self._forget_dead()
-            if self._awake() >= len(self._work):
-                return
-            if len(self._threads) >= self._most:
-                return
-            self._started += 1
-            thread = Daemon(self._serve, f"{self._name}-{self._started}")
-            self._threads.append(thread)
+    def _start_one(self) -> bool:
+        """Start a thread, if there may be one more; with the lock. Returns whether it did."""
+        self._forget_dead()
+        if len(self._threads) >= self._most or not self._is_one_missing():
+            return False
+        self._started += 1
+        thread = Daemon(self._serve, f"{self._name}-{self._started}")
+        self._threads.append(thread)
+        try:
             start_thread(thread)
+        except RuntimeError as error:
+            self._forget_dead()
+            if not (self._threads and str(error).startswith("can't")):
+                raise  # a signal handler's, or nobody will do the work
+            return False
+        return True
 
     def _forget_dead(self) -> None:
         """Go by what is alive, not by a count: an exception may cut a thread's start, or end it."""
-        with self._lock:
-            self._threads = list(filter(methodcaller("is_alive"), self._threads))
+        self._threads = list(filter(methodcaller("is_alive"), self._threads))
 
     def _serve(self) -> None:
         mine = Waiter()
         while self._next(mine):
             pass
+        self._start_missing()  # of who came while this one had the lock to leave
 
     def _next(self, mine: Waiter) -> bool:
         """Do some work, or wait for it; False: this thread ends."""

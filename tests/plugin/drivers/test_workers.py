@@ -227,3 +227,34 @@ def test_a_thread_that_died_is_not_counted_on() -> None:
     pool.put(done.set, starts=False)
     pool.start_needed()
     assert done.wait(10)
+
+
+def test_where_no_thread_can_be_started_those_who_live_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where nobody lives the error is the caller's."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = Workers(4, "test-worker")
+    may_go, done = threading.Event(), threading.Event()
+    pool.put(lambda: may_go.wait(10))
+    monkeypatch.setattr(workers_, "start_thread", refuse)
+    pool.put(done.set)
+    pool.start_needed()
+    may_go.set()
+    assert done.wait(10)
+    with pytest.raises(RuntimeError, match="can't start"):
+        Workers(4, "test-worker").put(done.set)
+
+
+@pytest.mark.usefixtures("a_handler")
+def test_nobody_waits_for_who_was_interrupted_with_the_lock() -> None:
+    """His handler may read, and starts threads on another one."""
+    pool = Workers(4, "test-worker")
+    done = threading.Event()
+    with pool._lock:
+        pool.put(done.set)
+        pool.start_needed()
+    assert pool._threads == []
+    pool.start_needed()
+    assert done.wait(10)
