@@ -326,14 +326,13 @@ class BulkBackend(Backend):
     calls run at once.
     """
 
-    max_calls: ClassVar[int] = 40
-    """Calls that a large request is shared out to."""
     max_grant_ops: ClassVar[int] = 48
     """Ops of one grant, and so of one call, at the most."""
     least_call_ops: ClassVar[int] = 10
-    """Ops that a call performs at once: fewer would leave it idle, more save turns of the GIL."""
+    """Ops that a call has under way at a time: fewer would leave it idle, more save turns of the GIL."""
+    least_call_bytes: ClassVar[int] = 1 << 20
     max_call_bytes: ClassVar[int] = 4 << 20
-    """A call of several ops reads no more than this."""
+    """A call of several ops reads no more than its share of the request, if that is between these."""
 
     @abc.abstractmethod
     def perform(self, ops: Ops, rows: Int64Array) -> None:

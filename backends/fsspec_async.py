@@ -55,7 +55,7 @@ class AsyncFsspecBackend(AsyncBackend):
         max_gap_bytes=128 << 10,  # this and the next one: measured, see docs/benchmarks.md
         max_op_bytes=8 << 20,
         io_parallelism=128,
-        window_ops=128,  # as many as s3fs would ask for at once
+        window_ops=128,  # s3fs asks for as many at once; of these 112 are for reads that are not urgent
     )
 
     options: ClassVar[frozenset[str]] = frozenset({"io_parallelism", "try_timeout_s"})

@@ -112,13 +112,13 @@ class ObstoreBackend(BulkBackend):
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
     defaults: ClassVar[Defaults] = Defaults(
-        # Forty calls of 36 ops, an eighth of it kept for urgent reads. Of a call of `obstore.get_ranges` ten
-        # ops are under way at once, so these are some 400 requests.
+        # Forty calls of `obstore.get_ranges`, each of which has ten requests under way, and an eighth that is
+        # kept for urgent reads.
         mode="standard",
         max_gap_bytes=128 << 10,  # this and the next one: measured, see docs/benchmarks.md
         max_op_bytes=8 << 20,
-        io_parallelism=1440,
-        window_ops=1440,
+        io_parallelism=460,
+        window_ops=460,
     )
     options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
 

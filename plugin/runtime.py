@@ -64,8 +64,8 @@ DISK_WORKERS = 8
 NATIVE = "obstore"
 """Name of the native cloud engine's backend."""
 
-_BUCKETS = 5
-"""Of the native engine, that may be read at full rate before a process's descriptors are used up."""
+_BUCKETS = 4
+"""Of the native engine, whose connections may together use up the descriptors of a process."""
 
 _OF_A_LOOP = 3
 """Descriptors of an event loop: a call may need one of its own."""
@@ -191,25 +191,22 @@ class Channel:
 
 
 def _io_parallelism(backend: Backend, settings: Settings) -> int:
-    return settings.io_parallelism or backend.defaults.io_parallelism
-
-
-def _most_calls(backend: BulkBackend) -> int:
-    """Return how many calls may be under way for which three quarters of the descriptors are enough."""
-    descriptors = soft_limit("RLIMIT_NOFILE")
-    of_a_call = backend.least_call_ops + _OF_A_LOOP
-    return bulk.MOST_CALLS if descriptors is None else max(descriptors * 3 // 4 // of_a_call, 2)
+    """Return how many ops may be in flight: of the native engine each has a connection."""
+    most, descriptors = backend.defaults.io_parallelism, soft_limit("RLIMIT_NOFILE")
+    if isinstance(backend, BulkBackend) and descriptors is not None:
+        most = min(most, max(descriptors // _BUCKETS, 1))
+    return settings.io_parallelism or most
 
 
 def _calls(backend: Backend) -> Calls | None:
-    """Return how many calls a large request is shared out to: those of five buckets find descriptors."""
+    """Return how calls are made, and as many as may run an event loop each."""
     if not isinstance(backend, BulkBackend):
         return None
     descriptors = soft_limit("RLIMIT_NOFILE")
-    most = backend.max_calls
+    most = bulk.MOST_CALLS
     if descriptors is not None:
-        most = max(min(most, descriptors // (_BUCKETS * backend.least_call_ops)), 1)
-    return Calls(most, backend.least_call_ops)
+        most = min(most, max(descriptors // _BUCKETS // _OF_A_LOOP, 2))
+    return Calls(most, backend.least_call_ops, backend.least_call_bytes, backend.max_call_bytes)
 
 
 def _max_grant_ops(backend: Backend) -> int:
@@ -319,8 +316,7 @@ class Runtime:
         if isinstance(backend, ThreadedBackend):
             return ThreadedDriver(Workers(_io_parallelism(backend, settings), "headrace-read"))
         if isinstance(backend, BulkBackend):
-            most = min(_io_parallelism(backend, settings), bulk.MOST_CALLS, _most_calls(backend))
-            return BulkDriver(Workers(most, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
+            return BulkDriver(Workers(bulk.MOST_CALLS, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:
                 return LiteAsyncDriver(backend, LoopThread("headrace-keeper"), settings.try_timeout_s)

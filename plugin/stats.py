@@ -38,7 +38,7 @@ class DeviceStats:
     device
         What it schedules.
     in_flight_ops, in_flight_bytes
-        Admitted and not complete.
+        Admitted and not complete; of a call of the native engine the ops that are under way.
     queued_requests
         Requests with ops still to be admitted.
     window_bytes, window_ops

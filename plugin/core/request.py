@@ -62,26 +62,39 @@ def stay_asleep(_request: Request) -> None:
 class Grant:
     """A slice ``[lo, hi)`` of a request's ops, admitted and not yet complete."""
 
-    __slots__ = ("admitted_s", "arrived_before", "bytes_left", "hi", "lo", "ops_left", "request")
+    __slots__ = (
+        "admitted_s", "arrived_before", "at_once", "bytes_left", "hi", "lo", "ops_left", "request",
+    )  # fmt: skip
 
     def __init__(
-        self, request: Request, lo: int, hi: int, nbytes: int, now: float, arrived_before: int = 0
+        self,
+        request: Request,
+        lo: int,
+        hi: int,
+        nbytes: int,
+        now: float,
+        *,
+        arrived_before: int = 0,
+        at_once: int = 0,
     ) -> None:
         self.request = request
         self.arrived_before = arrived_before  # bytes over the store's link, of all requests'
+        self.at_once = at_once  # ops that the call which performs it has under way; 0: it is no call
         self.lo = lo
         self.hi = hi
         self.ops_left = hi - lo
         self.bytes_left = nbytes
         self.admitted_s = now
 
-    def in_flight(self) -> tuple[int, int]:
-        """Ops and bytes of it that are in flight: of each series one op at a time (I1)."""
+    def in_flight(self) -> tuple[int, int, int]:
+        """Ops, bytes and calls of it that are in flight (I1): one op of each series, some of each call."""
+        if self.at_once:
+            return min(self.ops_left, self.at_once), self.bytes_left, 1
         request = self.request
         if request.step_bytes:
             series = -(-self.ops_left // request.series_ops)
-            return series, min(self.bytes_left, series * request.step_bytes)
-        return self.ops_left, self.bytes_left
+            return series, min(self.bytes_left, series * request.step_bytes), 0
+        return self.ops_left, self.bytes_left, 0
 
     @override
     def __repr__(self) -> str:

@@ -44,21 +44,23 @@ SHORT_SHARE = 64
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """How requests are cut into calls, each of which performs a slice: few calls, long ones.
-
-    A slice shorter than it could be waits for room while anything is in flight: once short they would
-    stay so.
+    """How slices are performed where each is a call on a thread of its own: few calls, long ones.
 
     Attributes
     ----------
     most
-        Calls that a request which fills the window is shared out to.
-    least_ops
-        Ops that a call performs at once: a shorter one saves nothing.
+        Calls under way.
+    at_once
+        Ops that a call has under way at a time: so many of it are in flight. A shorter one saves nothing.
+    least_bytes, most_bytes
+        What is read by a call of several ops, at the most: the former, where that is more than its share of
+        the request.
     """
 
     most: int
-    least_ops: int = 1
+    at_once: int = 1
+    least_bytes: int = 1 << 20
+    most_bytes: int = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Limits:
     max_grant_ops
         The largest slice: 1 where every op is performed by a thread or task of its own.
     calls
-        Where a slice is performed by a call, how many and how long ones.
+        Where each slice is performed by a call, how many and how long ones.
     link
         Bytes allowed in flight beside a window of requests, or None for no such limit.
     """
@@ -94,7 +96,7 @@ class Room:
 
     Attributes
     ----------
-    in_flight_ops, in_flight_bytes
+    in_flight_ops, in_flight_bytes, in_flight_calls
         Of all requests but nested ones, whose parents' ops are counted.
     in_flight_bases
         The ops of each base priority.
@@ -104,8 +106,8 @@ class Room:
     """
 
     __slots__ = (
-        "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_ops", "is_held_back",
-        "link", "max_grant_ops", "max_in_flight_ops", "uploads", "window",
+        "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_calls", "in_flight_ops",
+        "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "uploads", "window",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -121,14 +123,15 @@ class Room:
 
     def clear(self) -> None:
         """Forget what is in flight: it is counted again."""
-        self.in_flight_ops = self.in_flight_bytes = 0
+        self.in_flight_ops = self.in_flight_bytes = self.in_flight_calls = 0
         self.in_flight_bases: dict[int, int] = {}
         self.uploads.recount()
 
-    def count(self, base: int, ops: int, nbytes: int) -> None:
+    def count(self, base: int, ops: int, nbytes: int, calls: int = 0) -> None:
         """Add ops of a base priority, of so many bytes together, to what is in flight, or take them away."""
         self.in_flight_ops += ops
         self.in_flight_bytes += nbytes
+        self.in_flight_calls += calls
         left = self.in_flight_bases.get(base, 0) + ops
         if left:
             self.in_flight_bases[base] = left
@@ -157,11 +160,17 @@ class Room:
     # -- what fits
 
     def slice_ops(self, request: Request) -> int:
-        """Return the ops of the largest slice of a request: where calls perform them, each has its share."""
-        if self.calls is None:
-            return self.max_grant_ops
-        share = -(-min(request.n_ops, self.limit_ops) // self.calls.most)
-        return min(max(share, self.calls.least_ops), self.max_grant_ops)
+        """Return the ops of a request's next slice, if there is room for it."""
+        calls, left_ops = self.calls, request.n_ops - request.next_op
+        if calls is None:
+            return min(self.max_grant_ops, left_ops)
+        limit = self.limit_ops
+        share = min(max((limit - limit // URGENT_SHARE) // calls.at_once, 1), calls.most)
+        even = -(-request.n_ops // share)
+        even_bytes = request.bytes_between(0, request.n_ops) * even // request.n_ops
+        nbytes = min(max(even_bytes, calls.least_bytes), calls.most_bytes)
+        ops = min(max(even, calls.at_once), self.max_grant_ops, left_ops)
+        return min(ops, max(request.ops_within(nbytes), 1))
 
     def fits(self, ops: int, nbytes: int) -> bool:
         """Whether ops of so many bytes together, which are performed at once, find room."""
@@ -181,8 +190,9 @@ class Room:
         free_ops = self.max_in_flight_ops // part - self.in_flight_ops
         if request.step_bytes:
             return self._grantable_series(request, left_ops, min(free_ops, process_ops))
-        most = self.max_grant_ops if self.calls is None else self.slice_ops(request)
-        room_ops = min(most, left_ops, process_ops)
+        if self.calls is not None:
+            return self._grantable_call(self.calls, request, free_ops, process_ops)
+        room_ops = min(self.max_grant_ops, left_ops, process_ops)
         if self.window is None or not self.counts_ops:
             room_ops = min(room_ops, free_ops)
         if self.link is not None:
@@ -203,11 +213,31 @@ class Room:
         self.is_held_back = fitting < room_ops and not request.is_speculative
         if fitting <= 0 and self._must_go_on(request):
             return 1  # progress, I1
-        if self.calls is not None and self.in_flight_ops:
-            # In a small window that would leave much of it unused.
-            least = min(room_ops, max(share // WHOLE_SHARE, 1))
-            return 0 if fitting < least else min(room_ops, fitting)
         return min(room_ops, fitting)
+
+    def _grantable_call(self, calls: Calls, request: Request, free_ops: int, process_ops: int) -> int:
+        """Return the ops of the next call, if there is room for what it has under way."""
+        if self.in_flight_calls >= calls.most:
+            return 0
+        ops = self.slice_ops(request)
+        if self.link is not None:
+            ops = self._carried(self.link, request, ops)
+        if ops <= 0:
+            return ops
+        wanted = min(ops, calls.at_once)
+        share = limit = free_ops
+        if self.window is not None:
+            limit = self._window_share(self.window, request)
+            share = min(limit - self.in_flight_ops, free_ops)
+            self.is_held_back = share < wanted and not request.is_speculative
+        fitting = min(share, process_ops)
+        if fitting >= wanted:
+            return ops
+        if fitting <= 0:
+            return 1 if share <= 0 < process_ops and self._must_go_on(request) else 0  # progress, I1
+        # Cut short it would stay so, call after call; but a small window must be used.
+        least = min(wanted, max(limit // WHOLE_SHARE, 1)) if self.in_flight_ops else 1
+        return 0 if fitting < least else fitting
 
     def _grantable_series(self, request: Request, left_ops: int, free_ops: int) -> int:
         """Return the ops of so many series as there is room for one op of each."""

@@ -237,7 +237,10 @@ class Scheduler:
         """Put a grant of the next `count` ops into the inbox."""
         lo = request.next_op
         arrived = 0 if self.room.link is None else self.room.link.arrived_bytes
-        grant = Grant(request, lo, lo + count, request.bytes_between(lo, lo + count), now, arrived)
+        nbytes = request.bytes_between(lo, lo + count)
+        calls = self.room.calls
+        at_once = 0 if calls is None or request.step_bytes else calls.at_once
+        grant = Grant(request, lo, lo + count, nbytes, now, arrived_before=arrived, at_once=at_once)
         # The grant is the primary fact: from here on `recover` can derive the rest.
         request.grants.append(grant)
         request.inbox.append(grant)
@@ -255,13 +258,13 @@ class Scheduler:
         Deadlock prevented: with a limit of 1 the parent would wait for a permit that it holds itself.
         """
         while request.next_op < request.n_ops:
-            self._hand_out(request, min(self.room.slice_ops(request), request.n_ops - request.next_op), now)
+            self._hand_out(request, self.room.slice_ops(request), now)
         self.hub.counters.requests_nested += 1
 
-    def _count(self, request: Request, ops: int, nbytes: int) -> None:
+    def _count(self, request: Request, ops: int, nbytes: int, calls: int = 0) -> None:
         if request.is_nested:
             return
-        self.room.count(request.priority.base, ops, nbytes)
+        self.room.count(request.priority.base, ops, nbytes, calls)
         self.hub.in_flight_ops += ops
 
     # -- completion
@@ -337,11 +340,12 @@ class Scheduler:
         if ops == grant.ops_left:
             # Whatever was charged and not yet given back: a rest would narrow the window for ever.
             nbytes = grant.bytes_left
-        ops_before, bytes_before = grant.in_flight()
+        ops_before, bytes_before, calls_before = grant.in_flight()
         grant.ops_left -= ops
         grant.bytes_left -= nbytes
-        ops_after, bytes_after = grant.in_flight() if grant.ops_left else (0, 0)
-        self._count(grant.request, ops_after - ops_before, bytes_after - bytes_before)
+        ops_after, bytes_after, calls_after = grant.in_flight() if grant.ops_left else (0, 0, 0)
+        change = ops_after - ops_before, bytes_after - bytes_before, calls_after - calls_before
+        self._count(grant.request, *change)
         if grant.ops_left == 0 and grant in grant.request.grants:
             grant.request.grants.remove(grant)
         self.hub.changed()
@@ -462,11 +466,11 @@ class Scheduler:
     def validate(self) -> None:
         """Raise AssertionError where a derived number disagrees with the facts."""
         flying = [g.in_flight() for r in self.requests.values() if not r.is_nested for g in r.grants]
-        ops = sum(ops for ops, _ in flying)
-        nbytes = sum(nbytes for _, nbytes in flying)
-        waiting = sum(r.is_waiting for r in self.requests.values())
-        found = (self.room.in_flight_ops, self.room.in_flight_bytes, self.waiting)
-        if found != (ops, nbytes, waiting) or (self.device in self.hub.backlogged) is not bool(waiting):
-            msg = f"{self.device}: counted {found}, facts say {(ops, nbytes, waiting)}"
+        ops, nbytes, calls = (sum(column) for column in zip(*flying, strict=True)) if flying else (0, 0, 0)
+        facts = (ops, nbytes, calls, sum(r.is_waiting for r in self.requests.values()))
+        room = self.room
+        found = (room.in_flight_ops, room.in_flight_bytes, room.in_flight_calls, self.waiting)
+        if found != facts or (self.device in self.hub.backlogged) is not bool(self.waiting):
+            msg = f"{self.device}: counted {found}, facts say {facts}"
             raise AssertionError(msg)
         self.room.validate(self.device)

@@ -3,8 +3,8 @@
 A call takes the GIL once, however many ops it performs, so busy Python threads hardly slow it down. What
 is to be kept from it is everything else that would take the GIL: hand-overs between threads above all.
 
-* Workers (daemons) make the calls: one for each grant, and more where its ops are long. A worker whose
-  completions admit the next slice of the same request takes that itself: no hand-over.
+* Workers (daemons) make the calls, one for each grant. A worker whose completions admit the next slice of the
+  same request takes that itself: no hand-over.
 * In lite the waiter makes the first call itself and goes on as long as its own completions admit more; what
   does not fit into its call is shared with the workers. A single op is called for by its waiter in standard,
   too: to a worker and back is two turns of the GIL more. But only where nobody needs to interrupt it: such a
@@ -38,7 +38,7 @@ from headrace.drivers.waiting import LOOK_S, wait_until_over
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from headrace.backends.abc import BulkBackend
     from headrace.core.request import Grant, Request
@@ -47,12 +47,9 @@ if TYPE_CHECKING:
     from headrace.types import Int64Array
 
 IDLE_S = 5.0
-"""Seconds a worker stays: starting a dozen of them beside busy Python threads takes a tenth of a second."""
+"""Seconds a worker stays."""
 
-LEAST_CALL_BYTES = 1 << 20
-"""Long ops are each a call of their own, unless there are more of them than threads."""
-
-MOST_CALLS = 64
+MOST_CALLS = 128
 """Threads that make calls, at the most."""
 
 
@@ -116,10 +113,11 @@ class BulkDriver(ThreadedDriver):
         """Perform what is granted, and what that admits, until there is no more."""
         mine = self._mine
         mine.grant = None
-        mine.job = job
         try:
             if begin is not None:
+                mine.job = job
                 begin()
+                mine.job = None
             self._perform_each(job)
         finally:
             # In this order: a finaliser may run in between, admit more, and find this thread still at it.
@@ -144,10 +142,14 @@ class BulkDriver(ThreadedDriver):
         if job.request.is_over:
             forfeit(job, grant)
             return
-        first, *others = calls_of(job, grant)
-        for rows in others:
-            self._workers_of(job).put(partial(perform, job, grant, rows))
-        perform(job, grant, first)
+        rows = np.arange(grant.lo, grant.hi)
+        attempt(job, rows)
+        # Only now it is at leisure: what comes free while it tries again, or waits to, is for others.
+        self._mine.job = job
+        try:
+            job.complete_tried(grant, rows, grant.bytes_left)
+        finally:
+            self._mine.job = None
 
 
 def _call_in_turn(job: Job) -> None:
@@ -159,7 +161,8 @@ def _call_in_turn(job: Job) -> None:
         wait_until_over(job, until=lambda: bool(request.inbox))
         grant = job.take()
         if grant is not None:
-            perform(job, grant, ZERO)
+            attempt(job, ZERO)
+            job.complete_tried(grant, ZERO, grant.bytes_left)
     except BaseException:
         give_back(job)  # nobody else performs it
         raise
@@ -172,24 +175,8 @@ def _may_block() -> bool:
     return not (is_main or runs_a_loop or interrupts.is_watched())
 
 
-def calls_of(job: Job, grant: Grant) -> Iterator[Int64Array]:
-    """Cut a grant into the rows of calls: short ops share one, long ones have enough for every thread.
-
-    Each call costs a turn of the GIL, and beside busy threads a turn costs more than what it performs.
-    """
-    backend: BulkBackend = job.backend  # type: ignore[assignment]
-    rows = np.arange(grant.lo, grant.hi)
-    if len(rows) == 1:
-        yield rows
-        return
-    even_bytes = job.request.bytes_between(0, job.request.n_ops) // backend.max_calls
-    nbytes = min(max(even_bytes, LEAST_CALL_BYTES), backend.max_call_bytes)
-    number = np.cumsum(np.maximum(job.ops.length[grant.lo : grant.hi], 0)) // nbytes
-    yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
-
-
-def perform(job: Job, grant: Grant, rows: Int64Array) -> None:
-    """Perform rows of a grant to their end, trying again where that may help, and complete them."""
+def attempt(job: Job, rows: Int64Array) -> None:
+    """Perform rows of a grant to their end, trying again where that may help."""
     left, attempts = rows, Attempts()
     try:
         while len(left) and not job.request.is_over:
@@ -201,10 +188,6 @@ def perform(job: Job, grant: Grant, rows: Int64Array) -> None:
         _fail(job, rows, error)
     # Rows that were to be tried again when the request ended.
     _fail(job, left, ConnectionAbortedError("the read was cancelled"))
-    # An op of unknown length is alone in its grant.
-    is_all = len(rows) == grant.hi - grant.lo
-    nbytes = grant.bytes_left if is_all else int(job.ops.length[rows].sum())
-    job.complete_tried(grant, rows, nbytes)
 
 
 def _call(job: Job, rows: Int64Array) -> None:

@@ -731,18 +731,19 @@ def test_a_process_without_descriptors_asks_for_less(server: ObjectServer, numbe
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "calls", "shares"),
-    [(256, 14, 5), (64, 3, 1), (16, 2, 1), (1024, 59, 20), (1 << 20, 64, 40), (None, 64, 40)],
+    ("descriptors", "calls", "requests"),
+    [(256, 21, 64), (64, 5, 16), (4, 2, 1), (1024, 85, 256), (1 << 20, 128, 460), (None, 128, 460)],
 )
 def test_calls_under_way_are_as_many_as_there_are_descriptors_for(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, descriptors: int | None, calls: int, shares: int
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, descriptors: int | None, calls: int, requests: int
 ) -> None:
     own = headrace.runtime.Runtime()
     monkeypatch.setattr(headrace.runtime, "_current", own)
     monkeypatch.setattr(headrace.runtime, "soft_limit", lambda _name: descriptors)
     fs = native(server)
-    assert fs.channel.driver.workers._most == calls
-    assert fs.channel.scheduler(PATH).room.calls == Calls(shares, 10)
+    room = fs.channel.scheduler(PATH).room
+    assert room.calls == Calls(calls, 10)
+    assert (room.limit_ops, room.max_in_flight_ops) == (requests, requests)
     assert fs.cat_file(PATH, 10, 20) == DATA[10:20]
     own.close(headrace.SchedulerClosedError("the test is over"))
 

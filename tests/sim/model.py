@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("disk", "store", "requests", "calls")
 WITHOUT_LINK = ("disk", "store", "requests")  # where series and reads past the queue are
+CALLS = Calls(most=6, at_once=2, least_bytes=30, most_bytes=90)
 LINK_BYTES = 400  # asked for at once, at most
 Level = tuple[str, bool, int]  # device, is speculative, base
 ENDED = (State.FAILED, State.CANCELLED, State.RETIRED)
@@ -89,7 +90,7 @@ class Naive:
     def in_flight(self, grant: Grant) -> tuple[int, int]:
         ops, nbytes = self.flying[grant]
         if self.series_ops == 1:
-            return ops, nbytes
+            return min(ops, CALLS.at_once) if self.device == "calls" else ops, nbytes
         series = math.ceil(ops / self.series_ops)
         return series, min(nbytes, series * max(self.lengths))
 
@@ -134,7 +135,7 @@ class World:
                 "counts_ops": True,
                 "max_in_flight_ops": 24,
                 "max_grant_ops": 4,
-                "calls": Calls(3, 2),
+                "calls": CALLS,
                 "link": Link(LINK_BYTES / LEAST_RATE),
             },
         }
@@ -244,7 +245,9 @@ class World:
             was_waiting = naive.is_waiting
             self._landed(naive)
             if naive.is_waiting and not was_waiting:
+                before = [since for since in self.histories if naive.level in since]
                 self._pushed(naive)
+                self.histories = _distinct([*self.histories, *before])  # its age may go on
                 self.unsure.add(naive.level)
 
     def forfeit(self, grant: Grant) -> None:
@@ -571,28 +574,49 @@ class World:
         scheduler, base = self._of(naive), naive.request.priority.base
         if min(self.rounds(naive.device), default=base) < base:
             return 0
-        most = min(self._slice_ops(naive), len(naive.lengths) - naive.next_op)
+        if naive.device == "calls" and naive.series_ops == 1:
+            return self._call_ops(naive)
+        most = min(scheduler.room.max_grant_ops, len(naive.lengths) - naive.next_op)
         steps = naive.lengths[naive.next_op :][:most]
         if naive.series_ops > 1:
             steps = [max(naive.lengths)] * math.ceil(most / naive.series_ops)
-        if self.hub.process_io_limit:
-            in_process = sum(ops for _, ops, _ in self.flying())
-            steps = steps[: max(self._part(naive, self.hub.process_io_limit) - in_process, 0)]
+        steps = steps[: self._process_room(naive)]
         steps = steps[: self._brought(naive, steps)]
-        fitting = self._fitting(naive, steps)
-        is_cut = fitting < len(steps) and self.flying(naive.device)
-        if is_cut and scheduler.room.calls and 8 * (fitting + 1) <= self._share(naive):
+        return min(most, self._fitting(naive, steps) * naive.series_ops)
+
+    def _process_room(self, naive: Naive) -> int:
+        """How many ops the process may start."""
+        limit = self.hub.process_io_limit
+        in_process = sum(ops for _, ops, _ in self.flying())
+        return max(self._part(naive, limit) - in_process, 0) if limit else 1 << 30
+
+    def _call_ops(self, naive: Naive) -> int:
+        """How many ops the next call performs: its slice, if there is room for what is under way of it."""
+        flying = self.flying("calls")
+        calls = sum(1 for n, *_ in flying if n.series_ops == 1)
+        steps = naive.lengths[naive.next_op :][: self._slice_ops(naive)]
+        steps = steps[: self._brought(naive, steps)]
+        if calls >= CALLS.most or not steps:
             return 0
-        return min(most, fitting * naive.series_ops)
+        wanted = steps[: CALLS.at_once]
+        in_process = self._process_room(naive)
+        fitting = min(self._fitting(naive, wanted), in_process)
+        if fitting == len(wanted):
+            return len(steps)
+        is_small = 8 * (fitting + 1) > self._share(naive)
+        return fitting if is_small or not flying else 0
 
     def _slice_ops(self, naive: Naive) -> int:
-        """How long a slice may be: a request shares what fits the limits out to so many calls."""
+        """How long a call may be: a request is shared out to as many as the limits have room for."""
         room = self._of(naive).room
-        if room.calls is None or naive.series_ops > 1:
-            return room.max_grant_ops
         limit = min(room.uploads.left_of(room.window.limit), room.max_in_flight_ops)
-        share = math.ceil(min(len(naive.lengths), limit) / room.calls.most)
-        return min(max(share, room.calls.least_ops), room.max_grant_ops)
+        calls = min(max((limit - limit // 8) // CALLS.at_once, 1), CALLS.most)
+        total, left = len(naive.lengths), naive.lengths[naive.next_op :]
+        even = math.ceil(total / calls)
+        even_bytes = math.floor(sum(naive.lengths) * even / total)
+        nbytes = min(max(even_bytes, CALLS.least_bytes), CALLS.most_bytes)
+        within = sum(1 for k in range(len(left)) if sum(left[: k + 1]) <= nbytes)
+        return min(max(even, CALLS.at_once), room.max_grant_ops, max(within, 1))
 
     def _fitting(self, naive: Naive, steps: list[int]) -> int:
         """How many of these, one after the other, the limit of ops and the window leave room for."""

@@ -70,8 +70,7 @@ def a_store(window: int, most: int = 100) -> Scheduler:
     )
 
 
-def a_store_of_calls(window: int, most: int = 1, longest: int = 10) -> Scheduler:
-    """Of calls of one op at the least."""
+def a_store_of_calls(window: int, most: int = 100, at_once: int = 10, longest: int = 10) -> Scheduler:
     shape = Window(initial=window, least=1, most=window)
     return Hub().scheduler(
         "store",
@@ -80,7 +79,7 @@ def a_store_of_calls(window: int, most: int = 1, longest: int = 10) -> Scheduler
             max_in_flight_ops=window,
             max_grant_ops=longest,
             counts_ops=True,
-            calls=Calls(most, 3),
+            calls=Calls(most, at_once, least_bytes=100, most_bytes=10_000),
         ),
     )
 
@@ -169,7 +168,7 @@ def test_a_read_that_is_not_short_waits_for_what_fills_the_link() -> None:
 
 
 def test_whole_grants_are_as_long_as_the_link_takes_them() -> None:
-    scheduler = a_slow_store(48, calls=Calls(1))
+    scheduler = a_slow_store(48, calls=Calls(3, at_once=48, most_bytes=1 << 40))
     request = submit(scheduler, *[OP] * 100)
     assert sizes_of(request.inbox) == [8], "with nothing in flight it has the whole limit"
     scheduler.complete(request.inbox[0], 1, OP, 1e6)
@@ -213,19 +212,48 @@ def test_a_small_window_is_used_by_shorter_grants() -> None:
     ("n_ops", "sizes"),
     [
         (5, [3, 2]),  # shorter ones save nothing
-        (42, [5] * 8 + [2]),  # a share for each call
-        (100, [8] * 7 + [7]),  # of what fits, an eighth of which is kept
+        (42, [5] * 8 + [2]),  # a share for each of nine
+        (101, [12] * 8 + [5]),  # however many wait inside of the calls: three of each are under way
+        (1000, [50] * 9),  # no longer than the longest
     ],
 )
-def test_a_request_is_shared_out_to_so_many_calls(n_ops: int, sizes: list[int]) -> None:
-    scheduler = a_store_of_calls(72, most=9, longest=50)
+def test_a_request_is_shared_out_to_calls(n_ops: int, sizes: list[int]) -> None:
+    scheduler = a_store_of_calls(72, most=9, at_once=3, longest=50)
     request = submit(scheduler, *[1] * n_ops)
     assert sizes_of(request.inbox) == sizes
+    assert scheduler.room.in_flight_ops == sum(min(size, 3) for size in sizes)
+    assert scheduler.room.in_flight_calls == len(sizes)
 
 
-def test_no_call_is_longer_than_the_longest() -> None:
-    scheduler = a_store_of_calls(100, most=2, longest=20)
-    assert sizes_of(submit(scheduler, *[1] * 1000).inbox) == [20] * 4
+def test_there_are_no_more_calls_than_the_window_has_room_for() -> None:
+    scheduler = a_store_of_calls(80, at_once=10, longest=50)
+    request = submit(scheduler, *[1] * 1000)
+    assert sizes_of(request.inbox) == [50] * 7, "an eighth is kept"
+    scheduler.complete(request.inbox[0], 50, 50, 0.0)
+    settle(scheduler)
+    assert sizes_of(request.inbox) == [50] * 8
+
+
+@pytest.mark.parametrize(
+    ("length", "calls", "sizes"),
+    [
+        (1, 50, [10] * 4),
+        (20, 50, [5] * 8),  # 100 bytes are not much for a call
+        (600, 50, [1] * 40),  # its share of them is 600
+        (600, 4, [10] * 4),  # and 6,000
+        (1200, 4, [8] * 4),  # 10,000 are enough for one of several
+        (20_000, 4, [1] * 4),
+    ],
+)
+def test_long_ops_share_no_call(length: int, calls: int, sizes: list[int]) -> None:
+    scheduler = a_store_of_calls(1000, most=calls, at_once=10, longest=50)
+    assert sizes_of(submit(scheduler, *[length] * 40).inbox) == sizes
+
+
+def test_ops_of_all_lengths_share_calls_by_bytes() -> None:
+    scheduler = a_store_of_calls(1000, most=4, at_once=2, longest=50)
+    request = submit(scheduler, *[10] * 20, *[1000] * 4, *[10] * 16)
+    assert sizes_of(request.inbox) == [10, 10, 1, 1], "a quarter of the bytes, but no more ops than a quarter"
 
 
 def test_whole_grants_are_cut_when_nothing_else_is_in_flight() -> None:
