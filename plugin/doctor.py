@@ -365,19 +365,23 @@ def _backend(point: importlib.metadata.EntryPoint, ring: Check) -> Check:
 
 
 def _settings() -> tuple[tuple[SettingRow, ...], list[Check]]:
-    checks = [Check(name, "warn", text, f"unset {name}") for name, text in _strangers()]
-    if trouble := read_dask_config()[1]:
-        checks.append(Check("dask.config", "warn", trouble, "correct the file: Dask does not start with it"))
+    rows: tuple[SettingRow, ...] = ()
+    section: dict[str, object] = {}
     try:
+        section = read_dask_section()
         rows = explain_settings()
+        checks = [Check("settings", "ok", "all valid"), *_unserved(rows)]
     except SettingsError as error:
         cure = "correct or unset it; until then headrace refuses to read"
-        return (), [Check("settings", "fail", str(error), cure), *checks]
-    return rows, [Check("settings", "ok", "all valid"), *_unserved(rows), *checks]
+        checks = [Check("settings", "fail", str(error), cure)]
+    checks += [Check(name, "warn", text, f"unset {name}") for name, text in _strangers(section)]
+    if trouble := read_dask_config()[1]:
+        checks.append(Check("dask.config", "warn", trouble, "correct the file: Dask does not start with it"))
+    return rows, checks
 
 
-def _strangers() -> Iterator[tuple[str, str]]:
-    yield from unknown_names(section=read_dask_section()).items()
+def _strangers(section: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    yield from unknown_names(section=section).items()
     for name in sorted(os.environ):
         if name.startswith("FSSPEC_HEADRACE"):
             # fsspec reads these at import and pickles them into tasks, from client to worker.

@@ -15,6 +15,7 @@ import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import dask
 import pytest
 from rich.console import Console
 
@@ -451,6 +452,15 @@ def test_no_temporary_folder_is_a_warning(monkeypatch):
     assert (found.status, "TMPDIR" in found.cure) == ("warn", True)
 
 
-def test_what_dask_has_under_headrace_and_is_no_setting_is_told(monkeypatch):
-    monkeypatch.setattr(doctor, "read_dask_section", lambda: {"sheduler": "lite"})
-    assert "headrace.scheduler" in dict(doctor._strangers())["headrace.sheduler"]
+def test_what_dask_has_under_headrace_and_is_no_setting_is_told():
+    with dask.config.set({"headrace": {"sheduler": "lite"}}):
+        assert "headrace.scheduler" in named(diagnose(), "headrace.sheduler").detail
+
+
+def test_what_dask_has_under_headrace_and_is_no_mapping_is_a_finding(monkeypatch):
+    monkeypatch.setenv("HEADRACE_SHEDULER", "lite")
+    with dask.config.set({"headrace": "lite"}):
+        report = diagnose()
+    assert (named(report, "settings").status, report.settings) == ("fail", ())
+    assert "headrace='lite'" in named(report, "settings").detail
+    assert named(report, "HEADRACE_SHEDULER").status == "warn"
