@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace import dask_config, settings
+from headrace import dask_config, parsing, settings
 from headrace.errors import HeadraceError
 from headrace.settings import (
     OPTION_NAMES,
@@ -268,6 +268,14 @@ def test_sizes_with_any_unit_agree_with_arithmetic(number, unit, space):
     text = f"{number}{' ' if space else ''}{unit}"
     found = load(environ={"HEADRACE_BUFFER_BYTES": text}).buffer_bytes
     assert found == pytest.approx(number * factor, rel=1e-12)
+
+
+def test_units_are_those_of_dask():
+    from dask.utils import byte_sizes, parse_bytes
+
+    for unit in byte_sizes:
+        assert parsing.size(0)(f"2.5 {unit}") == parse_bytes(f"2.5 {unit}")
+    assert {*parsing._UNITS} == {*byte_sizes}
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -538,6 +546,7 @@ current_settings()
 print("dask" in sys.modules)
 """
     assert child(program, HOME=str(tmp_path)) == "False"
+    assert child(program, HOME=str(tmp_path), HEADRACE_BUFFER_BYTES="64MiB") == "False"
     assert child(program, HOME=str(tmp_path), DASK_ANYTHING="1") == "True"
 
 
@@ -568,6 +577,15 @@ def test_a_broken_configuration_of_dask_is_a_warning_and_loses_nothing_else(monk
     monkeypatch.setattr(settings, "may_name_headrace", lambda: True)
     with pytest.warns(HeadraceWarning, match=r"dask.config cannot be read.*malformed"):
         assert load_settings(None, {"HEADRACE_RETRIES": "5"}).retries == 5
+
+
+def test_a_size_with_a_unit_counts_where_a_file_of_dasks_is_malformed(tmp_path):
+    program = """
+from headrace.settings import current_settings
+print(current_settings().buffer_bytes)
+"""
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert child(program, DASK_CONFIG=str(tmp_path), HEADRACE_BUFFER_BYTES="64MiB") == str(2**26)
 
 
 def test_without_dask_its_configuration_is_empty(monkeypatch):
