@@ -80,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code. Misspelt options leave through ``SystemExit`` with code 2, as argparse does.
     """
-    if sys.stdout is None:  # closed by who started this
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     arguments = _parser().parse_args(argv)
     secrets: frozenset[str] = frozenset()
     logging.basicConfig(format="%(name)s: %(message)s")  # HEADRACE_LOG says what is logged

@@ -480,6 +480,15 @@ def test_output_that_nobody_takes(command, redirection, code, said, folder):
     assert ended.stderr.count("\n") <= 1, "and no more than a line"
 
 
+@pytest.mark.parametrize(("more", "code"), [("", 0), ("--columns nope", 2)], ids=["bar", "complaint"])
+def test_a_closed_stderr_changes_no_exit_code(more, code, folder):
+    words = f"scan --json {shlex.quote(str(folder))} {more}"
+    shell = f"{shlex.quote(sys.executable)} -m headrace {words} 2>&-"
+    ended = subprocess.run(["/bin/bash", "-c", shell], capture_output=True, check=False, timeout=60)
+    assert ended.returncode == code
+    assert bool(ended.stdout) is (code == 0)
+
+
 def test_a_link_to_nowhere_is_no_file(tmp_path):
     """Editors leave such locks behind, hidden ones."""
     pq.write_table(table(), tmp_path / "table.parquet")
