@@ -280,21 +280,26 @@ def _nowait() -> Check:
         return Check(name, "ok", "Linux only, not needed here: reads are plain, and wait for the disk")
     try:
         folder = tempfile.gettempdir()
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is, below
+        # Without a buffer, which a full disk would have close() write once more.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+            why = _why_it_waits(file.fileno(), flag)
     except OSError as error:
         cure = "set TMPDIR to a folder that can be written to"
         return Check(name, "warn", f"not looked at, no temporary file: {error.strerror}", cure)
-    with file:
-        try:
-            file.write(bytes(4096))
-            file.flush()
-            os.preadv(file.fileno(), [bytearray(4096)], 0, flag)
-        except BlockingIOError:
-            pass  # "not in the cache" is an answer, too
-        except OSError as error:
-            cure = "hot reads are faster on ext4, xfs or btrfs"
-            return Check(name, "warn", f"not in {folder}: {error.strerror}", cure)
+    if why is not None:
+        return Check(name, "warn", f"not in {folder}: {why}", "hot reads are faster on ext4, xfs or btrfs")
     return Check(name, "ok", f"works in {folder}: hot reads never block")
+
+
+def _why_it_waits(descriptor: int, flag: int) -> str | None:
+    try:
+        os.preadv(descriptor, [bytearray(4096)], 0, flag)
+    except BlockingIOError:
+        pass  # "not in the cache" is an answer, too
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 _SYMBOLS: Final = ("preadv2", "statx")

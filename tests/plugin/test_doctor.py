@@ -452,6 +452,17 @@ def test_no_temporary_folder_is_a_warning(monkeypatch):
     assert (found.status, "TMPDIR" in found.cure) == ("warn", True)
 
 
+@needs_linux
+def test_a_full_temporary_folder_is_a_warning(monkeypatch):
+    def full(*, dir, buffering=-1):  # noqa: A002 - the name that tempfile gives it
+        return open("/dev/full", "r+b", buffering)  # noqa: PTH123
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", full)
+    found = doctor._nowait()
+    assert (found.status, "TMPDIR" in found.cure) == ("warn", True)
+    assert os.strerror(errno.ENOSPC) in found.detail
+
+
 def test_what_dask_has_under_headrace_and_is_no_setting_is_told():
     with dask.config.set({"headrace": {"sheduler": "lite"}}):
         assert "headrace.scheduler" in named(diagnose(), "headrace.sheduler").detail
