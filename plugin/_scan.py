@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from fsspec.core import url_to_fs
 
-from headrace.filesystem import HeadraceFileSystem
+from headrace.filesystem import HeadraceFileSystem, wrap
 
 _SUFFIXES = {
     ".parquet": "parquet",
@@ -154,9 +154,12 @@ def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanRepor
 
 
 def _open_filesystem(request: ScanRequest) -> tuple[HeadraceFileSystem, str]:
-    target, path = url_to_fs(request.url.removeprefix("headrace::"), **request.storage_options)
-    options: dict[str, Any] = {} if request.mode is None else {"scheduler": request.mode}
-    return HeadraceFileSystem(fs=target, **options), path
+    url, options = request.url.removeprefix("headrace::"), dict(request.storage_options)
+    ours: dict[str, Any] = {} if request.mode is None else {"scheduler": request.mode}
+    if url.startswith("headrace://"):  # one of ours already, with settings of its own among the options
+        options, ours = options | ours, {}
+    target, path = url_to_fs(url, **options)
+    return wrap(target, **ours), path
 
 
 def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str | None) -> _Files:

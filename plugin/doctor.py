@@ -410,7 +410,7 @@ def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) 
     Parameters
     ----------
     url : str
-        A path or an fsspec URL, chained or not, with ``headrace::`` in front or without.
+        A path or an fsspec URL, chained or not, with ``headrace::`` in front or without, or ``headrace://``.
     storage_options : mapping, optional
         For its filesystem.
 
@@ -428,9 +428,9 @@ def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) 
     """
     # Imported here: the doctor works without.
     url_to_fs = importlib.import_module("fsspec.core").url_to_fs
-    make = importlib.import_module("headrace.filesystem").HeadraceFileSystem
+    wrap = importlib.import_module("headrace.filesystem").wrap
     target, path = url_to_fs(_plain(url), **(storage_options or {}))
-    fs = make(fs=target)
+    fs = wrap(target)
     info = fs.info(path)
     wrapped = type(fs.target)
     return {

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace import cli
-from headrace._scan import ScanReport
+from headrace._scan import ScanReport, ScanRequest, _open_filesystem, scan
 from headrace.cli import main
 
 ROWS = 1_000
@@ -153,6 +153,15 @@ def test_spellings_of_a_url(folder, capsys, spelling):
     assert run_json(capsys, spelling.format(folder))["rows"] == ROWS
     assert run_json(capsys, spelling.format(folder / "part-0.parquet"))["rows"] == 500
     assert run_json(capsys, spelling.format(folder / "part-*.parquet"))["rows"] == ROWS
+
+
+@pytest.mark.parametrize(("given", "in_force"), [(None, "lite"), ("standard", "standard")])
+def test_a_url_of_ours_is_wrapped_once(folder, given, in_force):
+    options = {"target_protocol": "file", "scheduler": "lite", "retries": 3}
+    request = ScanRequest(f"headrace://{folder}", mode=given, storage_options=options)
+    fs, _ = _open_filesystem(request)
+    assert (type(fs.target).__name__, fs.mode, fs.settings.retries) == ("LocalFileSystem", in_force, 3)
+    assert scan(request).rows == ROWS
 
 
 def test_relative_path(folder, capsys, monkeypatch):

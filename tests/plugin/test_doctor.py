@@ -403,6 +403,14 @@ def test_a_target_is_described_with_its_options(tmp_path):
     assert check.status == "ok"
 
 
+def test_a_target_of_ours_is_described_by_what_it_wraps(tmp_path):
+    (tmp_path / "data.bin").write_bytes(b"1")
+    options = {"target_protocol": "file", "scheduler": "lite", "local_backend": "pread"}
+    found = describe_target(f"headrace://{tmp_path.as_posix()}/data.bin", options)
+    assert found["filesystem"].endswith(".LocalFileSystem")
+    assert (found["backend"], found["mode"], found["size_bytes"]) == ("local", "lite", 1)
+
+
 def test_a_report_with_a_target(tmp_path):
     report = diagnose(str(tmp_path))
     assert report.target is not None
