@@ -20,11 +20,11 @@ import os
 import sys
 import warnings
 from dataclasses import asdict
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace import __version__
 from headrace.redact import redact_text, redact_url, secrets_of
 from headrace.timeline import NO_PLOTS
 
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Dataset reads behind one priority I/O scheduler.",
         epilog="Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('headrace')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_scan(commands)
     _add_doctor(commands)

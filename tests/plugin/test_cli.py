@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import pty
@@ -23,6 +24,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+import headrace
 from headrace import cli
 from headrace._scan import ScanReport, ScanRequest, _open_filesystem, scan
 from headrace.cli import main
@@ -385,7 +387,17 @@ def run_child(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
 def test_version_and_module():
     done = run_child("-m", "headrace", "--version")
     assert done.returncode == 0
-    assert done.stdout.startswith("headrace ")
+    assert done.stdout == f"headrace {headrace.__version__}\n"
+    assert headrace.__version__ == importlib.metadata.version("headrace")
+
+
+def test_a_folder_on_the_path_is_enough_for_the_command_line(monkeypatch, capsys):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["versions"]["headrace"] is None
 
 
 def test_ctrl_c_is_130(tmp_path):
