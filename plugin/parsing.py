@@ -23,6 +23,7 @@ _TRUTH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
 _MOST_HEDGED: Final = 0.5
 _LEAST_INTERVAL_S: Final = 1e-5
 _MAX_INT64: Final = 2**63 - 1
+_LONGEST_S: Final = 365 * 86400.0  # what locks and clients take has an end, of centuries
 # As Dask has them: importing it takes 0.2 s, and fails where one of its files is malformed.
 _UNITS: Final = {"": 1, "b": 1} | {
     prefix + ending: step**power
@@ -98,13 +99,13 @@ def _size_of_text(text: str) -> int:
 
 
 def seconds(value: object) -> float:
-    """Return a time above 0."""
+    """Return a time above 0; a year stands for all that are longer."""
     if isinstance(value, bool):
         raise TypeError(value)
     seconds = float(cast("SupportsFloat | str", value))
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(seconds)
-    return seconds
+    return min(seconds, _LONGEST_S)
 
 
 def interval(value: object) -> float:

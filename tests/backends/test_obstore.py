@@ -336,6 +336,12 @@ def test_what_is_read_whole_may_take_longer_than_an_attempt(server: ObjectServer
         fs.cat_file("bucket/slow", 0, 50_000)
 
 
+def test_time_outs_may_be_longer_than_anybody_waits(server: ObjectServer, scheduled_mode: str) -> None:
+    fs = native(server, scheduled_mode, timeout_s=1e15, try_timeout_s=1e15)
+    expect(fs, 200)
+    assert fs.cat_file(PATH, 0, 100) == DATA[:100]
+
+
 def test_one_range_is_of_one_version(server: ObjectServer) -> None:
     """Another op's answer may have told another one, in between: what is left is not read of that."""
     backend = ObstoreBackend(S3FileSystem(**server.storage_options(), skip_instance_cache=True))

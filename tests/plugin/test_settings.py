@@ -278,6 +278,12 @@ def test_units_are_those_of_dask():
     assert {*parsing._UNITS} == {*byte_sizes}
 
 
+@pytest.mark.parametrize("name", ["timeout_s", "try_timeout_s"])
+def test_times_longer_than_locks_can_wait_are_a_year(name):
+    assert getattr(load({name: 1e15}), name) == 365 * 86400
+    assert getattr(load({name: "86400.5"}), name) == 86400.5
+
+
 @pytest.mark.parametrize("value", [True, False])
 def test_flags(value):
     texts = ("1", "true", "TRUE", "yes", " on ") if value else ("0", "false", "No", "off")
