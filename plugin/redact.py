@@ -99,6 +99,8 @@ def is_secret_name(name: object) -> bool:
         True for ``key``, ``secret``, ``session_token``, ``AccountKey``, ``X-Amz-Signature``, ...
     """
     words = [word.lower() for word in _WORD.findall(name)] if isinstance(name, str) else []
+    while words and words[-1].isdecimal():  # api_key_2
+        words.pop()
     if not words:
         return False
     if "".join(words).endswith(_SECRET_ENDINGS):
@@ -116,7 +118,8 @@ def redact(obj: Any) -> Any:
     Parameters
     ----------
     obj : object
-        Mappings, sequences and sets of any depth; strings may be JSON or URLs.  None, truth values
+        Mappings, sequences and sets of any depth; a pair within a sequence may be a name and its secret;
+        strings may be JSON or URLs.  None, truth values
         and empty strings are kept under any name, since they hold nothing.
 
     Returns
@@ -137,9 +140,19 @@ def _redact(obj: Any, parents: tuple[int, ...]) -> Any:
     parents = (*parents, id(obj))
     pairs = _named_items(obj)
     if pairs is None:
-        return _rebuild(obj, [_redact(item, parents) for item in obj])
+        return _rebuild(obj, [_redact_item(item, parents) for item in obj])
     named = {name: MASK if _hides(name, value) else _redact(value, parents) for name, value in pairs}
     return named if isinstance(obj, Mapping) else _rebuild(obj, list(named.values()))
+
+
+def _redact_item(item: Any, parents: tuple[int, ...]) -> Any:
+    return _rebuild(item, [item[0], MASK]) if _is_secret_pair(item) else _redact(item, parents)
+
+
+def _is_secret_pair(item: Any) -> bool:
+    """Whether it is a name with its secret, as a header in a list of them is."""
+    is_pair = isinstance(item, list | tuple) and len(item) == 2 and not hasattr(item, "_fields")  # noqa: PLR2004
+    return is_pair and isinstance(item[1], str | bytes) and _hides(*item)
 
 
 def _named_items(obj: Any) -> list[tuple[Any, Any]] | None:
@@ -362,7 +375,7 @@ def _secrets(obj: Any, *, secret: bool, parents: tuple[int, ...]) -> Iterator[st
 def _secrets_within(obj: Any, *, secret: bool, parents: tuple[int, ...]) -> Iterator[str]:
     pairs = _named_items(obj)
     if pairs is None:
-        pairs = [("key" if secret else "", item) for item in obj]
+        pairs = [item if _is_secret_pair(item) else ("key" if secret else "", item) for item in obj]
     for name, value in pairs:
         yield from _secrets(value, secret=is_secret_name(name), parents=parents)
 

@@ -43,6 +43,7 @@ SECRET_NAMES = [
         "PASSWORD",
         "key_id",
     ),
+    *("api_key_2", "account_key_1", "accountkey1", "token2"),
 ]
 PLAIN_NAMES = [
     *("anon", "endpoint_url", "region", "aws_region", "aws_profile", "username", "user", "host"),
@@ -50,6 +51,7 @@ PLAIN_NAMES = [
     *("signature_version", "client_kwargs", "config_kwargs", "monkey", "keyboard", "tokenizer"),
     *("target_protocol", "author", "authority", "cache_storage", "credential_type", "", 7, None),
     *("scheduler", "buffer_bytes", "retries", "versionId", "partNumber", "use_ssl", "passive"),
+    *("account_name_2", "public_key_1", "sha256", "7"),
 ]
 
 
@@ -168,6 +170,16 @@ def test_deep_json_does_not_overflow_the_stack():
 def test_a_header_tells_its_bare_token_too():
     found = secrets_of({"headers": {"Authorization": "Bearer abc.def"}})
     assert found == {"Bearer abc.def", "abc.def"}
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_headers_may_be_pairs(kind):
+    headers = [kind(("Authorization", "Bearer abc.def")), kind(("X-Token", b"xyz")), kind(("Accept", "a"))]
+    shown = [kind(("Authorization", MASK)), kind(("X-Token", MASK)), kind(("Accept", "a"))]
+    assert redact({"headers": headers}) == {"headers": shown}
+    assert redact({"headers": tuple(headers)}) == {"headers": tuple(shown)}
+    assert secrets_of({"headers": headers}) == {"Bearer abc.def", "abc.def", "xyz"}
+    assert redact({"key_columns": kind(("key", "name"))})["key_columns"] == kind(("key", "name"))
 
 
 def test_a_connection_string():
