@@ -12,6 +12,7 @@ formats that cannot seek backwards cheaply are not opened anew for each op.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from functools import partial
@@ -72,15 +73,16 @@ def _close_if_free(lock: Any, close: Callable[[], object]) -> None:
 
 
 class HandleSource:
-    """A file that the filesystem holds open; one thread at a time reads it."""
+    """A file that the filesystem holds open, with `options`; one thread at a time reads it."""
 
-    __slots__ = ("_size", "handle", "lock", "path")
+    __slots__ = ("_size", "handle", "lock", "options", "path")
 
-    def __init__(self, path: str, handle: Any, size: int | None) -> None:
+    def __init__(self, path: str, handle: Any, options: dict[str, Any]) -> None:
         self.path = path
         self.handle = handle
         self.lock = threading.RLock()
-        self._size = size
+        self.options = options
+        self._size: int | None = None
 
     def read(self, start: int, length: int) -> bytes:
         """Return up to `length` bytes: fewer only at the end of the file."""
@@ -97,11 +99,25 @@ class HandleSource:
         return pieces
 
     def size(self) -> int:
-        """Bytes of the file, as its handle sees it."""
+        """Bytes of the file, as its handle sees it: now, where it can tell without reading them.
+
+        What the filesystem says of the path may be of another version, or of the file before it was
+        decompressed.
+        """
         with self.lock:
+            if isinstance(getattr(self.handle, "raw", None), io.FileIO):
+                return self._end()  # of a file on disk, which may grow
+            # A known size first: seeking to the end of a compressed member reads all of it.
+            known = getattr(self.handle, "size", None)
+            if isinstance(known, int):
+                return known
             if self._size is None:
-                self._size = int(self.handle.seek(0, os.SEEK_END))
+                self._size = self._end()
             return self._size
+
+    def _end(self) -> int:
+        self.handle.seek(0, os.SEEK_END)
+        return int(self.handle.tell())  # `seek` of some returns nothing
 
 
 class SyncBackend(ThreadedBackend):
@@ -139,12 +155,7 @@ class SyncBackend(ThreadedBackend):
         if not as_file:
             return PathSource(path, **options)
         with self.guard():
-            handle = self.target.open(path, mode="rb", **options)
-            # Known sizes first: seeking to the end of a compressed member reads all of it.
-            size = getattr(handle, "size", None)
-            if not isinstance(size, int):
-                size = self.target.info(path).get("size")
-            return HandleSource(path, handle, size)
+            return HandleSource(path, self.target.open(path, mode="rb", **options), options)
 
     @override
     def close(self, source: Any) -> None:

@@ -1,14 +1,24 @@
-"""Sync filesystems: who may be in one at a time."""
+"""Sync filesystems: who may be in one at a time, and how long their open files are."""
 
 from __future__ import annotations
 
 import gc
+import gzip
 import io
 import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.tar import TarFileSystem
+from fsspec.implementations.zip import ZipFileSystem
 
+import headrace
 from headrace.backends.fsspec_sync import SyncBackend, instance_lock
 
 
@@ -25,3 +35,51 @@ def test_equal_filesystems_have_a_lock_each_for_as_long_as_they_are_there(tmp_pa
     del first
     gc.collect()
     assert instance_lock(second) is backend.guard()
+
+
+READS: dict[str, Callable[[Any], bytes]] = {
+    "read": lambda file: file.read(),
+    "read so many": lambda file: file.read(1 << 20),
+    "read_buffer": lambda file: bytes(file.read_buffer(1 << 20)),
+    "lines": b"".join,
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("protocol", ["simplecache", "filecache"])
+def test_a_file_is_as_long_as_its_handle_says(
+    protocol: str, read: Callable[[Any], bytes], tmp_path: Path, scheduled_mode: str
+) -> None:
+    """Not as the filesystem says: a cache that decompresses says how long the compressed file is."""
+    content = b"x,y\n" * 100_000
+    (tmp_path / "table.csv.gz").write_bytes(gzip.compress(content))
+    storage = str(tmp_path / "cache")
+    target = fsspec.filesystem(protocol, target_protocol="file", compression="infer", cache_storage=storage)
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    with fs.open(str(tmp_path / "table.csv.gz")) as file:
+        assert read(file) == content
+        assert file.size == file.seek(0, io.SEEK_END) == len(content)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_file_of_a_folder_grows(read: Callable[[Any], bytes], tmp_path: Path, scheduled_mode: str) -> None:
+    target = DirFileSystem(str(tmp_path), fs=LocalFileSystem())
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    (tmp_path / "log").write_bytes(b"one\n")
+    with fs.open("log") as file:
+        assert read(file) == b"one\n"
+        with (tmp_path / "log").open("ab") as appended:
+            appended.write(b"two\n")
+        assert read(file) == b"two\n"
+        assert file.size == len(b"one\ntwo\n")
+
+
+def test_no_member_is_read_for_its_length(tmp_path: Path, scheduled_mode: str) -> None:
+    """It is decompressed once, by who reads it."""
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("member", bytes(1 << 20))
+    fs = headrace.HeadraceFileSystem(fs=ZipFileSystem(str(path)), scheduler=scheduled_mode)
+    with fs.open("member") as file:
+        assert file.size == 1 << 20
+        assert file._source.handle.tell() == 0

@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFile
 from s3fs import S3FileSystem
@@ -93,6 +94,27 @@ def test_of_a_file_that_is_pickled(scheduled_mode: str) -> None:
     with fs.open("a", version_id="1") as file:
         file.seek(4)
         assert pickle.loads(pickle.dumps(file)).read() == OLD[4:]
+
+
+class SyncVersioned(AbstractFileSystem):
+    """Keeps two versions, as git does."""
+
+    protocol = "sync-versioned"
+    cachable = False
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(NEW), "type": "file"}
+
+    def _open(self, path: str, *_: Any, ref: str | None = None, **__: Any) -> Any:
+        return MemoryFile(None, path, VERSIONS[ref])
+
+
+def test_of_a_file_of_a_sync_filesystem_that_is_pickled(scheduled_mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=SyncVersioned(), scheduler=scheduled_mode)
+    with fs.open("a", ref="1") as file:
+        assert file.read(4) == OLD[:4]
+        with pickle.loads(pickle.dumps(file)) as again:
+            assert again.read() == OLD[4:]
 
 
 def test_what_only_the_filesystems_own_files_know(fs: headrace.HeadraceFileSystem) -> None:
