@@ -108,6 +108,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._pid = os.getpid()
         self._position = 0
         self._last_end = -1
+        self._has_read1 = False  # which leaves nothing in Python's buffer
         self._is_far = reader.channel.is_remote
         self._blocks = Blocks(block_bytes, FAR_BLOCKS if self._is_far else 1)
 
@@ -211,9 +212,14 @@ class HeadraceFile(io.BufferedIOBase):
                 where = "before the start" if position < 0 else "beyond the largest offset"
                 msg = f"seek {where} of {redact_url(self.path)!r}: {position}"
                 raise ValueError(msg)
-            self._position = position
-            if not self._blocks.is_for_any and abs(position - self._last_end) >= NEAR_BYTES:
+            if self._blocks.is_for_any:
+                is_gone = self._has_read1 and position != self._position
+            else:
+                is_gone = abs(position - self._last_end) >= NEAR_BYTES
+            if (is_gone or whence == os.SEEK_END) and not self._is_far:
                 self._blocks.clear()  # Python's buffer would not have it any more
+                self._has_read1 = False
+            self._position = position
             return position
 
     def _base(self, whence: int) -> int:
@@ -310,6 +316,7 @@ class HeadraceFile(io.BufferedIOBase):
         with self._lock:
             if self._run is not None:
                 self._end_run()
+            self._has_read1 = True
             if not self._blocks.has(self._position, 1):
                 self._fill(self._position)
             data = self._blocks.take(self._position, None if length < 0 else length)

@@ -195,6 +195,35 @@ def test_text_is_no_older_than_pythons(fs: Any, path: Path) -> None:
         assert text.readline() == "n" * 100 + "\n"
 
 
+@pytest.mark.parametrize("mode", ["r", "rb"])
+def test_a_small_file_that_is_written_anew_in_place_is_read_anew(fs: Any, path: Path, mode: str) -> None:
+    """As programs ask for a status again and again: in text mode nothing is left in Python's buffer."""
+    path.write_bytes(b"step 1\nmore\n")
+
+    def status(file: Any) -> str:
+        return str(file.readline()) if mode == "r" else file.read1(7).decode()
+
+    with fs.open(str(path), mode) as file:
+        for step in range(3):
+            with path.open("r+b") as written:
+                written.write(b"step %d" % step)
+            file.seek(0)
+            assert status(file) == f"step {step}\n"
+
+
+def test_a_seek_to_the_end_forgets_what_was_read(fs: Any, path: Path) -> None:
+    """As it does in Python's own files: who asks how long a file is now wants to see it as it is now."""
+    for content in (b"step 1\n", CONTENT):
+        path.write_bytes(content)
+        with fs.open(str(path)) as file:
+            assert file.read(7) == content[:7]
+            with path.open("r+b") as written:
+                written.write(b"step 2\n")
+            assert file.seek(0, io.SEEK_END) == len(content)
+            file.seek(0)
+            assert file.read(7) == b"step 2\n"
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [
