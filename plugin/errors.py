@@ -50,6 +50,14 @@ class UnsizedFileError(HeadraceError, OSError):
     """A device, a pipe, or a file that the kernel makes up as it is read: there are no offsets in it."""
 
 
+class SeekError(HeadraceError, OSError, ValueError):
+    """A seek before the start of a file, or beyond the largest offset.
+
+    Of both kinds, as `io.UnsupportedOperation` is: of files on disk it is an OSError, of fsspec's others a
+    ValueError.
+    """
+
+
 class ObjectChangedError(HeadraceError, OSError):
     """The object was replaced since it was opened: a read would have mixed two versions.
 

@@ -13,6 +13,7 @@ Parquet, IPC and ORC scans never close their files: everything is released when 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -25,6 +26,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from headrace.blocks import NEAR_BYTES, SMALL_SHARE, Blocks
+from headrace.errors import SeekError
 from headrace.lifecycle import follow
 from headrace.lines import RUN_BYTES, LineRun, lines_of
 from headrace.memory import pooled_buffer
@@ -138,9 +140,9 @@ class HeadraceFile(io.BufferedIOBase):
     @property
     def size(self) -> int:
         """Bytes of the file: now, where the source can tell, else when it was opened."""
-        self._check_open()
         if self._size is not None:
             return self._size
+        self._check_open()
         source = self._source
         if source is None:
             self._check_open()  # another thread has just closed it
@@ -211,7 +213,7 @@ class HeadraceFile(io.BufferedIOBase):
             if not 0 <= position <= MOST_OFFSET:
                 where = "before the start" if position < 0 else "beyond the largest offset"
                 msg = f"seek {where} of {redact_url(self.path)!r}: {position}"
-                raise ValueError(msg)
+                raise SeekError(errno.EINVAL, msg)
             if self._blocks.is_for_any:
                 is_gone = self._has_read1 and position != self._position
             else:
@@ -321,6 +323,14 @@ class HeadraceFile(io.BufferedIOBase):
                 self._fill(self._position)
             data = self._blocks.take(self._position, None if length < 0 else length)
             self._advance(len(data))
+            return data
+
+    def peek(self, length: int = 0) -> bytes:
+        """Return some bytes and stay here: fewer than `length` or more, as of Python's own files."""
+        self._check_open()
+        with self._lock:
+            data = self.read1(max(index(length), NEAR_BYTES))
+            self._advance(-len(data))
             return data
 
     @override

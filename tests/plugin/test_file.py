@@ -7,11 +7,13 @@ while they are read.
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
 import pickle
 import random
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +123,25 @@ def test_bad_seeks(fs: Any, path: str) -> None:
         assert file.read(5) == CONTENT[10:15]
 
 
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_a_seek_before_the_start_is_an_error_of_both_kinds(
+    scheduled: Any, path: str, kind: type[Exception]
+) -> None:
+    """Of files on disk it is the one, of fsspec's others the other."""
+    with scheduled.open(path, "rb") as file, pytest.raises(kind, match="before the start") as caught:
+        file.seek(-SIZE - 1, os.SEEK_END)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_what_is_too_short_is_no_archive(disk: Any, tmp_path: Path) -> None:
+    """So says zipfile, which looks for the end of one before the start of the file."""
+    (tmp_path / "tiny").write_bytes(b"tiny")
+    with disk.open(str(tmp_path / "tiny"), "rb") as file:
+        assert not zipfile.is_zipfile(file)
+        with pytest.raises(zipfile.BadZipFile):
+            zipfile.ZipFile(file)
+
+
 def test_the_file_knows_itself(scheduled: Any, path: str) -> None:
     with scheduled.open(path, "rb") as file:
         assert file.readable() is True
@@ -149,6 +170,18 @@ def test_readinto(fs: Any, path: str, make: Callable[[int], Any]) -> None:
         assert bytes(buffer) == CONTENT[-10:] + CONTENT[10:1_000]
         assert file.readinto(buffer) == 0
         assert file.readinto(make(0)) == 0
+
+
+@pytest.mark.parametrize("start", [0, 7, 200_000, SIZE - 3, SIZE])
+def test_peek(scheduled: Any, path: str, start: int) -> None:
+    with scheduled.open(path, "rb") as file:
+        file.seek(start)
+        for length in (0, 2, 10_000):
+            peeked = file.peek(length)
+            assert CONTENT.startswith(peeked, start)
+            assert bool(peeked) == (start < SIZE)
+            assert file.tell() == start
+        assert file.read(10) == CONTENT[start : start + 10]
 
 
 def test_readinto_a_buffer_of_wider_items(fs: Any, path: str) -> None:
@@ -323,6 +356,15 @@ def test_closed(scheduled: Any, path: str) -> None:
     for call in calls:
         with pytest.raises(ValueError, match="closed"):
             call()
+
+
+def test_the_length_of_an_object_is_known_when_its_file_is_closed(
+    tmp_path: Path, scheduled_mode: str
+) -> None:
+    (tmp_path / "object").write_bytes(CONTENT)
+    with _wrapped("arecording", {"scheduler": scheduled_mode}).open(str(tmp_path / "object")) as file:
+        pass
+    assert file.size == SIZE
 
 
 def test_it_cannot_write(scheduled: Any, path: str) -> None:
