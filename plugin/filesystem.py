@@ -532,7 +532,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         paths = self.expand_path(path, recursive=recursive)
         interrupts.arm()
         found = self._cat_all(paths, **kwargs)
-        return collect_cat(paths, found, on_error, is_alone=self._is_named_alone(path, paths))
+        is_alone = self._is_named_alone(path, paths)
+        # As fsspec has it, of sync filesystems and of async ones: with one file named there is one answer.
+        return collect_cat(paths, found, "raise" if is_alone else on_error, is_alone=is_alone)
 
     def _cat_all(
         self, paths: list[str], *, start: int | None = None, end: int | None = None, **options: Any

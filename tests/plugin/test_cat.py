@@ -233,9 +233,21 @@ def test_a_compressed_file_is_read_as_what_it_holds(
     assert memory.headrace(**options).cat_file(memory.small, compression="gzip") == OTHER
 
 
-def test_a_file_that_is_named_alone_is_bytes_or_an_error(disk: Target, options: dict[str, object]) -> None:
-    with pytest.raises(FileNotFoundError):
-        disk.headrace(**options).cat(disk.missing, on_error="omit")
+@pytest.mark.parametrize("on_error", ["raise", "omit", "return"])
+def test_a_file_that_is_named_alone_is_bytes_or_an_error(
+    target: Target, options: dict[str, object], on_error: str
+) -> None:
+    for fs in (target.plain, target.headrace(**options)):
+        with pytest.raises(FileNotFoundError):
+            fs.cat(target.missing, on_error=on_error)
+        assert fs.cat(target.small, on_error=on_error) == OTHER
+
+
+def test_the_async_twin_returns_the_error_of_a_file_that_is_named_alone(
+    disk: Target, options: dict[str, object]
+) -> None:
+    answer = asyncio.run(disk.headrace(**options)._cat(disk.missing, on_error="return"))
+    assert isinstance(answer, FileNotFoundError)
 
 
 @pytest.mark.parametrize("asked", ["big.bi?", "*.bin", "b[i]g.bin", "a*b", "a?b"])
