@@ -128,7 +128,7 @@ class QuickReader(JobMaker):
                 if given not in sources:
                     path = normalise(given)
                     sources[given] = (path, self.channel.backend.open(path))
-            except (OSError, TypeError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - the scheduled way says so of this file alone
                 raise_if_of_a_handler(error)
                 return None
             path, source = sources[given]

@@ -1,8 +1,9 @@
 """What callers ask: arguments brought into columns, and fsspec's `cat_ranges` contract.
 
 Plain ranges (offsets, not negative) go to the planner as columns. Odd bounds (None, negative) mean what the
-wrapped filesystem makes of them, and each is a request of its own. A range that ends before it starts is an
-error of its own in `cat_ranges` (I10), and of the whole call in `read_ranges`, whose ranges are all plain.
+wrapped filesystem makes of them, and each is a request of its own. What makes no sense (an end before the
+start, a bound that is no offset, a path that is none) is an error of its own in `cat_ranges` (I10), and of
+the whole call in `read_ranges`, whose ranges are all plain.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def as_ranges(
         number: dict[str, int] = {}
         rows = [number.setdefault(path, len(number)) for path in _listed_paths(paths)]
         n, file = len(rows), np.array(rows, np.int64)
-        names = [normalise(_checked_path(path)) for path in number]
+        names = [_named(path, normalise) for path in number]
     try:
         first, last = _stretched(first, n), _stretched(last, n)
     except ValueError:
@@ -120,8 +121,12 @@ def _listed_paths(paths: Any) -> Iterable[Any]:
     return paths
 
 
+def _is_path(path: Any) -> bool:
+    return isinstance(path, str | os.PathLike)
+
+
 def _checked_path(path: Any) -> Any:
-    if not isinstance(path, str | os.PathLike):
+    if not _is_path(path):
         msg = f"a path is a string or os.PathLike, not {path!r}"
         raise TypeError(msg)
     return path
@@ -255,10 +260,11 @@ class Asked:
         return [] if self.rows is None else sorted(set(range(len(self.paths))) - set(self.rows))
 
     def _single(self, row: int) -> Single:
-        bounds = self.bounds[0][row], self.bounds[1][row]
+        path = _named(self.paths[row], self.normalise)
+        bounds = as_bounds((self.bounds[0][row], self.bounds[1][row]))
         if is_plain(*bounds):
             resolve_bounds(bounds, lambda: None)  # which says what may be wrong with them
-        return self.normalise(self.paths[row]), bounds
+        return path, bounds
 
     def answers_in_blocks(self, most: int, read: Callable[..., list[Any]]) -> list[Any]:
         """Merge the answers to several calls, each of so many files at the most."""
@@ -302,7 +308,7 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
     Raises
     ------
     TypeError
-        `paths` is no list, or a bound is neither an integer nor None.
+        `paths` is no list, or bounds are texts, dates or the like.
     ValueError
         Lengths differ.
     """
@@ -313,20 +319,50 @@ def ask(paths: Any, starts: Any, ends: Any, normalise: Callable[[str], str], max
     if len(firsts) != len(paths) or len(lasts) != len(paths):
         msg = f"{len(paths)} paths, {len(firsts)} starts and {len(lasts)} ends do not go together"
         raise ValueError(msg)
-    rows = None
     first, last = np.asarray(firsts), np.asarray(lasts)
     for name, column in (("starts", first), ("ends", last)):
-        if column.dtype.kind not in "iufO":
-            msg = f"{name} must be integers or None, not {column.dtype}"
+        if column.dtype.kind not in "biufO" or column.ndim > 1:
+            msg = f"{name} must be integers or None, not {column.dtype} of shape {column.shape}"
             raise TypeError(msg)
-    if object in (first.dtype, last.dtype) or first_bad(first, last) is not None:
-        rows = [k for k in range(len(paths)) if is_plain(firsts[k], lasts[k]) and firsts[k] <= lasts[k]]
+    rows, plain = None, None
+    if _are_offsets(first) and _are_offsets(last) and first_bad(first, last) is None:
+        plain = answer_or_error(as_ranges, paths, first, last, normalise)
+    if not isinstance(plain, Ranges):
+        rows = _plain_rows(paths, firsts, lasts, normalise)
         named, begins, stops = ([column[k] for k in rows] for column in (paths, firsts, lasts))
-        plain = as_ranges(named, begins, stops, normalise)
-    else:
-        plain = as_ranges(paths, first, last, normalise)
+        plain = as_ranges(named, [*map(operator.index, begins)], [*map(operator.index, stops)], normalise)
     plain.max_gap = max_gap
     return Asked(paths, (firsts, lasts), plain, rows, normalise)
+
+
+def _are_offsets(column: Any) -> bool:
+    """Whether they all are integers, and none is larger than offsets are."""
+    if column.dtype.kind == "u":
+        return not column.size or int(column.max()) <= MOST_OFFSET
+    return column.dtype.kind == "i" or not column.size
+
+
+def _plain_rows(paths: list[Any], firsts: Any, lasts: Any, normalise: Callable[[str], str]) -> list[int]:
+    """Return which ranges are between offsets, and of a path that the filesystem can name."""
+    rows = [
+        k
+        for k, path in enumerate(paths)
+        if (type(path) is str or _is_path(path)) and _is_plain_range(firsts[k], lasts[k])
+    ]
+    distinct = {paths[k] for k in rows}
+    bad = {path for path in distinct if isinstance(answer_or_error(normalise, path), Exception)}
+    return [k for k in rows if paths[k] not in bad] if bad else rows
+
+
+def _is_plain_range(start: Any, end: Any) -> bool:
+    if not (type(start) is type(end) is int or (hasattr(start, "__index__") and hasattr(end, "__index__"))):
+        return False
+    is_range: bool = 0 <= start <= end <= MOST_OFFSET
+    return is_range
+
+
+def _named(path: Any, normalise: Callable[[str], str]) -> str:
+    return normalise(_checked_path(path))
 
 
 def _column(values: Any, n: int) -> Any:

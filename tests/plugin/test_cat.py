@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import recording
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
@@ -162,6 +163,58 @@ def test_cat_ranges_that_end_before_they_start(target: Target, scheduled_mode: s
         with pytest.raises(ValueError, match="end 4 is before start 10"):
             fs.cat_ranges(paths, kind(starts), kind(ends), on_error="raise")
     assert at_rest(fs)
+
+
+@pytest.mark.parametrize("many", [1, 100])
+@pytest.mark.parametrize(
+    ("path", "start", "end", "kind"),
+    [
+        (None, 0, 2, TypeError),
+        (["small"], 0, 2, TypeError),
+        (5, None, 2, TypeError),
+        ("small", 0.0, 2, TypeError),
+        ("small", None, 2.0, TypeError),
+        ("small", 0, 2**63, ValueError),
+    ],
+)
+def test_what_makes_no_sense_fails_alone(
+    target: Target, scheduled_mode: str, many: int, path: Any, start: Any, end: Any, kind: type[Exception]
+) -> None:
+    """Also where NumPy makes floats of all bounds, for one of them."""
+    fs = target.headrace(scheduler=scheduled_mode)
+    paths = [target.small, target.small if path == "small" else path, target.big] * many
+    starts, ends = [3, start, 0] * many, [8, end, 7] * many
+    for found in (
+        fs.cat_ranges(paths, starts, ends),
+        fs.cat_ranges(paths, starts, ends, max_gap=0),
+        asyncio.run(fs._cat_ranges(paths, starts, ends)),
+    ):
+        assert [_kinds(found[k::3]) for k in range(3)] == [
+            [OTHER[3:8]] * many,
+            [kind] * many,
+            [CONTENT[:7]] * many,
+        ]
+    with pytest.raises(kind):
+        fs.cat_ranges(paths, starts, ends, on_error="raise")
+    assert at_rest(fs)
+
+
+def test_a_path_that_the_filesystem_cannot_name_fails_alone(disk: Target, scheduled_mode: str) -> None:
+    class Refusing(LocalFileSystem):
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> Any:
+            if "refused" in path:
+                raise RuntimeError(path)
+            return super()._strip_protocol(path)
+
+    fs = headrace.HeadraceFileSystem(fs=Refusing(), scheduler=scheduled_mode)
+    assert _kinds(fs.cat_ranges([disk.small, "refused"], 3, 8)) == [OTHER[3:8], RuntimeError]
+
+
+def test_flags_are_integers(target: Target, scheduled_mode: str) -> None:
+    assert target.headrace(scheduler=scheduled_mode).cat_ranges([target.small], [False], [True]) == [
+        OTHER[:1]
+    ]
 
 
 def test_cat_ranges_raises_errors(target: Target, options: dict[str, object]) -> None:
@@ -314,8 +367,8 @@ def test_offsets_larger_than_any_file(tmp_path: Path, scheduled_mode: str, start
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
     for ask in (
         lambda: fs.cat_file(path, start, start + 5),
-        lambda: fs.cat_ranges([path], [start], [start + 5]),
-        lambda: fs.cat_ranges([path] * 50, [start] * 50, [start + 5] * 50),
+        lambda: fs.cat_ranges([path], [start], [start + 5], on_error="raise"),
+        lambda: fs.cat_ranges([path] * 50, [start] * 50, [start + 5] * 50, on_error="raise"),
         lambda: fs.read_ranges(path, [start], [start + 5]),
         lambda: fs.read_ranges(path, np.array([0], np.uint64), np.array([2**63], np.uint64)),
     ):
