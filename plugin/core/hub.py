@@ -11,7 +11,7 @@ rule and a second acquisition for each op.
 
 1. drain `dropped`, the queue that finalisers append to without a lock (I3);
 2. admit in every scheduler, while something was released or reserved (it may concern them all, I1, I5);
-3. wake the owners of what was granted or ended.
+3. wake the owners of what was granted or ended, and fail the request of one that cannot be woken.
 
 `recover` restores every derived number from requests and grants: an exception may arrive at any line of
 the section (a signal handler that raises), and must cost nobody else a read (I5).
@@ -45,6 +45,10 @@ SCHEDULERS = 256
 TraceSink = Callable[[str, "Request", int, int, float], None]
 
 
+def _is_the_owners(_error: Exception) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Counters:
     """What the hub has seen since it began; all only ever grow."""
@@ -75,10 +79,19 @@ class Hub:
         The byte budget; 0 is no limit.
     process_io_limit
         Ops in flight over all schedulers; 0 is no limit.
+    is_of_a_handler
+        Whether a signal's handler raised an error that came out of a wake-up.
     """
 
-    def __init__(self, *, buffer_bytes: int = 0, process_io_limit: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        buffer_bytes: int = 0,
+        process_io_limit: int = 0,
+        is_of_a_handler: Callable[[Exception], bool] = _is_the_owners,
+    ) -> None:
         self.budget = ByteBudget(buffer_bytes)
+        self.is_of_a_handler = is_of_a_handler
         self.process_io_limit = process_io_limit
         self.in_flight_ops = 0
         self.schedulers: dict[Hashable, Scheduler] = {}
@@ -190,17 +203,19 @@ class Hub:
             if is_left:
                 scheduler.forfeit_all(request)
             self.dropped.popleft()
-        while self._has_changed:
-            self._has_changed = False
-            self._admit(now)
-        if self._wakes:
-            self._wake_all()
+        while self._has_changed or self._wakes:
+            if self._has_changed:
+                self._has_changed = False
+                self._admit(now)
+            else:
+                self._wake_all()
 
     def _wake_all(self) -> None:
-        """Wake every owner, then raise what one of them, or a signal meanwhile, raised.
+        """Wake every owner, then raise what a signal raised meanwhile.
 
-        Nobody's wake-up may be lost for another's exception (I5). One that raised is tried once
-        more, after the others; one that raises again has no owner that could be woken.
+        Nobody's wake-up may be lost for another's exception (I5). One that raised is tried once more, after
+        the others; one that raises again has no owner that could be woken. That is an owner's matter, and
+        the section may be anybody's: nothing of it comes out.
         """
         raised: BaseException | None = None
         failed: set[int] = set()
@@ -213,14 +228,29 @@ class Hub:
                     # Nothing can happen to it any more; its owner, and the buffers there, may go.
                     request.on_wake = stay_asleep
             except BaseException as error:  # noqa: BLE001 - raised below, once all are awake
-                if raised is None or not isinstance(error, Exception):
-                    raised = error  # an interrupt before a mistake
+                is_owners = isinstance(error, Exception) and not self.is_of_a_handler(error)
+                if not is_owners and (raised is None or not isinstance(error, Exception)):
+                    raised = error
                 if request.seq not in failed:
                     failed.add(request.seq)
                     self._wakes.append(request)
+                elif is_owners:
+                    self._give_up(request, error)
             self._wakes.popleft()
         if raised is not None:
             raise raised
+
+    def _give_up(self, request: Request, error: BaseException) -> None:
+        """Fail a request whose owner cannot be woken; what nobody has taken of it, nobody will perform.
+
+        Its end is told once more: that may take less than a grant does.
+        """
+        if request.is_over:
+            request.on_wake = stay_asleep
+        for scheduler in self.schedulers.values():
+            if request.seq in scheduler.requests:
+                scheduler.fail(request, error)
+                _forfeit_untaken(scheduler, request)
 
     def _admit(self, now: float) -> None:
         """Admit in every scheduler until none may start anything."""
@@ -291,3 +321,12 @@ class Hub:
         if self.process_io_limit and total > self.process_io_limit:
             msg = f"hub: {total} ops in flight, process limit {self.process_io_limit}"
             raise AssertionError(msg)
+
+
+def _forfeit_untaken(scheduler: Scheduler, request: Request) -> None:
+    while request.inbox:
+        try:
+            grant = request.inbox.pop()
+        except IndexError:  # its driver came after all
+            return
+        scheduler.forfeit(grant)

@@ -110,7 +110,7 @@ class AsyncDriver:
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
         self._check_caller(job)
-        wait_until_over(job, timeout_s, revive=self._look)
+        wait_until_over(job, timeout_s, revive=partial(self._look, job))
 
     def _check_caller(self, job: Job) -> None:
         """Refuse, as fsspec does, to wait on the very loop that reads: neither would go on."""
@@ -118,8 +118,10 @@ class AsyncDriver:
             msg = "a sync read was called from within the event loop that reads; await its async twin"
             raise NotImplementedError(msg)
 
-    def _look(self) -> None:
+    def _look(self, job: Job) -> None:
         self._revive()
+        if self.loop.is_closed():
+            self._granted.append(job)  # what is under way there stays where it is
         self._tell_loop()  # whoever was to do that may have been interrupted
 
     def _revive(self) -> None:
@@ -177,7 +179,8 @@ class AsyncDriver:
     # -- under the hub's lock, on any thread
 
     def _wake(self, job: Job, is_submitting: list[bool], request: Request) -> None:
-        if request.inbox or (request.is_over and job.tasks):
+        is_given_up = job.is_left and request.is_over
+        if (request.inbox or (request.is_over and job.tasks)) and not is_given_up:
             self._granted.append(job)
             if not is_submitting:
                 self._tell_loop()
@@ -188,14 +191,34 @@ class AsyncDriver:
         job.notify()
 
     def _tell_loop(self) -> None:
-        """Have the loop look at what was granted."""
+        """Have the loop look at what was granted.
+
+        Raises
+        ------
+        RuntimeError
+            The loop is closed, by its owner: what was granted is given up.
+        """
         if not self._granted:
             return
         if self._is_completing():
             self.loop.call_soon(self._take_all)  # inside a turn of the loop, which looks before it rests
             return
-        self.loop.call_soon_threadsafe(self._take_all)
+        try:
+            self.loop.call_soon_threadsafe(self._take_all)
+        except RuntimeError:
+            if self.loop.is_closed():  # else it is a signal handler's
+                self._give_up()
+            raise
         self._revive()
+
+    def _give_up(self) -> None:
+        """Leave what was granted to the engine, which takes it back."""
+        while self._granted:
+            job = self._granted[0]
+            job.is_left = True
+            job.engine.lost.append(job)
+            self._granted.popleft()
+            job.engine.settle_lost()
 
     def _is_completing(self) -> bool:
         """Whether this thread is inside a turn of the loop, where it completes an op.

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.core.hub import Hub
 from headrace.drivers.waiter import Waiter
-from headrace.threads import call_locked
+from headrace.threads import call_locked, raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,9 @@ class Engine:
     """
 
     def __init__(self, *, buffer_bytes: int, process_io_limit: int) -> None:
-        self.hub = Hub(buffer_bytes=buffer_bytes, process_io_limit=process_io_limit)
+        self.hub = Hub(
+            buffer_bytes=buffer_bytes, process_io_limit=process_io_limit, is_of_a_handler=_is_of_a_handler
+        )
         self.lost: deque[Any] = deque()
         """What nobody wants any more, and the next section cancels: jobs, weak references to dropped reads.
 
@@ -193,3 +195,13 @@ class Engine:
     def _be_inside(self) -> object:
         with self:
             return _FOUND()
+
+
+def _is_of_a_handler(error: Exception) -> bool:
+    try:
+        raise_if_of_a_handler(error)
+    except Exception as raised:
+        if raised is not error:  # another signal's, meanwhile
+            raise
+        return True
+    return False

@@ -183,24 +183,71 @@ def test_what_was_granted_to_a_read_that_was_left_comes_back() -> None:
 # -- wake-ups
 
 
-def test_one_owner_that_raises_costs_no_other_its_wake_up() -> None:
-    hub = Hub()
+class DeadLoopError(RuntimeError):
+    """What an owner raises that cannot be woken."""
+
+
+def refuse(_request: Request) -> None:
+    raise DeadLoopError
+
+
+def test_one_owner_that_cannot_be_woken_costs_no_other_anything() -> None:
+    """Nor does its error come out of a section that has nothing to do with it."""
+    hub = Hub(process_io_limit=4)
     woken: list[int] = []
-
-    def refuse(_request: Request) -> None:
-        msg = "no loop"
-        raise RuntimeError(msg)
-
     bad = submit(hub, "a", on_wake=refuse)
-    good = [submit(hub, "a", on_wake=lambda r: woken.append(r.seq)) for _ in range(3)]
-    with pytest.raises(RuntimeError, match="no loop"):
-        hub.settle(0.0)
-    assert woken == [request.seq for request in good]
-    hub.settle(0.0)  # nor does it come back, in a section that has nothing to do with it
-    submit(hub, "a", on_wake=lambda r: woken.append(r.seq))
+    good = [submit(hub, "a", on_wake=lambda r: woken.append(r.seq)) for _ in range(4)]
     hub.settle(0.0)
-    assert len(woken) == 4
-    assert bad.state is State.RUNNING
+    hub.validate()
+    assert woken == [request.seq for request in good], "the last of them by what the first gave back"
+    assert isinstance(bad.error, DeadLoopError)
+    assert (bad.state, bad.inbox, bad.grants) == (State.RETIRED, [], [])
+
+
+def test_what_an_owner_took_that_cannot_be_woken_is_under_way_until_it_is_done() -> None:
+    hub = Hub()
+    request = submit(hub, "a", ops=2)
+    hub.settle(0.0)
+    grant = request.inbox.pop(0)
+    request.on_wake = refuse
+    hub.wake(request)
+    hub.settle(0.0)
+    hub.validate()
+    assert (request.state, hub.in_flight_ops) == (State.FAILED, 2)
+    hub.schedulers["a"].complete(grant, 2, 20, 0.0)
+    hub.settle(0.0)
+    hub.validate()
+    assert (request.state, hub.in_flight_ops) == (State.RETIRED, 0)
+
+
+def test_an_owner_that_cannot_be_woken_for_a_grant_is_told_of_the_end() -> None:
+    hub = Hub()
+    told: list[State] = []
+
+    def wake(request: Request) -> None:
+        if request.inbox:
+            raise DeadLoopError
+        told.append(request.state)
+
+    submit(hub, "a", on_wake=wake)
+    hub.settle(0.0)
+    assert set(told) == {State.RETIRED}
+
+
+def test_what_a_handler_raised_comes_out_and_costs_the_owner_nothing() -> None:
+    hub = Hub(is_of_a_handler=lambda error: isinstance(error, TimeoutError))
+    calls: list[int] = []
+
+    def wake(request: Request) -> None:
+        calls.append(request.seq)
+        if len(calls) == 1:
+            raise TimeoutError
+
+    request = submit(hub, "a", on_wake=wake)
+    with pytest.raises(TimeoutError):
+        hub.settle(0.0)
+    assert calls == [request.seq] * 2
+    assert request.state is State.RUNNING
 
 
 def test_one_owner_that_was_interrupted_is_woken_all_the_same() -> None:

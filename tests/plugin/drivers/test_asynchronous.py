@@ -323,6 +323,86 @@ def test_a_keeper_waits_for_no_lock_that_a_handler_was_entered_with(monkeypatch:
         assert bytes(read.result(WAIT_S)[0]) == DATA[:4]
 
 
+class OwnLoop:
+    """A loop of the program's on a thread, and a store that is bound to it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        lock = asyncio.Lock()  # belongs to a loop
+        self.fs = HeadraceFileSystem(fs=Store(lock=lock, loop=self.loop))
+        assert driver_of(self.fs).loop is self.loop
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(WAIT_S)
+        self.loop.close()
+
+
+@pytest.fixture
+def own_loop() -> Iterator[OwnLoop]:
+    made = OwnLoop()
+    yield made
+    if not made.loop.is_closed():
+        made.close()
+
+
+def test_a_loop_that_its_owner_closed_fails_the_reads_that_want_it(own_loop: OwnLoop) -> None:
+    """And none that do not, of whatever device."""
+    fs = own_loop.fs
+    assert fs.cat_file("a", start=0, end=4) == DATA[:4]
+    own_loop.close()
+    other = HeadraceFileSystem(fs=Store(), scheduler="lite")
+    for _ in range(2):
+        assert isinstance(elsewhere(fs.cat_file, "a", start=0, end=4), RuntimeError)
+        assert isinstance(elsewhere(fs.submit_ranges, "a", [0], [4]), RuntimeError)
+        assert elsewhere(other.cat_file, "a", start=0, end=4) == DATA[:4]
+    assert not driver_of(fs).has_work()
+    assert fs.channel.engine.hub.in_flight_ops == 0
+    assert fs.channel.engine.hub.budget.reserved_bytes == 0
+
+
+def test_nobody_waits_for_a_loop_that_was_closed_meanwhile(
+    own_loop: OwnLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, asked = own_loop.fs, threading.Event()
+
+    async def never(*_: Any, **__: Any) -> bytes:
+        asked.set()
+        await asyncio.Event().wait()
+        return b""
+
+    monkeypatch.setattr(Store, "_cat_file", never)
+    read = fs.submit_ranges("a", [0], [4])
+    assert asked.wait(WAIT_S)
+    own_loop.close()
+    assert isinstance(elsewhere(read.result), RuntimeError)
+    del read
+    assert fs.channel.engine.hub.in_flight_ops == 0
+
+
+def test_what_is_granted_after_the_loop_was_closed_fails_in_nobody_elses_section(
+    own_loop: OwnLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the end of another filesystem's read."""
+    fs = HeadraceFileSystem(fs=own_loop.fs.target, process_io_limit=1)
+    other = HeadraceFileSystem(fs=Store(skip_instance_cache=True), scheduler="lite", process_io_limit=1)
+    gate = threading.Event()
+    monkeypatch.setattr(Store, "gate", gate)
+    theirs = other.submit_ranges("slow", [0], [4])
+    late, over = fs.submit_ranges("a", [0], [4]), threading.Event()
+    late._parts[0].job.callbacks.append(over.set)
+    own_loop.close()
+    gate.set()
+    assert bytes(theirs.result()[0]) == DATA[:4]
+    assert over.wait(WAIT_S), "who awaits it is told"
+    assert isinstance(elsewhere(late.result), RuntimeError)
+    assert elsewhere(other.cat_file, "b", start=0, end=4) == DATA[:4]
+    assert fs.channel.engine is other.channel.engine
+    assert fs.channel.engine.hub.in_flight_ops == 0
+
+
 class Interrupting(set[Any]):
     """Raises once when something was discarded."""
 

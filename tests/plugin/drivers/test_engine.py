@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from headrace.core.request import Request, State
 from headrace.drivers import engine as engine_
 from headrace.drivers.engine import Engine
 
@@ -196,6 +198,29 @@ def test_what_a_handler_raised_is_not_taken_for_the_locks_own(engine: Engine, lo
     with pytest.raises(RuntimeError, match="handler"):
         engine.lock  # noqa: B018
     assert not lock._is_owned()
+
+
+def test_what_a_handler_raises_at_a_wake_up_is_no_fault_of_the_owners(engine: Engine) -> None:
+    """As an alarm does. It comes out, and the read goes on."""
+
+    def handle(_number: int, _frame: object) -> None:
+        raise TimeoutError
+
+    calls: list[Request] = []
+
+    def wake(request: Request) -> None:
+        calls.append(request)
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    request = Request([1], result_bytes=1, on_wake=wake)
+    try:
+        with pytest.raises(TimeoutError), engine.lock, engine as hub:
+            hub.scheduler("disk").submit(request, 0.0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert calls
+    assert (request.state, len(request.inbox)) == (State.RUNNING, 1)
 
 
 @pytest.mark.parametrize("is_held", [False, True])
