@@ -170,7 +170,9 @@ class LiteDriver:
             except IndexError:
                 return
             if other is not None:
-                _start_granted(other)
+                # Not where this thread is about to, below a signal handler: it would start a grant twice.
+                if not other.hands._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+                    _start_granted(other)
                 other.waiter.wake()
 
     def launch(self, job: Job) -> None:

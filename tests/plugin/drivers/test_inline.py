@@ -113,6 +113,25 @@ def test_a_passer_by_that_is_interrupted_leaves_the_grant(monkeypatch: pytest.Mo
         assert (job.request.inbox, [rows.tolist() for _, rows in job.under_way]) == ([], [[0, 1, 2]])
 
 
+def test_a_handler_that_passes_by_starts_nothing_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It interrupted the start of that very grant, and its own read passes by."""
+    job, driver = granted(monkeypatch), LiteDriver(None)  # type: ignore[arg-type]
+    started: list[int] = []
+
+    def start(_ops: Any, lo: int, hi: int) -> Any:
+        started.append(lo)
+        if len(started) == 1:
+            driver._passed_over.append(weakref.ref(job))
+            driver.start_for_others()
+        return np.arange(lo, hi)
+
+    monkeypatch.setattr(job.backend, "start", start)
+    _start_granted(job)
+    assert started == [0]
+    assert (job.request.inbox, len(job.under_way)) == ([], 1)
+    assert job.waiter.wait(0), "its consumer looks for what came meanwhile"
+
+
 def test_what_was_forfeited_meanwhile_is_not_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a consumer that was interrupted twice, while a passer-by was starting it."""
     job = granted(monkeypatch)
