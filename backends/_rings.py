@@ -293,7 +293,11 @@ class Rings:
                 self._unheard = UNHEARD
                 _log.info("no ring for this thread, which reads with preadv: %s", error)
                 return None
-            self._rings[made.ring.tid] = made
+            # A signal handler that read meanwhile has made one for this thread.
+            known = self._rings.setdefault(made.ring.tid, made)
+            if known is not made:
+                made.close()
+                return known
         if is_python_thread():
             self._ends.ring = _AtEnd(self, made)
         return made

@@ -20,7 +20,6 @@ The ring is the thread's own, so rows are finished by the thread that started th
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,7 +30,6 @@ from headrace.backends import _linux as linux
 from headrace.backends._direct import DirectColumns, direct_columns
 from headrace.backends._files import FileBackend, are_cached, is_small, prepared
 from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
-from headrace.threads import after_fork_in_child
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -174,9 +172,10 @@ class UringBackend(FileBackend):
         """Return what a ring needs of `ops`, or None where a ring has nothing to add."""
         columns = None if ops.state is None else ops.state.columns
         if columns is None:
-            with _making:
-                found = prepared(ops)
-                columns = found.columns = found.columns or self._make_columns(ops) or _NONE
+            # Without a lock, which a signal handler would find held below it by what it waits for: of those
+            # that perform a request one comes first, its consumer (`Job.hands`) or the loop thread.
+            made = self._make_columns(ops) or _NONE
+            columns = prepared(ops).columns = made
         return None if columns is _NONE else columns
 
     def _make_columns(self, ops: Ops) -> Columns | None:
@@ -190,17 +189,6 @@ def plain_columns(ops: Ops) -> Columns:
     """Return what a ring needs to read through the page cache."""
     fds = [-1 if source is None else source.fd for source in ops.sources]
     return Columns(fd_column(ops, fds), ops.start, ops.dest, ops.length, ops.buffer.ctypes.data)
-
-
-_making = threading.RLock()
-"""Held while columns are made: there is one set for each request, whichever threads perform it."""
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    """In a forked child: the lock's holder may not exist there."""
-    global _making  # noqa: PLW0603
-    _making = threading.RLock()
 
 
 _NONE: Any = object()

@@ -411,6 +411,30 @@ def test_a_read_in_between_does_without_the_ring(path: str, monkeypatch: pytest.
     assert nested
 
 
+def test_a_read_while_columns_are_made_may_wait_for_other_threads(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler's, which the loop thread starts: it makes columns, too."""
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler="lite")
+    make, nested = UringBackend._make_columns, list[Any]()
+    if fs.channel.backend.name != "uring":
+        pytest.skip("another backend reads here")
+    content = Path(path).read_bytes()
+    start = np.random.default_rng(3).integers(0, 300_000 - BLOCK, 500)
+
+    def interrupted(backend: UringBackend, ops: Ops) -> Any:
+        if not nested:
+            nested.append(None)
+            nested[0] = fs.submit_ranges(path, start, start + BLOCK).result(10)
+        return make(backend, ops)
+
+    monkeypatch.setattr(UringBackend, "probe_rows", lambda *_, **__: False)
+    monkeypatch.setattr(UringBackend, "_make_columns", interrupted)
+    outer = fs.read_ranges(path, start + 1, start + 1 + BLOCK)
+    assert outer.to_pylist() == [content[at + 1 : at + 1 + BLOCK] for at in start.tolist()]
+    assert nested[0].to_pylist() == [content[at : at + BLOCK] for at in start.tolist()]
+
+
 def test_the_short_end_of_a_batch_is_on_the_ring_too(path: str) -> None:
     """What calls one by one need is made for all rows: for three of a million that costs too much."""
     backend = backend_on(LinuxKernel())
@@ -680,6 +704,29 @@ def test_a_ring_goes_with_its_thread(path: str) -> None:
     for _ in range(3):
         on_threads(8, lambda: read(backend, path))
     assert (len(backend._rings), open_rings() - before) == (1, set())
+
+
+def test_a_read_while_a_ring_is_made_leaves_no_second_one(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler's, which makes one for the same thread."""
+    backend, make, nested = backend_on(LinuxKernel()), _rings.ThreadRing, []
+
+    def interrupted(ring: Ring) -> Any:
+        if not nested:
+            nested.append(True)
+            read(backend, path, seed=9)
+        return make(ring)
+
+    monkeypatch.setattr(_rings, "ThreadRing", interrupted)
+    before = open_rings()
+
+    def work() -> None:
+        read(backend, path)
+        read(backend, path)
+        assert len(open_rings() - before) == 1
+
+    on_threads(1, work)
+    assert nested
+    assert (len(backend._rings), open_rings() - before) == (0, set())
 
 
 def test_there_are_so_many_rings_and_no_more(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
