@@ -38,15 +38,13 @@ THREAD_SAFE = frozenset(
 )
 
 _locks: dict[int, tuple[threading.RLock, weakref.ref[Any]]] = {}  # by id: equal ones are not the same
-_locks_guard = threading.Lock()
 
 
 @after_fork_in_child
 def _forget_locks() -> None:
     """Drop the locks in a forked child: their holders do not exist there."""
-    global _locks, _locks_guard  # noqa: PLW0603
+    global _locks  # noqa: PLW0603
     _locks = {}
-    _locks_guard = threading.Lock()
 
 
 def is_thread_safe(target: Any) -> bool:
@@ -56,12 +54,15 @@ def is_thread_safe(target: Any) -> bool:
 
 
 def instance_lock(target: Any) -> Any:
-    """Return the one lock of `target`; entered by one thread at a time, again by the same."""
-    with _locks_guard:
-        found = _locks.get(id(target))
-        if found is None:
-            found = _locks[id(target)] = threading.RLock(), forget_with(target, _locks)
-        return found[0]
+    """Return the one lock of `target`; entered by one thread at a time, again by the same.
+
+    Of those who make it at once the first one's is it. That takes no lock, which a signal handler or a
+    finaliser would find held by its own thread.
+    """
+    found = _locks.get(id(target)) or _locks.setdefault(
+        id(target), (threading.RLock(), forget_with(target, _locks))
+    )
+    return found[0]
 
 
 def _close_if_free(lock: Any, close: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ import gc
 import gzip
 import io
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,15 @@ import fsspec
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.implementations.tar import TarFileSystem
 from fsspec.implementations.zip import ZipFileSystem
 
 import headrace
+from headrace.backends import fsspec_sync
 from headrace.backends.fsspec_sync import SyncBackend, instance_lock
+
+WAIT_S = 10.0
 
 
 def test_equal_filesystems_have_a_lock_each_for_as_long_as_they_are_there(tmp_path: Path) -> None:
@@ -83,3 +88,22 @@ def test_no_member_is_read_for_its_length(tmp_path: Path, scheduled_mode: str) -
     with fs.open("member") as file:
         assert file.size == 1 << 20
         assert file._source.handle.tell() == 0
+
+
+def test_a_handler_while_a_lock_is_made_has_the_same_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a finaliser: it reads from the filesystem that this thread is about to use."""
+    target, forget_with = MemoryFileSystem(), fsspec_sync.forget_with
+    nested: list[object] = []
+
+    def interrupted(thing: object, known: dict[int, object]) -> object:
+        if not nested:
+            nested.append(None)
+            nested[0] = instance_lock(thing)
+        return forget_with(thing, known)
+
+    monkeypatch.setattr(fsspec_sync, "forget_with", interrupted)
+    thread = threading.Thread(target=lambda: nested.append(instance_lock(target)), daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert not thread.is_alive(), "it waits for itself"
+    assert nested[0] is nested[1] is instance_lock(target)
