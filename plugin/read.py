@@ -13,7 +13,7 @@ from typing_extensions import override
 from headrace.core.request import State
 from headrace.drivers.waiting import late
 from headrace.errors import ReadCancelledError, ReadTimeoutError, SchedulerClosedError
-from headrace.jobs import left_s, until, wait_for_all
+from headrace.jobs import until, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,8 +139,10 @@ class Read:
             wait_for_all(self._reader.channel.driver, [part.job for part in parts], timeout)
             if self._batch is None:
                 try:
-                    self._batch = self._reader.collect(self._ranges, parts, self._buffer, left_s(until_s))
+                    self._batch = self._reader.collect(self._ranges, parts, self._buffer, until_s)
                 except ReadTimeoutError:  # of what was asked once more
+                    if timeout is None:
+                        raise
                     raise late(parts[0].job, f"within {timeout} s") from None
                 for part in parts:
                     part.job.lost = None  # it was taken

@@ -18,6 +18,7 @@ import contextlib
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +33,9 @@ from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
-from headrace.errors import ObjectChangedError
-from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
+from headrace.drivers.waiting import late
+from headrace.errors import ObjectChangedError, ReadTimeoutError
+from headrace.jobs import Urgency, check_outcome, hand_over, left_s, wait_for_all
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
@@ -89,10 +91,10 @@ class Reader(SingleReader):
             return cached
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
         pieces = _pieces_of(parts, buffer) if is_listed else None
-        with self._performed(parts):
+        with self._performed(parts) as until_s:
             if out is not None and not self._is_lent_safely(len(parts)):
                 buffer = _copied(buffer, out)
-            batch = self.collect(ranges, parts, buffer)
+            batch = self.collect(ranges, parts, buffer, until_s)
         if pieces is not None and _is_all_there(parts[0]):
             batch.keep(pieces.all())
         return batch
@@ -133,14 +135,14 @@ class Reader(SingleReader):
         parts = self._parts(urgency, sources, groups, plans, memory)
         if len(parts) == 1:
             parts[0].job.before = partial(make_pages, pieces)
-        with self._performed(parts):
+        with self._performed(parts) as until_s:
             settled = self._settle_all(ranges, parts)
         answers: list[bytes | Exception] = [
             piece if got == len(piece) else piece[:got]
             for piece, got in zip(pieces, settled.length.tolist(), strict=True)
         ]
         if settled.again:
-            more, at = self._ask_again(ranges, sources, settled, parts[0].job.request)
+            more, at = self._ask_again(ranges, sources, settled, parts[0].job.request, until_s)
             for row, begin in zip(settled.again, at.tolist(), strict=True):
                 answers[row] = more[begin : begin + int(settled.length[row])].tobytes()
         for row, error in settled.errors.items():
@@ -161,9 +163,10 @@ class Reader(SingleReader):
         return super().cat(path, bounds, urgency, options)
 
     @contextlib.contextmanager
-    def _performed(self, parts: list[Part]) -> Iterator[None]:
-        """Run the parts of a read to their end, and leave nothing of them behind."""
+    def _performed(self, parts: list[Part]) -> Iterator[float | None]:
+        """Run the parts of a read to their end, and leave nothing of them behind; until when it may last."""
         timeout_s, jobs = self.channel.settings.timeout_s, [part.job for part in parts]
+        until_s = None if timeout_s is None else perf_counter() + timeout_s
         try:
             if len(parts) == 1:
                 self.run(jobs[0], timeout_s)
@@ -171,7 +174,7 @@ class Reader(SingleReader):
                 for job in jobs:
                     self.channel.driver.launch(job)
                 wait_for_all(self.channel.driver, jobs, timeout_s)
-            yield
+            yield until_s
         except BaseException:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
@@ -367,9 +370,9 @@ class Reader(SingleReader):
     # -- after the ops
 
     def collect(
-        self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array, timeout_s: float | None = None
+        self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array, until_s: float | None = None
     ) -> RangeBatch:
-        """Map ops to ranges and hand the bytes over; what is asked again may take `timeout_s`."""
+        """Map ops to ranges and hand the bytes over; what is asked again may last until then."""
         if len(parts) == 1 and _is_whole(parts[0]):
             return _whole(parts[0], buffer)
         settled = self._settle_all(ranges, parts)
@@ -379,7 +382,7 @@ class Reader(SingleReader):
         if settled.again:
             # Of the same sources: of the versions they stand for.
             job = parts[0].job
-            more, at = self._ask_again(ranges, job.ops.sources, settled, job.request, timeout_s)
+            more, at = self._ask_again(ranges, job.ops.sources, settled, job.request, until_s)
             dest[settled.again] = len(buffer) + at
             buffer = np.concatenate((buffer, more))
         return RangeBatch(pa.py_buffer(buffer), dest, settled.length, settled.errors)
@@ -402,7 +405,7 @@ class Reader(SingleReader):
         sources: list[Any],
         settled: _Outcome,
         like: Request,
-        timeout_s: float | None = None,
+        until_s: float | None = None,
     ) -> tuple[UInt8Array, Int64Array]:
         """Read some ranges each on its own, as one unsplit op; returns their bytes and where each begins.
 
@@ -416,7 +419,7 @@ class Reader(SingleReader):
         path = ranges.paths[int(ranges.file[rows[0]])]
         job = self.job(ops, path, len(found), Urgency(like.priority, like.scan))
         try:
-            self.run(job, self.channel.settings.timeout_s if timeout_s is None else timeout_s)
+            self._run_until(job, until_s)
             check_outcome(job)
             settled.length[rows] = ops.got
             for op, error in ops.errors.items():
@@ -427,6 +430,14 @@ class Reader(SingleReader):
             self.channel.engine.settle_lost()
             raise
         return found, at
+
+    def _run_until(self, job: Job, until_s: float | None) -> None:
+        """Run what is part of a call that may last until then."""
+        timeout_s = self.channel.settings.timeout_s
+        try:
+            self.run(job, timeout_s if until_s is None else left_s(until_s))
+        except ReadTimeoutError:
+            raise late(job, f"within {timeout_s} s") from None
 
 
 @dataclass(slots=True, eq=False)

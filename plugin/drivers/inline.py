@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from headrace.core.request import State
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiter import Waiter
-from headrace.drivers.waiting import LOOK_S, wait_until_over
+from headrace.drivers.waiting import LOOK_S, late, wait_until_over
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class LiteDriver:
 
     def _perform(self, job: Job, timeout_s: float | None) -> None:
         request = job.request
+        until_s = None if timeout_s is None else perf_counter() + timeout_s
         while not request.is_over:
             _start_granted(job)
             if job.under_way:
@@ -156,8 +158,10 @@ class LiteDriver:
                     job.meanwhile(min(int(rows[0]) for _, rows in job.under_way))
                 (_finish_half if _are_short(job) else _finish_first)(job)
                 self.start_for_others()
+                if until_s is not None and perf_counter() >= until_s and not job.request.is_over:
+                    raise late(job, f"within {timeout_s} s")
             elif not request.is_over:
-                wait_until_over(job, timeout_s, until=partial(_has_work, job))
+                wait_until_over(job, timeout_s, until=partial(_has_work, job), until_s=until_s)
 
     def start_for_others(self) -> None:
         """Start what this thread's completions had admitted for consumers that are waiting for the disk.

@@ -56,8 +56,14 @@ def wait_until_over(
     *,
     until: Callable[[], bool] = _never,
     revive: Callable[[], object] = _nothing,
+    until_s: float | None = None,
 ) -> None:
     """Sleep until the request is over or `until` holds.
+
+    Parameters
+    ----------
+    until_s
+        When `timeout_s` is over, on the clock of `perf_counter`, of a read that waits several times.
 
     Raises
     ------
@@ -65,21 +71,26 @@ def wait_until_over(
         `timeout_s` seconds went by. The request is as it was: cancelling is the caller's choice.
     """
     announce(job)
+    if until_s is None and timeout_s is not None:
+        until_s = perf_counter() + timeout_s
     # What need not wait is not watched, unless it is to end at once.
     if interrupts.is_watched() and (interrupts.is_aftermath() or not until()):
         with interrupts.watched(job):
-            _sleep(job, timeout_s, until, revive)
+            _sleep(job, timeout_s, until_s, until, revive)
     else:
-        _sleep(job, timeout_s, until, revive)
+        _sleep(job, timeout_s, until_s, until, revive)
 
 
 def _sleep(
-    job: Job, timeout_s: float | None, until: Callable[[], bool], revive: Callable[[], object]
+    job: Job,
+    timeout_s: float | None,
+    until_s: float | None,
+    until: Callable[[], bool],
+    revive: Callable[[], object],
 ) -> None:
     request = job.request
-    deadline = None if timeout_s is None else perf_counter() + timeout_s
     while not (request.is_over or until()):
-        left = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
+        left = LOOK_S if until_s is None else min(LOOK_S, until_s - perf_counter())
         if left <= 0:
             raise late(job, f"within {timeout_s} s")
         if not job.waiter.wait(left):

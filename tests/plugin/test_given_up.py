@@ -207,6 +207,43 @@ def test_several_files_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) 
         target.gate.set()
 
 
+class Broken(Gated):
+    """Answers no range that is longer than one was asked for."""
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        if end is not None and end - (start or 0) > 2:
+            raise OSError(path)
+        return super().cat_file(path, start, end, **kwargs)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_is_asked_again_has_what_is_left_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, *, is_late: bool
+) -> None:
+    target, given = Broken(), []
+    fs = HeadraceFileSystem(
+        fs=target, timeout_s=0.2 if is_late else WAIT_S, max_gap_bytes=10, skip_instance_cache=True
+    )
+    run = type(fs.channel.driver).run
+
+    def noting(driver: Any, job: Any, timeout_s: float) -> None:
+        given.append(timeout_s)
+        run(driver, job, timeout_s)
+
+    monkeypatch.setattr(type(fs.channel.driver), "run", noting)
+    try:
+        if is_late:
+            with pytest.raises(ReadTimeoutError, match=r"within 0\.2 s"):
+                fs.read_ranges("a", [0, 5], [2, 7])
+        else:
+            target.gate.set()
+            assert fs.read_ranges("a", [0, 5], [2, 7]).to_pylist() == [b"01", b"56"]
+        first, second = given
+        assert second < first
+    finally:
+        target.gate.set()
+
+
 def test_memory_of_a_caller_is_not_lent_to_reads_of_two_devices(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -11,11 +11,13 @@ import pytest
 
 from headrace.backends.memory import MemoryBackend
 from headrace.core.request import Request, State
+from headrace.core.room import Limits
 from headrace.drivers import inline
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, _finish_half, _shares, _start_granted
 from headrace.drivers.job import Job
 from headrace.drivers.waiter import Waiter
+from headrace.errors import ReadTimeoutError
 from headrace.types import Ops
 
 
@@ -142,3 +144,58 @@ def test_what_was_forfeited_meanwhile_is_not_completed(monkeypatch: pytest.Monke
     assert job.request.state is State.RETIRED
     job.complete(grant, 3, 3, is_hit=True)
     job.engine.hub.validate()
+
+
+class Slow(MemoryBackend):
+    """Takes a second for each op, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(None)
+        self.now_s = 100.0
+        monkeypatch.setattr(inline, "perf_counter", lambda: self.now_s)
+
+    def start(self, _ops: Ops, lo: int, hi: int) -> Any:
+        return np.arange(lo, hi)
+
+    def finish_some(self, ops: Ops, rows: Any, _least: int) -> Any:
+        self.now_s += len(rows)
+        ops.got[rows] = ops.length[rows]
+        return np.ones(len(rows), np.bool_)
+
+
+def one_by_one(backend: MemoryBackend) -> Job:
+    """Return the job of ten long ops, of which one is under way at a time."""
+    engine = Engine(buffer_bytes=0, process_io_limit=0)
+    column, length = np.arange(10, dtype=np.int64), np.full(10, 1 << 20)
+    ops = Ops.of([None], (column * 0, column * 0, length, column * 0), np.zeros(1 << 20, np.uint8))
+    scheduler = engine.hub.scheduler("disk", Limits(max_in_flight_ops=1))
+    return Job(engine, scheduler, Request(length, result_bytes=1 << 20), ops, backend)
+
+
+def test_the_time_out_is_of_all_that_a_read_performs(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = one_by_one(Slow(monkeypatch))
+    with pytest.raises(ReadTimeoutError, match=r"within 2\.5 s"):
+        LiteDriver(None).run(job, 2.5)  # type: ignore[arg-type]
+    assert (job.ops.got >= 0).sum() == 3
+    assert job.request.state is State.RETIRED
+    job.engine.hub.validate()
+
+
+def test_the_time_out_is_of_all_that_a_read_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time another read has the device."""
+    backend = Slow(monkeypatch)
+    job, until = one_by_one(backend), list[float]()
+    other = Request([1], result_bytes=1)
+    with job.engine.lock, job.engine:
+        job.scheduler.submit(other, 0.0)
+
+    def wait(*_: Any, until_s: float, **__: Any) -> None:
+        until.append(until_s)
+        backend.now_s += 2
+        if len(until) == 3:
+            with job.engine.lock, job.engine:
+                job.scheduler.complete(other.inbox.pop(), 1, 1, 0.0)
+
+    monkeypatch.setattr(inline, "wait_until_over", wait)
+    LiteDriver(None).run(job, 60)  # type: ignore[arg-type]
+    assert until == [160.0] * 3
