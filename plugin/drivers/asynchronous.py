@@ -124,9 +124,9 @@ class AsyncDriver:
             self._granted.append(job)  # what is under way there stays where it is
         self._tell_loop()  # whoever was to do that may have been interrupted
 
-    def _revive(self) -> None:
+    def _revive(self, *, is_waiting: bool = True) -> None:
         if self.backend.foreign_loop is None:
-            self.thread.ensure()
+            (self.thread.ensure if is_waiting else self.thread.ensure_soon)()
 
     def close(self) -> None:
         """Have the backend's session closed on the loop, which sets `closed`.
@@ -209,7 +209,7 @@ class AsyncDriver:
             if self.loop.is_closed():  # else it is a signal handler's
                 self._give_up()
             raise
-        self._revive()
+        self._revive(is_waiting=False)
 
     def _give_up(self) -> None:
         """Leave what was granted to the engine, which takes it back."""

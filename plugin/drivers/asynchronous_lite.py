@@ -186,7 +186,7 @@ class LiteAsyncDriver(AsyncDriver):
             self.closed.set()
 
     @override
-    def _revive(self) -> None:
+    def _revive(self, *, is_waiting: bool = True) -> None:
         """Nobody to revive: waiters drive, and `wait` offers the baton."""
 
     @override

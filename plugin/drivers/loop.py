@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from headrace.drivers.starting import start_thread
+from headrace.threads import call_if_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -55,12 +56,23 @@ class _OneThread(abc.ABC):
 
     def ensure(self) -> None:
         """Start the thread, unless it runs."""
-        if self.is_alive:
-            return
-        with self._lock:
-            if not self.is_alive:
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                start_thread(self._thread)
+        if not self.is_alive:
+            with self._lock:
+                self._start()
+
+    def ensure_soon(self) -> None:
+        """Start the thread, unless it runs or somebody is about to start it.
+
+        Who calls this may have the engine's lock, and that somebody be the main thread, below a signal
+        handler that waits for that lock. Who waits for what the thread does ensures that it runs.
+        """
+        if not self.is_alive:
+            call_if_free(self._lock, self._start)
+
+    def _start(self) -> None:
+        if not self.is_alive:
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            start_thread(self._thread)
 
     def _run(self) -> None:
         # An interrupt may cut the wait for a thread's start, and the next read starts a second.
@@ -91,16 +103,15 @@ class LoopThread(_OneThread):
         self._unfinished: set[asyncio.Task[None]] = set()
 
     @override
-    def ensure(self) -> None:
-        """Start the thread, unless it runs or the loop is closed."""
+    def _start(self) -> None:
         if not self.loop.is_closed():
-            super().ensure()
+            super()._start()
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function(*args)` called on the loop; never blocks."""
         self.loop.call_soon_threadsafe(function, *args)
         if not self.is_alive:
-            self.ensure()
+            self.ensure_soon()
 
     def finish_before_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine that `close` waits for; on the loop, which itself keeps no task alive."""
@@ -151,7 +162,7 @@ class Dispatcher(_OneThread):
         """Have `function(*args)` called on the thread; never blocks."""
         self._calls.put((function, args))
         if not self.is_alive:
-            self.ensure()
+            self.ensure_soon()
 
     def close(self, timeout_s: float = 1.0) -> None:
         """End the thread after the calls it has."""

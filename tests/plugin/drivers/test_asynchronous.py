@@ -17,6 +17,7 @@ from headrace.core.request import Grant
 from headrace.drivers.asynchronous import AsyncDriver
 from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.drivers.job import Job
+from headrace.drivers.loop import LoopThread
 from headrace.errors import ReadTimeoutError
 from headrace.filesystem import HeadraceFileSystem
 
@@ -321,6 +322,23 @@ def test_a_keeper_waits_for_no_lock_that_a_handler_was_entered_with(monkeypatch:
         assert has_asked.wait(WAIT_S)
         Store.gate.set()  # type: ignore[union-attr]
         assert bytes(read.result(WAIT_S)[0]) == DATA[:4]
+
+
+def test_who_tells_the_loop_waits_for_nobody_that_is_about_to_start_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That may be the main thread, below a signal handler which waits for what the teller has."""
+    fs = HeadraceFileSystem(fs=Store(), scheduler="standard")
+    driver, thread = driver_of(fs), LoopThread()
+    assert fs.cat_file("a", start=0, end=4) == DATA[:4]
+    monkeypatch.setattr(driver, "thread", thread)
+    with thread._lock:
+        read = elsewhere(fs.submit_ranges, "a", [4], [8])
+        assert not thread.is_alive
+        driver._look(read._parts[0].job)
+    assert thread.is_alive, "who waits for it ensures it"
+    assert bytes(read.result()[0]) == DATA[4:8]
+    thread.close(WAIT_S)
 
 
 class OwnLoop:
