@@ -9,14 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from headrace.core.uploads import MOST_PARTS, UPLOAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from headrace.core.scheduler import Scheduler
     from headrace.delegation import Delegation
+    from headrace.drivers.engine import Engine
     from headrace.runtime import Channel
 
 _WHOLE = frozenset({"pipe", "pipe_file", "write_bytes", "write_text"})
@@ -66,16 +71,42 @@ def _under_way(fs: Delegation, path: str, nbytes: int) -> Iterator[None]:
         yield
         return
     path = fs.target._strip_protocol(path)  # noqa: SLF001
-    engine, scheduler, write = channel.engine, channel.scheduler(path), object()
+    engine, write = channel.engine, _Write()
+    end = _End(write, engine.taken.append)
+    end.engine, end.scheduler = engine, channel.scheduler(path)
     try:
         with engine.lock, engine:
-            scheduler.room.uploads.begin(write, nbytes)
+            end.scheduler.room.uploads.begin(end, nbytes)
         yield
     finally:
-        with engine.lock, engine as hub:
-            scheduler.room.uploads.end(write)
-            hub.changed()  # reads may take its place
+        del write  # cut before that line, it goes with its frame
         fs.note_change()
+        with engine.lock, engine:
+            pass  # it notes the end
+
+
+class _Write:
+    """A write, for as long as it is under way."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _End(weakref.ref[_Write]):
+    """What the engine's next section is told, from C and in one step, of a write that is over.
+
+    An interrupt may come at any line, and would else leave it under way for ever.
+    """
+
+    __slots__ = ("engine", "scheduler")
+
+    engine: Engine
+    scheduler: Scheduler
+
+    @override
+    def __call__(self) -> None:
+        """Note the end; in a section."""
+        self.scheduler.room.uploads.end(self)
+        self.engine.hub.changed()  # reads may take its place
 
 
 @functools.cache

@@ -73,7 +73,10 @@ class Engine:
         `settle_lost` comes after it.
         """
         self.taken: deque[Callable[[], object]] = deque()
-        """Results that were taken inside an interrupted section: its end, or the next one, notes each."""
+        """What a section's end, or the next one, is to note, each by a call that may be made twice.
+
+        Results that were taken inside a section which was interrupted, and writes that are over.
+        """
         self._lock = threading.RLock()
         self._is_mine = self._lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._acquire = partial(self._lock.acquire, blocking=False)

@@ -14,6 +14,7 @@ import pytest
 
 import headrace
 from headrace.core.uploads import UPLOAD_BYTES
+from headrace.drivers.engine import Engine
 from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
@@ -151,6 +152,27 @@ def test_a_write_that_fails_counts_no_more(server: ObjectServer) -> None:
         fs.pipe_file("bucket/new")
     with pytest.raises(FileNotFoundError):
         fs.put_file("/no/such/file", "bucket/new")
+    assert uploading_ops(fs) == []
+
+
+def test_a_write_that_is_interrupted_while_it_ends_counts_no_more(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = filesystem(server, "standard")
+    cut: list[bool] = []
+
+    def interrupted(engine: Engine) -> Any:
+        if not cut and any(store.room.uploads.ops for store in engine.hub.schedulers.values()):
+            cut.append(True)
+            raise KeyboardInterrupt
+        return engine._lock
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "lock", property(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            fs.pipe_file("bucket/new", b"content")
+    gc.collect()
+    assert fs.cat_file("bucket/key", start=0, end=3) == b"con"
     assert uploading_ops(fs) == []
 
 
