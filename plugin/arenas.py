@@ -97,6 +97,9 @@ class Arenas:
 
     def _settle(self) -> None:
         """Make idle what came back, and let go of what is too much."""
+        for key, (gone, _) in list(self._watched.items()):
+            if gone() is None:  # and an exception cut `_give_back`, or it is at its first line
+                self._watched.pop(key, None)
         while self._returned:
             self._idle.append(self._returned.popleft())
         self._shrink()

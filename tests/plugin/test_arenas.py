@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,22 @@ def test_an_interrupt_leaves_the_lock_free(arenas: Arenas, monkeypatch: pytest.M
     assert arenas.out_bytes == SIZE
     del held
     assert arenas.idle_bytes == SIZE
+
+
+def test_a_return_that_is_interrupted_costs_nothing_of_the_limit(
+    arenas: Arenas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python goes on without what a finaliser was about to do."""
+
+    def interrupted(*_: object) -> None:
+        raise CutError
+
+    cut: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: cut.append(what.exc_type))
+    first, second = (arenas.take(SIZE, 8 * MIB) for _ in range(2))
+    with monkeypatch.context() as patched:
+        patched.setattr(arenas, "_give_back", interrupted)
+        del first
+    assert cut == [CutError]
+    del second
+    assert (arenas.out_bytes, arenas.idle_bytes) == (0, SIZE)
