@@ -199,3 +199,25 @@ def test_the_time_out_is_of_all_that_a_read_waits_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(inline, "wait_until_over", wait)
     LiteDriver(None).run(job, 60)  # type: ignore[arg-type]
     assert until == [160.0] * 3
+
+
+def test_a_worker_finishes_its_rows_beside_a_read_that_cannot_be_woken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each completion admits the other one, and nobody else has the rest of these rows."""
+
+    def refuse(_request: Request) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    job = one_by_one(Slow(monkeypatch))
+    job.scheduler.room.max_in_flight_ops = 10
+    job.submit()
+    (grant,) = job.request.grants
+    other = Request([1], result_bytes=1, on_wake=refuse)
+    with job.engine.lock, job.engine:
+        job.scheduler.submit(other, 0.0)
+    assert not other.is_over, "it waits for room"
+    inline._finish_share(job, grant, np.arange(10))
+    assert job.request.state is State.COMPLETE
+    assert isinstance(other.error, RuntimeError)
