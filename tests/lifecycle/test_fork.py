@@ -60,10 +60,6 @@ def test_a_local_file_is_the_one_that_was_opened(
     _passes(work, "file", path, scheduled_mode)
 
 
-def test_a_fork_while_another_thread_makes_what_a_ring_needs(content: Path, scheduled_mode: str) -> None:
-    _passes("fork_making", "file", content, scheduled_mode)
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickled_filesystem_in_other_processes(protocol: str, content: Path, scheduled_mode: str) -> None:
     _passes("processes", protocol, content, scheduled_mode)

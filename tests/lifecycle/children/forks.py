@@ -20,7 +20,6 @@ import slow
 from forked import CHILD_S, wait_for_child
 
 import headrace
-from headrace.backends import uring
 
 WORK, PROTOCOL, PATH = sys.argv[1:4] if len(sys.argv) > 3 else ("", "file", "")
 CONTENT = Path(PATH).read_bytes() if PATH else b""
@@ -214,28 +213,6 @@ def goes_on_in_a_child(file: Any) -> None:
         os._exit(found != [CONTENT[10:20], CONTENT[20:70_020]])
     assert_ended_well(pid)
     assert file.read(10) == CONTENT[10:20]
-
-
-def fork_making(fs: Any) -> None:
-    """Fork while another thread holds the lock of `headrace.backends.uring`."""
-    is_made, may_go = threading.Event(), threading.Event()
-
-    def make() -> None:
-        with uring._making:
-            is_made.set()
-            may_go.wait()
-
-    maker = threading.Thread(target=make)
-    maker.start()
-    is_made.wait()
-    pid = os.fork()
-    if pid == 0:
-        starts = list(range(0, 200_000, 1000))
-        found = fs.submit_ranges(PATH, starts, [start + 10 for start in starts]).result().to_pylist()
-        os._exit(found != [CONTENT[start : start + 10] for start in starts])
-    assert_ended_well(pid)
-    may_go.set()
-    maker.join()
 
 
 def is_held(file: Any) -> bool:
