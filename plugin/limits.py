@@ -6,6 +6,8 @@ import importlib
 import os
 from typing import Any
 
+from headrace.threads import raise_if_of_a_handler
+
 
 def memory_bytes() -> int | None:
     """Return how much memory the machine has; None where it does not say."""
@@ -20,6 +22,7 @@ def soft_limit(name: str) -> int | None:
     try:
         resource: Any = importlib.import_module("resource")
         soft = int(resource.getrlimit(getattr(resource, name))[0])
-    except (ImportError, AttributeError, ValueError, OSError):
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise_if_of_a_handler(error)
         return None
     return None if soft == resource.RLIM_INFINITY else soft

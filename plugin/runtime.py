@@ -192,10 +192,11 @@ class Channel:
 
 def _io_parallelism(backend: Backend, settings: Settings) -> int:
     """Return how many ops may be in flight: of the native engine each has a connection."""
-    most, descriptors = backend.defaults.io_parallelism, soft_limit("RLIMIT_NOFILE")
-    if isinstance(backend, BulkBackend) and descriptors is not None:
-        most = min(most, max(descriptors // _BUCKETS, 1))
-    return settings.io_parallelism or most
+    most = settings.io_parallelism or backend.defaults.io_parallelism
+    if settings.io_parallelism or not isinstance(backend, BulkBackend):
+        return most
+    descriptors = soft_limit("RLIMIT_NOFILE")
+    return most if descriptors is None else min(most, max(descriptors // _BUCKETS, 1))
 
 
 def _calls(backend: Backend) -> Calls | None:
