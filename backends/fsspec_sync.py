@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from headrace.backends.abc import Defaults, PathSource, ThreadedBackend
-from headrace.threads import after_fork_in_child, call_if_free, forget_with
+from headrace.threads import after_fork_in_child, call_if_free, forget_with, raise_if_of_a_handler
 
 if TYPE_CHECKING:
     import weakref
@@ -177,7 +177,14 @@ class SyncBackend(ThreadedBackend):
         if not isinstance(source, HandleSource):
             return None
         with self.guard():
-            return source.size()
+            try:
+                return source.size()
+            except (OSError, ValueError, AttributeError) as error:
+                raise_if_of_a_handler(error)
+                found = self.target.info(source.path, **source.options).get("size")
+                if not isinstance(found, int):
+                    raise
+                return found  # of a handle that does not seek from its end
 
     @override
     def read(self, ops: Ops, row: int) -> None:

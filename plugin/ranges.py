@@ -268,10 +268,11 @@ class Asked:
 
     def answers_in_blocks(self, most: int, read: Callable[..., list[Any]]) -> list[Any]:
         """Merge the answers to several calls, each of so many files at the most."""
-        numbers: dict[str, int] = {}
+        numbers: dict[Any, int] = {}
         blocks: dict[int, list[int]] = {}
         for row, path in enumerate(self.paths):
-            blocks.setdefault(numbers.setdefault(path, len(numbers)) // most, []).append(row)
+            key = path if _is_path(path) else None  # an odd one, which may be no key, opens nothing
+            blocks.setdefault(numbers.setdefault(key, len(numbers)) // most, []).append(row)
         merged: list[Any] = [None] * len(self.paths)
         for rows in blocks.values():
             columns = ([column[row] for row in rows] for column in (self.paths, *self.bounds))

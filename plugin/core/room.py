@@ -170,7 +170,9 @@ class Room:
         even_bytes = request.bytes_between(0, request.n_ops) * even // request.n_ops
         nbytes = min(max(even_bytes, calls.least_bytes), calls.most_bytes)
         ops = min(max(even, calls.at_once), self.max_grant_ops, left_ops)
-        return min(ops, max(request.ops_within(nbytes), 1))
+        if request.bytes_between(request.next_op, request.next_op + ops) > nbytes:
+            ops = max(request.ops_within(nbytes), 1)
+        return ops
 
     def fits(self, ops: int, nbytes: int) -> bool:
         """Whether ops of so many bytes together, which are performed at once, find room."""
@@ -237,7 +239,7 @@ class Room:
             return 1 if share <= 0 < process_ops and self._must_go_on(request) else 0  # progress, I1
         # Cut short it would stay so, call after call; but a small window must be used.
         least = min(wanted, max(limit // WHOLE_SHARE, 1)) if self.in_flight_ops else 1
-        return 0 if fitting < least else fitting
+        return 0 if share < least else fitting
 
     def _grantable_series(self, request: Request, left_ops: int, free_ops: int) -> int:
         """Return the ops of so many series as there is room for one op of each."""

@@ -100,19 +100,26 @@ class BulkDriver(ThreadedDriver):
         while len(called) < len(request.inbox):
             called.append(None)
             starts = not getattr(mine, "is_launching", False)
-            self._workers_of(job).put(partial(self._come, job, called), starts=starts)
+            try:
+                self._workers_of(job).put(partial(self._come, job, called), starts=starts)
+            except BaseException:
+                called.pop()  # nobody is on his way
+                raise
         if request.is_over:
             job.notify()
 
     def _come(self, job: Job, called: list[None]) -> None:
         """Perform what is granted; on a worker."""
-        called.pop()
+        if called:
+            called.pop()
         self._perform_granted(job)
 
-    def _perform_granted(self, job: Job, begin: Callable[[], None] | None = None) -> None:
-        """Perform what is granted, and what that admits, until there is no more."""
+    def _perform_granted(
+        self, job: Job, begin: Callable[[], None] | None = None, kept: Grant | None = None
+    ) -> None:
+        """Perform what is granted, what was kept first, and what that admits, until there is no more."""
         mine = self._mine
-        mine.grant = None
+        mine.grant = kept
         try:
             if begin is not None:
                 mine.job = job
@@ -124,7 +131,7 @@ class BulkDriver(ThreadedDriver):
             mine.job = None
             kept, mine.grant = mine.grant, None
             if kept is not None:
-                self._workers_of(job).put(partial(self._perform_grant, job, kept))
+                self._workers_of(job).put(partial(self._perform_granted, job, kept=kept))
 
     def _perform_each(self, job: Job) -> None:
         while (grant := self._next(job)) is not None:

@@ -85,12 +85,17 @@ class Workers:
         A start takes a tenth of a millisecond, and turns of the GIL where a signal handler may raise: not to
         be done while others wait for a lock.
         """
-        if self._work:
-            call_if_free(self._lock, self._forget_dead)
-        for _ in range(len(self._work) - self._awake()):
+        if not self._work:
+            return
+        dead = sum(not thread.is_alive() for thread in list(self._threads))
+        for _ in range(len(self._work) - self._awake() + dead):
             if not self._wake_one():  # whoever put it there may have been interrupted before he did that
-                call_unbroken(self._start_missing)
+                call_unbroken(self._start_again)  # no handler, which may read, interrupts it with the lock
                 return
+
+    def _start_again(self) -> None:
+        call_if_free(self._lock, self._forget_dead)
+        self._start_missing()
 
     def _start_missing(self) -> None:
         """Start what is missing, unless somebody has the lock: he sees to it when he lets go of it.

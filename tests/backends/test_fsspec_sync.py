@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -107,3 +108,35 @@ def test_a_handler_while_a_lock_is_made_has_the_same_lock(monkeypatch: pytest.Mo
     thread.join(WAIT_S)
     assert not thread.is_alive(), "it waits for itself"
     assert nested[0] is nested[1] is instance_lock(target)
+
+
+class ForwardFile(io.BytesIO):
+    """Seeks forward, and not from its end, as decompressors do."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            raise io.UnsupportedOperation("seek from the end")
+        return super().seek(offset, whence)
+
+
+class ForwardFileSystem(MemoryFileSystem):  # type: ignore[misc]
+    """Opens such files."""
+
+    cachable = False
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        is_read = mode == "rb"
+        return ForwardFile(self.store[path].getvalue()) if is_read else super()._open(path, mode, **options)
+
+
+def test_a_handle_that_does_not_seek_from_its_end_is_as_long_as_the_filesystem_says(
+    scheduled_mode: str,
+) -> None:
+    target = ForwardFileSystem()
+    target.pipe_file("/forward", b"some bytes")
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    with fs.open("/forward") as file:
+        assert file.seek(0, io.SEEK_END) == 10
+        file.seek(5)
+        assert file.read() == b"bytes"
+    target.rm_file("/forward")

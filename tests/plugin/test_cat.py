@@ -476,3 +476,18 @@ def test_ranges_that_are_no_offsets_end_together_when_the_call_does(scheduled_mo
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(FIVE, None, None, on_error="raise")
     assert at_rest(fs)
+
+
+def test_an_odd_path_among_many_files_fails_its_own_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str
+) -> None:
+    for module in (reader, filesystem):
+        monkeypatch.setattr(module, "MOST_OPEN", 2)
+    paths = [str(tmp_path / name) for name in "abc"]
+    for path in paths:
+        Path(path).write_bytes(path.encode())
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    odd: list[Any] = [*paths[:2], ["unhashable"], paths[2]]
+    found = fs.cat_ranges(odd, [0] * 4, [1] * 4, on_error="return")
+    assert isinstance(found.pop(2), (TypeError, AttributeError))
+    assert found == [b"/"] * 3

@@ -599,11 +599,11 @@ class World:
         if calls >= CALLS.most or not steps:
             return 0
         wanted = steps[: CALLS.at_once]
-        in_process = self._process_room(naive)
-        fitting = min(self._fitting(naive, wanted), in_process)
+        share = self._fitting(naive, wanted)
+        fitting = min(share, self._process_room(naive))
         if fitting == len(wanted):
             return len(steps)
-        is_small = 8 * (fitting + 1) > self._share(naive)
+        is_small = share == len(wanted) or 8 * (share + 1) > self._share(naive)
         return fitting if is_small or not flying else 0
 
     def _slice_ops(self, naive: Naive) -> int:

@@ -70,9 +70,11 @@ def a_store(window: int, most: int = 100) -> Scheduler:
     )
 
 
-def a_store_of_calls(window: int, most: int = 100, at_once: int = 10, longest: int = 10) -> Scheduler:
+def a_store_of_calls(
+    window: int, most: int = 100, at_once: int = 10, longest: int = 10, process_limit: int = 0
+) -> Scheduler:
     shape = Window(initial=window, least=1, most=window)
-    return Hub().scheduler(
+    return Hub(process_io_limit=process_limit).scheduler(
         "store",
         Limits(
             window=shape,
@@ -232,6 +234,12 @@ def test_there_are_no_more_calls_than_the_window_has_room_for() -> None:
     scheduler.complete(request.inbox[0], 50, 50, 0.0)
     settle(scheduler)
     assert sizes_of(request.inbox) == [50] * 8
+
+
+def test_what_the_process_may_do_is_used_by_a_shorter_call() -> None:
+    """It is no window, which would be used in full when the next call has ended."""
+    scheduler = a_store_of_calls(460, longest=48, process_limit=16)
+    assert sizes_of(submit(scheduler, *[1] * 1000).inbox) == [25, 6]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from targets import at_rest
 import headrace.runtime
 from headrace.backends import registry
 from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict
+from headrace.drivers import workers
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.filesystem import HeadraceFileSystem
 
@@ -207,6 +208,25 @@ def test_what_does_not_fit_one_call_is_shared(fs: HeadraceFileSystem, backend: R
     names = {name for name, _ in backend.calls}
     assert len(names) == 4
     assert ("waiter" in names) is (fs.mode == "lite")
+
+
+def test_a_read_that_finds_no_thread_says_so(fs: HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody waits in a call of ours: the second try at waking its owner fails like the first."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scheduler = fs.channel.scheduler("x")
+    monkeypatch.setattr(workers, "start_thread", refuse)
+    scheduler.room.max_in_flight_ops = 0
+    scheduler.room.count(0, 1, 0)  # something is in flight, so that the read has to wait
+    read = fs.submit_ranges("x", [0], [5])
+    scheduler.room.max_in_flight_ops = 400
+    with fs.channel.engine.lock, fs.channel.engine as hub:
+        scheduler.room.count(0, -1, 0)
+        hub.changed()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        read.result(WAIT_S)
 
 
 def test_what_comes_free_during_a_call_is_left_to_other_threads(
