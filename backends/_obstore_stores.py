@@ -60,8 +60,8 @@ UNCLEAR = 8
 WARY_OPS = 320
 """After a fault so many ops in a row must succeed, each by itself, until bulk calls are trusted again.
 
-Forty calls may then be under way before one of them meets the next fault: where one op in a hundred fails,
-that would send too much again, and a smaller number would try it too often.
+Dozens of calls may then be under way before one of them meets the next fault: where one op in a hundred
+fails, that would send too much again, and a smaller number would try it too often.
 """
 
 _is_forked = False

@@ -112,13 +112,13 @@ class ObstoreBackend(BulkBackend):
     name: ClassVar[str] = "obstore"
     rank: ClassVar[int] = 20
     defaults: ClassVar[Defaults] = Defaults(
-        # Forty calls of `obstore.get_ranges`, each of which has ten requests under way, and an eighth that is
+        # 34 calls of `obstore.get_ranges`, each of which has ten requests under way, and an eighth that is
         # kept for urgent reads.
         mode="standard",
         max_gap_bytes=128 << 10,  # this and the next one: measured, see docs/benchmarks.md
         max_op_bytes=8 << 20,
-        io_parallelism=460,
-        window_ops=460,
+        io_parallelism=390,
+        window_ops=390,
     )
     options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
 

@@ -738,7 +738,7 @@ def test_a_process_without_descriptors_asks_for_less(server: ObjectServer, numbe
 
 @pytest.mark.parametrize(
     ("descriptors", "calls", "requests"),
-    [(256, 21, 64), (64, 5, 16), (4, 2, 1), (1024, 85, 256), (1 << 20, 128, 460), (None, 128, 460)],
+    [(256, 21, 64), (64, 5, 16), (4, 2, 1), (1024, 85, 256), (1 << 20, 128, 390), (None, 128, 390)],
 )
 def test_calls_under_way_are_as_many_as_there_are_descriptors_for(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, descriptors: int | None, calls: int, requests: int
