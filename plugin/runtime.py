@@ -195,19 +195,20 @@ def _io_parallelism(backend: Backend, settings: Settings) -> int:
     most = settings.io_parallelism or backend.defaults.io_parallelism
     if settings.io_parallelism or not isinstance(backend, BulkBackend):
         return most
-    descriptors = soft_limit("RLIMIT_NOFILE")
-    return most if descriptors is None else min(most, max(descriptors // _BUCKETS, 1))
+    return min(most, _descriptors_of_a_bucket())
 
 
 def _calls(backend: Backend) -> Calls | None:
     """Return how calls are made, and as many as may run an event loop each."""
     if not isinstance(backend, BulkBackend):
         return None
-    descriptors = soft_limit("RLIMIT_NOFILE")
-    most = bulk.MOST_CALLS
-    if descriptors is not None:
-        most = min(most, max(descriptors // _BUCKETS // _OF_A_LOOP, 2))
+    most = min(bulk.MOST_CALLS, max(_descriptors_of_a_bucket() // _OF_A_LOOP, 2))
     return Calls(most, backend.least_call_ops, backend.least_call_bytes, backend.max_call_bytes)
+
+
+def _descriptors_of_a_bucket() -> int:
+    descriptors = soft_limit("RLIMIT_NOFILE")
+    return 1 << 30 if descriptors is None else max(descriptors // _BUCKETS, 1)
 
 
 def _max_grant_ops(backend: Backend) -> int:
