@@ -20,7 +20,7 @@ from headrace.core.request import Request, State
 from headrace.core.series import series_ops
 from headrace.drivers.job import Job
 from headrace.drivers.permit import current_permit
-from headrace.drivers.waiting import late
+from headrace.drivers.waiting import deadline, late
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.redact import redact_url
 from headrace.types import UNKNOWN_LENGTH, Ops, Priority
@@ -173,11 +173,6 @@ def run_unscheduled(job: Job) -> None:
     raise RuntimeError(msg)
 
 
-def until(timeout_s: float | None) -> float | None:
-    """Return when so many seconds will be over, on the clock of `perf_counter`."""
-    return None if timeout_s is None else perf_counter() + timeout_s
-
-
 def left_s(until_s: float | None) -> float | None:
     """Return how many seconds there are until then, or none any more."""
     return None if until_s is None else max(until_s - perf_counter(), 0.0)
@@ -193,7 +188,7 @@ def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | 
 
 def wait_for_all(driver: Any, jobs: list[Job], timeout_s: float | None) -> None:
     """Wait for several that were launched, no longer together than for one."""
-    until_s = until(timeout_s)
+    until_s = deadline(timeout_s)
     for job in jobs:
         wait_until(driver, job, until_s, timeout_s)
 

@@ -11,9 +11,9 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.core.request import State
-from headrace.drivers.waiting import late
+from headrace.drivers.waiting import deadline, late
 from headrace.errors import ReadCancelledError, ReadTimeoutError, SchedulerClosedError
-from headrace.jobs import until, wait_for_all
+from headrace.jobs import wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +135,7 @@ class Read:
                 raise SchedulerClosedError(msg)
             assert self._reader is not None  # noqa: S101
             parts = self._parts  # of threads that come at once each has the batch, and one lets go of these
-            until_s = until(timeout)
+            until_s = deadline(timeout)
             wait_for_all(self._reader.channel.driver, [part.job for part in parts], timeout)
             if self._batch is None:
                 try:

@@ -18,7 +18,6 @@ import contextlib
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
-from headrace.drivers.waiting import late
+from headrace.drivers.waiting import deadline, late
 from headrace.errors import ObjectChangedError, ReadTimeoutError
 from headrace.jobs import Urgency, check_outcome, hand_over, left_s, wait_for_all
 from headrace.lifecycle import check_not_exiting
@@ -166,7 +165,7 @@ class Reader(SingleReader):
     def _performed(self, parts: list[Part]) -> Iterator[float | None]:
         """Run the parts of a read to their end, and leave nothing of them behind; until when it may last."""
         timeout_s, jobs = self.channel.settings.timeout_s, [part.job for part in parts]
-        until_s = None if timeout_s is None else perf_counter() + timeout_s
+        until_s = deadline(timeout_s)
         try:
             if len(parts) == 1:
                 self.run(jobs[0], timeout_s)

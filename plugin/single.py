@@ -20,9 +20,9 @@ from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
-from headrace.drivers.waiting import wait_until_over
+from headrace.drivers.waiting import deadline, wait_until_over
 from headrace.errors import UnsizedFileError
-from headrace.jobs import Urgency, check_outcome, hand_over, until, wait_until
+from headrace.jobs import Urgency, check_outcome, hand_over, wait_until
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
@@ -267,7 +267,7 @@ class SingleReader(QuickReader):
             return [or_error(self._cat_single, one, urgency, options) for one in asked]
         jobs: list[Job] = []
         try:
-            until_s = until(self.channel.settings.timeout_s)
+            until_s = deadline(self.channel.settings.timeout_s)
             launch = self.channel.driver.launch
             begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
             return [or_error(self._end_cat, one, until_s) for one in begun]

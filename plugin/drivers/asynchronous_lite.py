@@ -29,7 +29,7 @@ from headrace.drivers import interrupts
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
 from headrace.drivers.starting import start_thread
 from headrace.drivers.waiter import Waiter
-from headrace.drivers.waiting import LOOK_S, announce, late, wait_until_over
+from headrace.drivers.waiting import LOOK_S, announce, deadline, late, wait_until_over
 from headrace.threads import call_locked
 
 if TYPE_CHECKING:
@@ -100,37 +100,37 @@ class LiteAsyncDriver(AsyncDriver):
 
     def _poll(self, job: Job, timeout_s: float | None) -> None:
         announce(job)
-        deadline = None if timeout_s is None else perf_counter() + timeout_s
+        until_s = deadline(timeout_s)
         self._parked[id(job)] = job
         try:
-            self._drive_or_wait(job, deadline)
+            self._drive_or_wait(job, until_s)
         finally:
             self._parked.pop(id(job), None)
             job.waiter.wake()  # threads may share one read: each that leaves wakes the next
             self._offer()
 
-    def _drive_or_wait(self, job: Job, deadline: float | None) -> None:
+    def _drive_or_wait(self, job: Job, until_s: float | None) -> None:
         while not job.request.is_over:
-            if not self._drive(job, deadline):
-                left_s = LOOK_S if deadline is None else min(LOOK_S, deadline - perf_counter())
+            if not self._drive(job, until_s):
+                left_s = LOOK_S if until_s is None else min(LOOK_S, until_s - perf_counter())
                 job.waiter.wait(max(left_s, 0.0))
-            _check_deadline(job, deadline)
+            _check_deadline(job, until_s)
 
-    def _drive(self, job: Job, deadline: float | None) -> bool:
+    def _drive(self, job: Job, until_s: float | None) -> bool:
         """Hold the baton until `job` is over, if it is free; returns whether it was."""
-        was_free = call_locked(self._baton, self._take_baton, self._run_for, job, deadline)
+        was_free = call_locked(self._baton, self._take_baton, self._run_for, job, until_s)
         if not was_free:
             self._tell_loop()
         return bool(was_free)
 
-    def _run_for(self, job: Job, deadline: float | None) -> bool:
+    def _run_for(self, job: Job, until_s: float | None) -> bool:
         """Run the loop until `job` is over; this thread has the baton, and says so."""
         timer = None
         try:
             with _deferred_sigint(self.loop):
                 self._driving, self._driver_ident = job, threading.get_ident()
-                if deadline is not None:
-                    timer = self.loop.call_later(deadline - perf_counter(), self.loop.stop)
+                if until_s is not None:
+                    timer = self.loop.call_later(until_s - perf_counter(), self.loop.stop)
                 if not job.request.is_over:
                     self._run_loop()
         finally:
@@ -277,8 +277,8 @@ def _runs_a_loop() -> bool:
     return asyncio._get_running_loop() is not None  # noqa: SLF001
 
 
-def _check_deadline(job: Job, deadline: float | None) -> None:
-    if deadline is not None and not job.request.is_over and perf_counter() >= deadline:
+def _check_deadline(job: Job, until_s: float | None) -> None:
+    if until_s is not None and not job.request.is_over and perf_counter() >= until_s:
         raise late(job, "in time")
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from headrace.core.request import State
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiter import Waiter
-from headrace.drivers.waiting import LOOK_S, late, wait_until_over
+from headrace.drivers.waiting import LOOK_S, deadline, late, wait_until_over
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class LiteDriver:
 
     def _perform(self, job: Job, timeout_s: float | None) -> None:
         request = job.request
-        until_s = None if timeout_s is None else perf_counter() + timeout_s
+        until_s = deadline(timeout_s)
         while not request.is_over:
             _start_granted(job)
             if job.under_way:

@@ -50,6 +50,11 @@ def announce(job: Job) -> None:
             job.scheduler.note_awaited(job.request)
 
 
+def deadline(timeout_s: float | None) -> float | None:
+    """Return when so many seconds will be over, on the clock of `perf_counter`."""
+    return None if timeout_s is None else perf_counter() + timeout_s
+
+
 def wait_until_over(
     job: Job,
     timeout_s: float | None = None,
@@ -71,8 +76,8 @@ def wait_until_over(
         `timeout_s` seconds went by. The request is as it was: cancelling is the caller's choice.
     """
     announce(job)
-    if until_s is None and timeout_s is not None:
-        until_s = perf_counter() + timeout_s
+    if until_s is None:
+        until_s = deadline(timeout_s)
     # What need not wait is not watched, unless it is to end at once.
     if interrupts.is_watched() and (interrupts.is_aftermath() or not until()):
         with interrupts.watched(job):

@@ -12,7 +12,7 @@ import pytest
 from headrace.backends.memory import MemoryBackend
 from headrace.core.request import Request, State
 from headrace.core.room import Limits
-from headrace.drivers import inline
+from headrace.drivers import inline, waiting
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, _finish_half, _shares, _start_granted
 from headrace.drivers.job import Job
@@ -152,7 +152,8 @@ class Slow(MemoryBackend):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(None)
         self.now_s = 100.0
-        monkeypatch.setattr(inline, "perf_counter", lambda: self.now_s)
+        for module in (inline, waiting):
+            monkeypatch.setattr(module, "perf_counter", lambda: self.now_s)
 
     def start(self, _ops: Ops, lo: int, hi: int) -> Any:
         return np.arange(lo, hi)
