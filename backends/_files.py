@@ -35,6 +35,7 @@ from typing_extensions import override
 
 from headrace.backends import _linux as linux
 from headrace.backends.abc import Defaults, InlineBackend
+from headrace.columns import ascending
 from headrace.errors import UnsizedFileError
 from headrace.threads import raise_if_of_a_handler
 
@@ -251,7 +252,7 @@ class FileBackend(InlineBackend):
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:
         """Read what the page cache holds; the misses are on their way afterwards."""
         if not linux.HAS_NOWAIT:
-            return np.arange(lo, hi)
+            return ascending(lo, hi)
         probe = _probe_small if is_small(ops) else _probe_large
         ops.got[lo:hi] = probe(ops, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])

@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-
+from headrace.columns import ascending
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
+    import numpy as np
     import numpy.typing as npt
 
 
@@ -227,7 +227,7 @@ class InlineBackend(Backend):
         numpy.ndarray
             ``int64[k]``: the rows that are not done, for `finish`.
         """
-        return np.arange(lo, hi)
+        return ascending(lo, hi)
 
     def probe(self, source: Any, start: int, length: int) -> bytes | None:  # noqa: ARG002
         """Return exactly ``[start, start + length)`` if that takes no waiting, else None.
@@ -276,7 +276,7 @@ class InlineBackend(Backend):
     def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> npt.NDArray[np.bool_]:
         """Perform at least so many of `rows` to their end; returns which: ``bool[len(rows)]``."""
         self.finish(ops, rows[:least])
-        return np.arange(len(rows)) < least
+        return ascending(0, len(rows)) < least
 
     def are_whole(self, ops: Ops, rows: Int64Array) -> npt.NDArray[np.bool_]:
         """Say which of `rows` have all their bytes where they belong: ``bool[len(rows)]``."""

@@ -30,6 +30,7 @@ from headrace.backends import _linux as linux
 from headrace.backends._direct import DirectColumns, direct_columns
 from headrace.backends._files import FileBackend, are_cached, is_small, prepared
 from headrace.backends._rings import DEFAULT_DEPTH, Columns, Rings, fd_column, probe
+from headrace.columns import ascending
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class UringBackend(FileBackend):
         ring = None if columns is None else self._rings.mine()
         if ops.series_ops > 1 and not are_cached(ops, lo, hi):
             if columns is None or ring is None:
-                return np.arange(lo, hi)  # a probe would set all of them going at once
+                return ascending(lo, hi)  # a probe would set all of them going at once
             ring.submit_series(ops, columns, lo, hi)
             return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
         if columns is None or ring is None or ops.series_ops > 1:
@@ -105,7 +106,7 @@ class UringBackend(FileBackend):
         if isinstance(columns, DirectColumns):
             columns.place(lo, hi)
             ring.submit(ops, columns, lo, hi)
-            return np.arange(lo, hi)
+            return ascending(lo, hi)
         ring.submit(ops, columns, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])
 
@@ -134,7 +135,7 @@ class UringBackend(FileBackend):
         columns = self._columns(ops)
         ring = None if columns is None else self._rings.mine()
         if ring is None:
-            is_done = np.arange(len(rows)) < least
+            is_done = ascending(0, len(rows)) < least
         else:
             pending = ring.wait(ops, rows[ops.got[rows] == NOT_YET], len(rows) - least)
             # What is neither done nor under way was lost, and is read another way.

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from typing_extensions import override
 
+from headrace.columns import BLOCK, are_equal
 from headrace.core.gather import check_extents, gather, void_view
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _LIST_BLOCK_BYTES = 1 << 20
 
 _LIST_ITEM_BYTES = 1 << 16
 """NumPy makes the bytes objects up to this size; above it the copy outweighs the loop."""
+
+_GATHERED_BYTES = 1 << 12
+"""The same where they do not lie one after another: NumPy copies them twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,22 +113,33 @@ class RangeBatch:
         self._pieces: list[bytes] | None = None
 
     @classmethod
-    def packed(cls, buffer: npt.NDArray[np.uint8], offsets: Int64Array, length: Int64Array) -> Self:
-        """Make a batch whose ranges lie one after another, all whole; nothing is checked.
+    def whole(
+        cls,
+        buffer: npt.NDArray[np.uint8],
+        offsets: Int64Array,
+        length: Int64Array,
+        dest: Int64Array | None = None,
+    ) -> Self:
+        """Make a batch whose ranges are all whole; nothing is checked, and the GIL is kept.
 
         Parameters
         ----------
         buffer
-            Its first ``offsets[-1]`` bytes are the ranges'.
+            The bytes of all ranges; without `dest` one range after another, from the first byte on.
         offsets, length
-            ``int64[n + 1]`` and ``int64[n]``: where each range begins, and its bytes.
+            ``int64[n + 1]`` and ``int64[n]``: the running sum of the ranges' bytes, and the bytes of each.
+        dest
+            ``int64[n]``: where each range begins in `buffer`.
         """
         offsets.flags.writeable = False
-        arrow_buffer = pa.py_buffer(buffer).slice(0, int(offsets[-1]))
+        arrow_buffer = pa.py_buffer(buffer)
         batch = cls.__new__(cls)
         batch._errors, batch._length, batch._offsets = {}, length, offsets  # noqa: SLF001 - its own
-        batch._store = _place(arrow_buffer, offsets[:-1], is_packed=True)  # noqa: SLF001
-        batch._pieces = None  # noqa: SLF001
+        if dest is None:
+            place = _place(arrow_buffer.slice(0, int(offsets[-1])), offsets[:-1], is_packed=True)
+        else:
+            place = _place(arrow_buffer, dest, is_packed=False)
+        batch._store, batch._pieces = place, None  # noqa: SLF001
         return batch
 
     @classmethod
@@ -248,11 +263,11 @@ class RangeBatch:
             return list(self._pieces)
         # No gather here: the bytes are copied once, straight from where they were read.
         place, length = self._store, self._length
-        if are_alike(length):
+        if are_alike(length) and (place.is_packed or length[0] <= _GATHERED_BYTES):
             return _equal_bytes(place, int(length[0]))
         view = place.view
-        ends = (place.begin + length).tolist()
-        return [bytes(view[a:b]) for a, b in zip(place.begin.tolist(), ends, strict=True)]
+        begins_and_lengths = zip(place.begin.tolist(), length.tolist(), strict=True)
+        return [bytes(view[begin : begin + size]) for begin, size in begins_and_lengths]
 
     def to_arrow(self) -> pa.LargeBinaryArray:
         """Make an Arrow array of the ranges on the same memory; a failed range is null."""
@@ -272,7 +287,7 @@ class RangeBatch:
 def are_alike(length: Int64Array) -> bool:
     """Whether ranges of these lengths are of one length, and one that NumPy makes `bytes` of."""
     is_short = bool(length.size) and 0 < length[0] <= _LIST_ITEM_BYTES
-    return is_short and bool((length == length[0]).all())
+    return is_short and are_equal(length, int(length[0]))
 
 
 def _equal_bytes(place: _Place, size_bytes: int) -> list[bytes]:
@@ -282,7 +297,7 @@ def _equal_bytes(place: _Place, size_bytes: int) -> list[bytes]:
         packed: list[bytes] = items[::size_bytes].tolist()
         return packed
     answers: list[bytes] = []
-    step = max(1, _LIST_BLOCK_BYTES // size_bytes)
+    step = min(max(1, _LIST_BLOCK_BYTES // size_bytes), BLOCK)
     for i in range(0, place.begin.size, step):
         answers += items[place.begin[i : i + step]].tolist()
     return answers

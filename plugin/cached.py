@@ -68,7 +68,7 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     channel.engine.drain_dropped()
     if not is_whole:
         return None
-    return RangeBatch.packed(buffer, offsets, length)
+    return RangeBatch.whole(buffer, offsets, length)
 
 
 def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest: int) -> bool:

@@ -1,8 +1,9 @@
 """NumPy on long columns with the GIL kept.
 
-NumPy gives the GIL up in every call on more than 500 elements, and beside a busy Python thread winning it
-back costs up to a switch interval (5 ms): many times what the call takes. These functions go block by block
-instead, for some nanoseconds an element. They serve the path of hot batches, which waits for nothing else.
+NumPy gives the GIL up in every call on more than 500 elements, in ``arange`` on however few, and beside a
+busy Python thread winning it back costs up to a switch interval (5 ms): many times what the call takes. These
+functions go block by block instead, for some nanoseconds an element. They serve the paths of hot batches and
+of requests to stores, which wait for nothing else.
 """
 
 from __future__ import annotations
@@ -23,10 +24,30 @@ ZERO = np.zeros(1, np.int64)
 """A column of one zero, which plans and ops of one row share."""
 ZERO.flags.writeable = False  # so that a slip cannot spoil those of others
 
+_FIRST = np.arange(1 << 16)
+_FIRST.flags.writeable = False
+
 
 def blocks(n: int) -> Iterator[slice]:
     """Cut ``range(n)`` into blocks."""
     return (slice(lo, min(lo + BLOCK, n)) for lo in range(0, n, BLOCK))
+
+
+def ascending(lo: int, hi: int) -> Int64Array:
+    """Return ``arange(lo, hi)``, which may be read-only."""
+    if hi <= len(_FIRST):
+        return _FIRST[lo:hi]
+    return _FIRST[: hi - lo] + lo if hi - lo <= BLOCK else np.arange(lo, hi)
+
+
+def minus_ones(n: int) -> Int64Array:
+    """Return a column of -1, whose every byte is 255."""
+    return np.frombuffer(bytearray(b"\xff") * (8 * n), np.int64)
+
+
+def are_equal(values: Int64Array, value: int) -> bool:
+    """Whether each of some values is this one."""
+    return all(bool((values[rows] == value).all()) for rows in blocks(len(values)))
 
 
 def difference(a: Int64Array, b: Int64Array) -> Int64Array:

@@ -328,7 +328,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         reader = self._reader
         if reader is None:
             return self._ranges_of_target(ranges, out)
-        interrupts.arm()
+        self._begin_read()
         return reader.read(ranges, urgency, out)
 
     def submit_ranges(
@@ -342,7 +342,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         reader = self._reader
         if reader is None:
             return Read.finished(ranges, self._ranges_of_target(ranges))
-        interrupts.arm()
+        self._begin_read()
         return reader.submit(ranges, urgency)
 
     async def _read_ranges(
@@ -406,7 +406,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return self._cat_ranges_of_target(*given, on_error=on_error, **kwargs)
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
-            interrupts.arm()
+            self._begin_read()
             found = self._cat_many(reader, asked.singles(are_all=True), kwargs)
             return asked.answers(None, found, on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
@@ -414,7 +414,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             if few is not None:
                 return few
         asked = ask(paths, starts, ends, self._file_path, max_gap)
-        interrupts.arm()
+        self._begin_read()
         if reader.opens_too_many(asked.plain):
             read = partial(self.cat_ranges, max_gap=max_gap, on_error=on_error)
             return asked.answers_in_blocks(MOST_OPEN, read)
@@ -457,6 +457,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         found = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
         return found
 
+    def _begin_read(self) -> None:
+        """Make ready for a read of this thread's."""
+        if self._reader is not None and self._reader.channel.is_remote:
+            self._reader.channel.shorten_turns()  # first: the next line may give the GIL up
+        interrupts.arm()
+
     def _ranges_for_target(self, paths: Any, starts: Any, ends: Any) -> tuple[Any, Any, Any]:
         names = [self._file_path(one) for one in paths] if isinstance(paths, list) else paths
         firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
@@ -475,7 +481,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             few = reader.cat_few([path], [start], [end], str, self._base_here)
             if few is not None:
                 return few[0]
-        interrupts.arm()
+        self._begin_read()
         if self._opens_for(reader, kwargs):
             return self._cat_opened((path, (start, end)), kwargs)
         return reader.cat(path, (start, end), self._urgency(None), kwargs)
@@ -530,7 +536,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     ) -> Any:
         """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
         paths = self.expand_path(path, recursive=recursive)
-        interrupts.arm()
+        self._begin_read()
         found = self._cat_all(paths, **kwargs)
         is_alone = self._is_named_alone(path, paths)
         # As fsspec has it, of sync filesystems and of async ones: with one file named there is one answer.
@@ -618,7 +624,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             self._urgency(options.pop("priority", None))
             file = self._open_of_target(path, mode, block_size, options)
         else:
-            interrupts.arm()
+            self._begin_read()
             look = self._last_look(self._target_path(path)) if is_arrows else None
             if look is not None:
                 options["look"] = look

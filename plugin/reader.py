@@ -89,7 +89,8 @@ class Reader(SingleReader):
         if cached is not None:
             return cached
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
-        pieces = _pieces_of(parts, buffer) if is_listed else None
+        # Of a store all are there at once, when somebody else has read them.
+        pieces = _pieces_of(parts, buffer) if is_listed and self.keeps_open else None
         with self._performed(parts) as until_s:
             if out is not None and not self._is_lent_safely(len(parts)):
                 buffer = _copied(buffer, out)
@@ -122,8 +123,9 @@ class Reader(SingleReader):
         The copy out of a common buffer is what they would cost most. The buffer of the request is whatever
         memory lies between the first and the last of those bytes, so nothing is merged and nothing gathered.
         """
-        lengths = ranges.ends - ranges.starts
-        if not len(lengths) or lengths.min() < LONG_BYTES:
+        if not len(ranges) or ranges.ends[0] - ranges.starts[0] < LONG_BYTES:
+            return None  # with the GIL kept, which the next line gives up
+        if (ranges.ends - ranges.starts).min() < LONG_BYTES:
             return None
         check_not_exiting()
         sources, groups = self._open(ranges), self._by_device(ranges)
@@ -372,7 +374,7 @@ class Reader(SingleReader):
         self, ranges: Ranges, parts: Sequence[Part], buffer: UInt8Array, until_s: float | None = None
     ) -> RangeBatch:
         """Map ops to ranges and hand the bytes over; what is asked again may last until then."""
-        if len(parts) == 1 and _is_whole(parts[0]):
+        if len(parts) == 1 and parts[0].ranges is None and _is_all_there(parts[0]):
             return _whole(parts[0], buffer)
         settled = self._settle_all(ranges, parts)
         dest = np.zeros(len(ranges), np.int64)
@@ -507,11 +509,6 @@ def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> Non
         loop.call_soon_threadsafe(resolve)
 
 
-def _is_whole(part: Part) -> bool:
-    """Whether every range is there, one behind the other."""
-    return part.plan.is_packed and part.ranges is None and _is_all_there(part)
-
-
 def _is_all_there(part: Part) -> bool:
     """Whether each op delivered all it was for: no NumPy call that would give the GIL up."""
     ops = part.job.ops
@@ -519,10 +516,12 @@ def _is_all_there(part: Part) -> bool:
 
 
 def _whole(part: Part, buffer: UInt8Array) -> RangeBatch:
+    """Hand over what is all there."""
     check_outcome(part.job)
-    offsets = offsets_of(part.plan.range_length)
-    hand_over(part.job, part.plan, int(offsets[-1]))
-    return RangeBatch.packed(buffer, offsets, part.plan.range_length)
+    plan = part.plan
+    offsets = offsets_of(plan.range_length)
+    hand_over(part.job, plan, int(offsets[-1]))
+    return RangeBatch.whole(buffer, offsets, plan.range_length, None if plan.is_packed else plan.range_dest)
 
 
 def _settle(part: Part) -> Settled:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from headrace.columns import minus_ones
 from headrace.redact import redact_error, redact_url
 
 Int64Array = npt.NDArray[np.int64]
@@ -108,9 +109,7 @@ class Ops:
     def of(cls, sources: list[Any], columns: tuple[Int64Array, ...], buffer: UInt8Array) -> Ops:
         """Make ops which nobody performed yet from ``(file, start, length, dest)``."""
         file, start, length, dest = columns
-        got = np.empty(len(file), np.int64)
-        got.fill(NOT_YET)
-        return cls(sources, file, start, length, dest, buffer, got)
+        return cls(sources, file, start, length, dest, buffer, minus_ones(len(file)))
 
     def alone(self, row: int) -> Ops:
         """Make op `row` anew, with a buffer of its own: what comes too late for it goes nowhere."""

@@ -21,8 +21,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from headrace.columns import ascending
 from headrace.core.request import State
 from headrace.core.retry import Attempts
 from headrace.drivers.hedged import hedged
@@ -338,7 +337,7 @@ class AsyncDriver:
     def _complete(self, job: Job, grant: Grant) -> None:
         try:
             self._completer_ident = threading.get_ident()
-            job.complete_tried(grant, np.arange(grant.lo, grant.hi), grant.bytes_left)
+            job.complete_tried(grant, ascending(grant.lo, grant.hi), grant.bytes_left)
         finally:
             self._completer_ident = 0
 

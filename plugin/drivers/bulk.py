@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
-from headrace.columns import ZERO
+from headrace.columns import ZERO, ascending
 from headrace.core.retry import Attempts
 from headrace.drivers import interrupts
 from headrace.drivers.inline import forfeit, give_back
@@ -149,7 +149,7 @@ class BulkDriver(ThreadedDriver):
         if job.request.is_over:
             forfeit(job, grant)
             return
-        rows = np.arange(grant.lo, grant.hi)
+        rows = ascending(grant.lo, grant.hi)
         attempt(job, rows)
         # Only now it is at leisure: what comes free while it tries again, or waits to, is for others.
         self._mine.job = job

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from headrace.columns import ascending
 from headrace.core.request import State
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiter import Waiter
@@ -56,13 +57,13 @@ def start(job: Job, grant: Grant) -> Int64Array:
         rows = backend.start(ops, grant.lo, grant.hi)
     except Exception as error:  # noqa: BLE001 - the error of every op of the grant (I10)
         raise_if_of_a_handler(error)
-        rows = np.arange(grant.lo, grant.hi)
+        rows = ascending(grant.lo, grant.hi)
         _fail(job, rows, error)
         return rows
     hits = grant.ops_left - len(rows)
     if hits and len(rows) and backend.is_bound(ops):
         # Completed with the others: one by one they would admit ever smaller slices, a system call for each.
-        return np.arange(grant.lo, grant.hi)
+        return ascending(grant.lo, grant.hi)
     if hits:
         nbytes = grant.bytes_left - (int(ops.length[rows].sum()) if len(rows) else 0)
         job.complete(grant, hits, nbytes, is_hit=True)

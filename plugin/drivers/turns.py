@@ -2,13 +2,16 @@
 
 Whoever comes back from storage must win the GIL, and a thread that computes in Python gives it up only when
 it was asked to for a whole switch interval (`sys.setswitchinterval`, 5 ms by default). A scan comes back a
-hundred times. So while something is read the interval is shorter, and afterwards what it was.
+hundred times. So while something is read the interval is shorter, and afterwards what it was. The first read
+does not wait for that: its own thread makes it shorter, and another gives it back.
 
 It is the process's, so it is handled as a guest does:
 
 * It is never made longer than the program's, and what the program sets meanwhile stands.
-* A thread gives it back when nobody has read for `KEEP_S` seconds. There is no count of who reads, which an
-  interrupt could falsify. Of filesystems with different intervals the first one's holds until then.
+* A thread that no interrupt reaches gives it back when nobody has read for `KEEP_S` seconds. It is on its way
+  before anything is set, and makes the interval shorter itself where the reader was interrupted. There is no
+  count of who reads, which an interrupt could falsify. Of filesystems with different intervals the first
+  one's holds until then.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import sys
 import threading
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
+
+from headrace.threads import call_if_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +48,7 @@ class Turns:
         self._ours_us = 0
         """What is in force, or about to be: anything else is the program's."""
         self._is_kept = threading.Lock()
+        self._setting = threading.RLock()
         self._asked_s = -KEEP_S
 
     def shorten(self, interval_s: float) -> None:
@@ -62,11 +68,12 @@ class Turns:
     def forget(self) -> None:
         """Give it back in a forked child, where no keeper is, and nobody frees a lock that was held."""
         self._is_kept = threading.Lock()
+        self._setting = threading.RLock()
         self._asked_s = -KEEP_S
         self.give_back()
 
     def _begin(self, interval_s: float) -> None:
-        """Start the keeper, and do not wait for it: beside busy threads its first turn takes a while."""
+        """Start the keeper, and do not wait for it: beside busy threads it takes 10 ms and more."""
         if self._is_kept.locked() or monotonic() - self._asked_s < KEEP_S:
             return
         self._asked_s = monotonic()
@@ -75,19 +82,27 @@ class Turns:
         except RuntimeError as error:
             if not str(error).startswith("can't"):
                 raise  # a signal handler's
-            # No more threads, or the interpreter ends: turns stay as they are.
+            return  # no more threads, or the interpreter ends: turns stay as they are
+        call_if_free(self._setting, self._set, interval_s)
 
-    def _keep(self, interval_s: float) -> None:
-        """Shorten, and give back: both on one thread, which no interrupt reaches in between."""
-        if not self._is_kept.acquire(blocking=False):
-            return
-        try:
+    def _set(self, interval_s: float) -> None:
+        """Shorten; with the lock, and while the keeper, who stays for `KEEP_S` s, is there or to come."""
+        if self._programs_us is None and monotonic() - self._asked_s < KEEP_S:
             self._programs_us = _now_us()
             self._ours_us = min(round(interval_s * 1e6), self._programs_us)
             _set_us(self._ours_us)
+
+    def _keep(self, interval_s: float) -> None:
+        if not self._is_kept.acquire(blocking=False):
+            return
+        try:
+            with self._setting:
+                self._asked_s = monotonic()  # it may have been long in coming
+                self._set(interval_s)
             self._wait_until_unwanted()
         finally:
-            self.give_back()
+            with self._setting:
+                self.give_back()
             self._is_kept.release()
 
     def _wait_until_unwanted(self) -> None:

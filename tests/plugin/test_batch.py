@@ -39,6 +39,23 @@ def address(view):
 
 @untimed
 @given(some_extents, st.booleans())
+def test_whole_ranges_need_no_check(extents, is_packed):
+    """As of a batch that checks them, wherever they lie."""
+    data, checked = DATA, batch_of(extents)
+    if is_packed:
+        data = np.frombuffer(checked.buffer, np.uint8)
+    dest = None if is_packed else np.array([d for d, _ in extents], np.int64)
+    length = np.array([n for _, n in extents], np.int64)
+    batch = RangeBatch.whole(data, np.array(checked.offsets), length, dest)
+    assert batch.to_pylist() == checked.to_pylist()
+    assert batch[:] == checked[:]
+    assert batch.buffer.equals(checked.buffer)
+    assert batch.to_arrow().equals(checked.to_arrow())
+    assert pickle.loads(pickle.dumps(batch)).to_pylist() == checked.to_pylist()
+
+
+@untimed
+@given(some_extents, st.booleans())
 def test_every_way_out_gives_the_same_bytes(extents, as_arrow):
     data = pa.py_buffer(DATA.tobytes()) if as_arrow else DATA
     expected = [DATA[d : d + n].tobytes() for d, n in extents]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,6 +140,48 @@ def test_no_more_threads(monkeypatch: pytest.MonkeyPatch, *, is_ours: bool) -> N
     assert sys.getswitchinterval() == PROGRAMS_S
 
 
+class Keeper:
+    """Has the keeper's first turn come when the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_interrupted: bool = False) -> None:
+        self._is_interrupted = is_interrupted
+        monkeypatch.setattr(turns_, "KEEP_S", 0.2)
+        monkeypatch.setattr(turns_._thread, "start_new_thread", self._start)
+
+    def _start(self, keep: Callable[[float], None], args: tuple[float]) -> None:
+        self.come = partial(keep, *args)
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+
+
+def test_the_first_read_does_not_wait_for_the_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper(monkeypatch)
+    Turns(lambda: False).shorten(OURS_S)
+    assert sys.getswitchinterval() == OURS_S
+    keeper.come()
+    assert sys.getswitchinterval() == PROGRAMS_S
+
+
+def test_a_first_read_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, seen = Keeper(monkeypatch, is_interrupted=True), []
+    with pytest.raises(KeyboardInterrupt):
+        Turns(lambda: bool(seen.append(sys.getswitchinterval()))).shorten(OURS_S)
+    assert sys.getswitchinterval() == PROGRAMS_S
+    monkeypatch.setattr(turns_, "sleep", lambda _s: seen.append(sys.getswitchinterval()))
+    keeper.come()
+    assert seen[0] == OURS_S
+    assert sys.getswitchinterval() == PROGRAMS_S
+
+
+def test_a_first_read_that_comes_to_it_when_the_keeper_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep_at_once(keep: Callable[[float], None], args: tuple[float]) -> None:
+        keep(*args)
+
+    monkeypatch.setattr(turns_._thread, "start_new_thread", keep_at_once)
+    Turns(lambda: False).shorten(OURS_S)
+    assert sys.getswitchinterval() == PROGRAMS_S
+
+
 def test_a_second_keeper_leaves() -> None:
     reading = Reading()
     turns = begun(reading)
@@ -239,9 +282,7 @@ READ = "assert len(fs.cat_file('/a', start=1)) == 99_999\n"
      ({"HEADRACE_SWITCH_INTERVAL_S": "0"}, 0.005), ({"HEADRACE_SCHEDULER": "off"}, 0.005)],
 )  # fmt: skip
 def test_reads_of_a_filesystem(environment: dict[str, str], expected: float) -> None:
-    # The keeper may have its first turn a moment after the first read.
-    reads = f"while {expected} not in seen:\n    {READ}assert set(seen) <= {{0.005, {expected}}}\n"
-    child(reads + GIVEN_BACK, **environment)
+    child(f"{READ}assert seen == [{expected}]\n{GIVEN_BACK}", **environment)
 
 
 def test_an_end_with_a_call_in_a_finaliser() -> None:
