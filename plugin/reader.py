@@ -154,7 +154,7 @@ class Reader(SingleReader):
     def cat(self, path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]) -> bytes:
         """Return the bytes between bounds; of an object, what is long in several ops."""
         start, end = bounds = as_bounds(bounds)
-        if self.is_by_path and not options and is_plain(start, end):
+        if self.is_by_path and not options and is_plain(start, end) and not self._is_one_op(start, end):
             ranges = as_ranges(path, start, end)
             if self._cut_files(ranges, end - start):  # type: ignore[operator]
                 found = self.read_long(ranges, urgency)
