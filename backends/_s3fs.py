@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
-from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,6 @@ from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
 
     from headrace.backends._answers import Part
     from headrace.backends.abc import PathSource
@@ -38,9 +35,11 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 20
 """Received at once, at most; aiohttp holds less."""
 
-_HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 _SPARE_CONNECTIONS = 16
 _PARTIAL_CONTENT = 206
+
+_READ_PARTS = frozenset({"Body", "ContentRange", "ETag"})
+"""Of the answer to a GET."""
 
 _loaders: dict[Any, Any] = {}
 """botocore's descriptions of the services, by the folders it was told to look for them in."""
@@ -78,15 +77,38 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
 
 
 def _quick_session(target: Any) -> Any:
-    """Make a session like the target's, but for how it parses the dates of answers.
-
-    dateutil, which tries every format there is, takes a fourteenth of what a request costs.
-    """
+    """Make a session like the target's, but for what its clients look for in the answer to a GET."""
     import aiobotocore.session  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
     session = share_descriptions(aiobotocore.session.AioSession(**target.kwargs))
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_date)
+    with contextlib.suppress(BotoCoreError):  # as there
+        session.register_component("data_loader", _Loader(session.get_component("data_loader")))
     return session
+
+
+class _Loader:
+    """botocore's loader, whose answer to a GET has no more parts than are read here.
+
+    It may have 46, dates and the object's own metadata among them, and to look for all takes a tenth of what
+    a request costs.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def load_service_model(self, service_name: str, *args: Any, **options: Any) -> Any:
+        """Return what describes a service."""
+        found = self._loader.load_service_model(service_name, *args, **options)  # by which it keeps it
+        shapes = found.get("shapes", {})
+        answer = shapes.get("GetObjectOutput")
+        if service_name != "s3" or answer is None:
+            return found
+        members = {name: part for name, part in answer["members"].items() if name in _READ_PARTS}
+        return {**found, "shapes": {**shapes, "GetObjectOutput": {**answer, "members": members}}}
 
 
 def share_descriptions(session: Any) -> Any:
@@ -102,17 +124,6 @@ def share_descriptions(session: Any) -> Any:
         loader = _loaders.setdefault(where, session.get_component("data_loader"))
         session.register_component("data_loader", loader)
     return session
-
-
-def parse_date(value: Any) -> datetime:
-    """Parse a date of the form that headers have, and anything else as botocore does."""
-    if isinstance(value, str) and _HTTP_DATE.fullmatch(value):
-        with contextlib.suppress(ValueError):
-            return parsedate_to_datetime(value)
-    from botocore.utils import parse_timestamp  # noqa: PLC0415
-
-    parsed: datetime = parse_timestamp(value)
-    return parsed
 
 
 def _user_agent(session: Any, given: Mapping[str, Any]) -> dict[str, str]:
