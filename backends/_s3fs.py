@@ -82,7 +82,7 @@ def _quick_session(target: Any) -> Any:
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
     session = share_descriptions(aiobotocore.session.AioSession(**target.kwargs))
-    with contextlib.suppress(BotoCoreError):  # as there
+    with contextlib.suppress(BotoCoreError):  # of the profile: the client's maker says it
         session.register_component("data_loader", _Loader(session.get_component("data_loader")))
     return session
 
@@ -90,19 +90,22 @@ def _quick_session(target: Any) -> Any:
 class _Loader:
     """botocore's loader, whose answer to a GET has no more parts than are read here.
 
-    It may have 46, dates and the object's own metadata among them, and to look for all takes a tenth of what
-    a request costs.
+    It may have 46, dates and the object's own metadata among them, and to look for all takes a tenth of the
+    calls of Python's that a request takes.
     """
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def load_service_model(self, service_name: str, *args: Any, **options: Any) -> Any:
         """Return what describes a service."""
-        found = self._loader.load_service_model(service_name, *args, **options)  # by which it keeps it
+        # With the arguments as they came: what was read for others is found again by them.
+        found = self._loader.load_service_model(service_name, *args, **options)
         shapes = found.get("shapes", {})
         answer = shapes.get("GetObjectOutput")
         if service_name != "s3" or answer is None:

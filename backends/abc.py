@@ -271,7 +271,7 @@ class InlineBackend(Backend):
 
     @abc.abstractmethod
     def finish(self, ops: Ops, rows: Int64Array) -> None:
-        """Perform `rows` to their end: each has its `got` or its error afterwards."""
+        """Perform `rows`, not to be written to, to their end: each has its `got` or its error afterwards."""
 
     def finish_some(self, ops: Ops, rows: Int64Array, least: int) -> npt.NDArray[np.bool_]:
         """Perform at least so many of `rows` to their end; returns which: ``bool[len(rows)]``."""
@@ -336,7 +336,7 @@ class BulkBackend(Backend):
 
     @abc.abstractmethod
     def perform(self, ops: Ops, rows: Int64Array) -> None:
-        """Perform `rows` to their end: each has its `got` or its error afterwards."""
+        """Perform `rows`, not to be written to, to their end: each has its `got` or its error afterwards."""
 
     def singly(self) -> AsyncBackend | None:
         """Return a backend of the same storage that awaits each op by itself, or None where there is none.

@@ -2,8 +2,8 @@
 
 NumPy gives the GIL up in every call on more than 500 elements, in ``arange`` on however few, and beside a
 busy Python thread winning it back costs up to a switch interval (5 ms): many times what the call takes. These
-functions go block by block instead, for some nanoseconds an element. They serve the paths of hot batches and
-of requests to stores, which wait for nothing else.
+functions go block by block instead, for some nanoseconds an element. They serve the path of hot batches, which
+waits for nothing else, and what comes before and after the requests to a store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ZERO = np.zeros(1, np.int64)
 """A column of one zero, which plans and ops of one row share."""
 ZERO.flags.writeable = False  # so that a slip cannot spoil those of others
 
-_FIRST = np.arange(1 << 16)
+_FIRST = np.arange(1 << 16, dtype=np.int64)
 _FIRST.flags.writeable = False
 
 
@@ -37,12 +37,14 @@ def ascending(lo: int, hi: int) -> Int64Array:
     """Return ``arange(lo, hi)``, which may be read-only."""
     if hi <= len(_FIRST):
         return _FIRST[lo:hi]
-    return _FIRST[: hi - lo] + lo if hi - lo <= BLOCK else np.arange(lo, hi)
+    return _FIRST[: hi - lo] + lo if hi - lo <= BLOCK else np.arange(lo, hi, dtype=np.int64)
 
 
 def minus_ones(n: int) -> Int64Array:
-    """Return a column of -1, whose every byte is 255."""
-    return np.frombuffer(bytearray(b"\xff") * (8 * n), np.int64)
+    """Return a column of -1; of a long one the GIL is given up."""
+    if n > len(_FIRST):
+        return np.full(n, -1, np.int64)
+    return np.frombuffer(bytearray(b"\xff") * (8 * n), np.int64)  # every byte of it is 255
 
 
 def are_equal(values: Int64Array, value: int) -> bool:

@@ -328,7 +328,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         reader = self._reader
         if reader is None:
             return self._ranges_of_target(ranges, out)
-        self._begin_read()
+        self._begin_read(reader)
         return reader.read(ranges, urgency, out)
 
     def submit_ranges(
@@ -342,7 +342,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         reader = self._reader
         if reader is None:
             return Read.finished(ranges, self._ranges_of_target(ranges))
-        self._begin_read()
+        self._begin_read(reader)
         return reader.submit(ranges, urgency)
 
     async def _read_ranges(
@@ -406,7 +406,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return self._cat_ranges_of_target(*given, on_error=on_error, **kwargs)
         if kwargs:
             asked = ask(paths, starts, ends, self._file_path, max_gap)
-            self._begin_read()
+            self._begin_read(reader)
             found = self._cat_many(reader, asked.singles(are_all=True), kwargs)
             return asked.answers(None, found, on_error)
         if isinstance(paths, list) and len(paths) <= FEW:
@@ -414,7 +414,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             if few is not None:
                 return few
         asked = ask(paths, starts, ends, self._file_path, max_gap)
-        self._begin_read()
+        self._begin_read(reader)
         if reader.opens_too_many(asked.plain):
             read = partial(self.cat_ranges, max_gap=max_gap, on_error=on_error)
             return asked.answers_in_blocks(MOST_OPEN, read)
@@ -457,10 +457,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         found = await self._in_thread(self.cat_ranges, paths, starts, ends, **options)
         return found
 
-    def _begin_read(self) -> None:
+    @staticmethod
+    def _begin_read(reader: Reader | None) -> None:
         """Make ready for a read of this thread's."""
-        if self._reader is not None and self._reader.channel.is_remote:
-            self._reader.channel.shorten_turns()  # first: the next line may give the GIL up
+        if reader is not None and reader.channel.is_remote:
+            reader.channel.shorten_turns()  # first: the next line may give the GIL up
         interrupts.arm()
 
     def _ranges_for_target(self, paths: Any, starts: Any, ends: Any) -> tuple[Any, Any, Any]:
@@ -481,7 +482,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             few = reader.cat_few([path], [start], [end], str, self._base_here)
             if few is not None:
                 return few[0]
-        self._begin_read()
+        self._begin_read(reader)
         if self._opens_for(reader, kwargs):
             return self._cat_opened((path, (start, end)), kwargs)
         return reader.cat(path, (start, end), self._urgency(None), kwargs)
@@ -536,7 +537,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     ) -> Any:
         """Return the contents of one file, or a dict of those of several; `kwargs` are for `cat_file`."""
         paths = self.expand_path(path, recursive=recursive)
-        self._begin_read()
+        self._begin_read(self._reader)
         found = self._cat_all(paths, **kwargs)
         is_alone = self._is_named_alone(path, paths)
         # As fsspec has it, of sync filesystems and of async ones: with one file named there is one answer.
@@ -624,7 +625,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             self._urgency(options.pop("priority", None))
             file = self._open_of_target(path, mode, block_size, options)
         else:
-            self._begin_read()
+            self._begin_read(self._reader)
             look = self._last_look(self._target_path(path)) if is_arrows else None
             if look is not None:
                 options["look"] = look

@@ -89,8 +89,8 @@ class Reader(SingleReader):
         if cached is not None:
             return cached
         parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
-        # Of a store all are there at once, when somebody else has read them.
-        pieces = _pieces_of(parts, buffer) if is_listed and self.keeps_open else None
+        # Only who drives makes them meanwhile; where others do all are there at once.
+        pieces = _pieces_of(parts, buffer) if is_listed and self.is_drained else None
         with self._performed(parts) as until_s:
             if out is not None and not self._is_lent_safely(len(parts)):
                 buffer = _copied(buffer, out)
@@ -154,13 +154,13 @@ class Reader(SingleReader):
     def cat(self, path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]) -> bytes:
         """Return the bytes between bounds; of an object, what is long in several ops."""
         start, end = bounds = as_bounds(bounds)
-        if self.is_by_path and not options and is_plain(start, end) and not self._is_one_op(start, end):
+        is_plainly_asked = self.is_by_path and not options and is_plain(start, end)
+        if is_plainly_asked and end - start > self.channel.max_op_bytes:  # type: ignore[operator]
             ranges = as_ranges(path, start, end)
-            if self._cut_files(ranges, end - start):  # type: ignore[operator]
-                found = self.read_long(ranges, urgency)
-                if found is None:
-                    found = self.read(ranges, urgency).to_pylist(on_error="return")
-                return raise_first(found)[0]  # type: ignore[no-any-return]
+            found = self.read_long(ranges, urgency)
+            if found is None:
+                found = self.read(ranges, urgency).to_pylist(on_error="return")
+            return raise_first(found)[0]  # type: ignore[no-any-return]
         return super().cat(path, bounds, urgency, options)
 
     @contextlib.contextmanager

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from headrace.columns import ZERO
+from headrace.columns import ZERO, ascending
 from headrace.types import Int64Array
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _file_order(file: Int64Array, start: Int64Array) -> Int64Array:
     n = start.size
     is_after = (file[1:] > file[:-1]) | ((file[1:] == file[:-1]) & (start[1:] >= start[:-1]))
     if is_after.all():
-        return np.arange(n, dtype=np.int64)
+        return ascending(0, n)
     index_bits, start_bits = n.bit_length(), int(start.max()).bit_length()
     if index_bits + start_bits + int(file.max()).bit_length() >= 63:  # noqa: PLR2004
         return np.lexsort((start, file)).astype(np.int64, copy=False)
@@ -350,7 +350,7 @@ def _split(groups: _Groups, group_dest: Int64Array, max_op_bytes: int) -> tuple[
     length = groups.group_length
     if not length.size or length.max() <= max_op_bytes:
         ops = (groups.group_file, groups.group_start, length, group_dest)
-        return ops, np.arange(length.size, dtype=np.int64)
+        return ops, ascending(0, length.size)
     count = -(-length // max_op_bytes)
     _check_op_count(float(count.sum(dtype=np.float64)))
     first_op = np.cumsum(count) - count
@@ -375,7 +375,8 @@ def _assemble(
     ops, group_first_op = _split(groups, group_dest, max_op_bytes)
     offset = groups.start - groups.group_start[groups.of_range]
     base = group_first_op[groups.of_range]
-    first_op, end_op, dest = np.zeros((3, start.size), np.int64)
+    first_op, end_op = np.zeros((2, start.size), np.int64)
+    dest = np.zeros(start.size, np.int64)  # by itself: a batch may keep it
     first_op[groups.order] = base + offset // max_op_bytes
     end_op[groups.order] = base + (offset + groups.length - 1) // max_op_bytes + 1
     dest[groups.order] = group_dest[groups.of_range] + offset

@@ -16,6 +16,7 @@ Threading: all under the hub's lock, but for `inbox`, whose `pop` is atomic.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -224,9 +225,8 @@ class Request:
     def ops_within(self, room_bytes: int) -> int:
         """How many of the ops not yet admitted fit into `room_bytes` together."""
         floor = int(self.cumulative[self.next_op]) + max(room_bytes, 0)
-        if self.n_ops == 1:
-            return 1 if int(self.cumulative[1]) <= floor else 0
-        return int(self.cumulative.searchsorted(floor, side="right")) - 1 - self.next_op  # type: ignore[union-attr]
+        # Not by NumPy's `searchsorted`, which gives the GIL up: in a section, whose lock others wait for.
+        return bisect_right(self.cumulative, floor) - 1 - self.next_op
 
     def mend(self) -> None:
         """Complete a grant, or the end of one, that an exception cut in two."""

@@ -74,30 +74,41 @@ class Turns:
 
     def _begin(self, interval_s: float) -> None:
         """Start the keeper, and do not wait for it: beside busy threads it takes 10 ms and more."""
-        if self._is_kept.locked() or monotonic() - self._asked_s < KEEP_S:
+        asked_s = monotonic()
+        if self._is_kept.locked() or asked_s - self._asked_s < KEEP_S:
             return
-        self._asked_s = monotonic()
+        self._asked_s = asked_s
         try:
             _thread.start_new_thread(self._keep, (interval_s,))
         except RuntimeError as error:
             if not str(error).startswith("can't"):
                 raise  # a signal handler's
             return  # no more threads, or the interpreter ends: turns stay as they are
-        call_if_free(self._setting, self._set, interval_s)
+        call_if_free(self._setting, self._set_early, interval_s, asked_s)
+
+    def _set_early(self, interval_s: float, asked_s: float) -> None:
+        """Shorten while the keeper, who stays for `KEEP_S` seconds, is there or to come."""
+        if monotonic() - asked_s < KEEP_S:
+            self._set(interval_s)
 
     def _set(self, interval_s: float) -> None:
-        """Shorten; with the lock, and while the keeper, who stays for `KEEP_S` s, is there or to come."""
-        if self._programs_us is None and monotonic() - self._asked_s < KEEP_S:
+        """Shorten, unless that was done; with the lock."""
+        if self._programs_us is not None:
+            return
+        try:
             self._programs_us = _now_us()
             self._ours_us = min(round(interval_s * 1e6), self._programs_us)
             _set_us(self._ours_us)
+        except BaseException:
+            self.give_back()
+            raise
 
     def _keep(self, interval_s: float) -> None:
         if not self._is_kept.acquire(blocking=False):
             return
         try:
             with self._setting:
-                self._asked_s = monotonic()  # it may have been long in coming
+                self._is_wanted = True  # whatever it was when this thread was asked for: it stays a while
                 self._set(interval_s)
             self._wait_until_unwanted()
         finally:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBackend, ThreadedBackend
+from headrace.columns import ascending
 from headrace.types import NOT_YET, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Performer:
         elif isinstance(self.backend, BulkBackend):
             most = self.backend.max_grant_ops
             for first in range(lo, hi, most):
-                self.backend.perform(ops, np.arange(first, min(first + most, hi)))
+                self.backend.perform(ops, ascending(first, min(first + most, hi)))
         elif isinstance(self.backend, AsyncBackend):
             self._run(_await_all(self.backend, ops, lo, hi))
         left = [row for row in range(lo, hi) if row not in ops.errors and ops.got[row] == NOT_YET]

@@ -37,6 +37,16 @@ def address(view):
     return np.frombuffer(view, np.uint8).ctypes.data
 
 
+@pytest.mark.parametrize("size", [4096, 4097, 1 << 16, (1 << 16) + 1])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_lists_of_ranges_of_one_length(size, is_packed):
+    """Made by NumPy or one by one, whichever is quicker."""
+    data = np.random.default_rng(size).integers(0, 256, 8 * size, np.uint8)
+    order = range(8) if is_packed else [3, 0, 7, 5, 5]
+    batch = batch_of([(k * size, size) for k in order], data=data)
+    assert batch.to_pylist() == [data[k * size : (k + 1) * size].tobytes() for k in order]
+
+
 @untimed
 @given(some_extents, st.booleans())
 def test_whole_ranges_need_no_check(extents, is_packed):

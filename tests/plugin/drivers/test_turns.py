@@ -42,9 +42,12 @@ class Reading:
 
 
 @pytest.fixture(autouse=True)
-def _interval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with runtime().turns._is_kept:  # another test may have read just now
-        pass
+def _interval(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Callable[[Callable[[], bool]], None]
+) -> Iterator[None]:
+    turns = runtime().turns
+    # Another test may have read just now.
+    wait_until(lambda: not turns._is_kept.locked() and turns._programs_us is None)
     found = sys.getswitchinterval()
     sys.setswitchinterval(PROGRAMS_S)
     monkeypatch.setattr(turns_, "KEEP_S", 0.001)
@@ -171,6 +174,36 @@ def test_a_first_read_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> No
     keeper.come()
     assert seen[0] == OURS_S
     assert sys.getswitchinterval() == PROGRAMS_S
+
+
+def test_a_first_read_that_is_interrupted_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sets it next does it all: the keeper."""
+    keeper, set_us, seen = Keeper(monkeypatch), turns_._set_us, []
+
+    def interrupt(_micros: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(turns_, "_set_us", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Turns(lambda: False).shorten(OURS_S)
+    monkeypatch.setattr(turns_, "_set_us", set_us)
+    monkeypatch.setattr(turns_, "sleep", lambda _s: seen.append(sys.getswitchinterval()))
+    keeper.come()
+    assert seen == [OURS_S]
+    assert sys.getswitchinterval() == PROGRAMS_S
+
+
+def test_a_keeper_that_was_not_wanted_any_more_stays_for_whoever_began_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the one whom another reader relies on, who asked for a keeper of his own."""
+    keeper, slept = Keeper(monkeypatch), []
+    turns = Turns(lambda: False)
+    turns.shorten(OURS_S)
+    turns._is_wanted = False
+    monkeypatch.setattr(turns_, "sleep", slept.append)
+    keeper.come()
+    assert slept == [turns_.KEEP_S]
 
 
 def test_a_first_read_that_comes_to_it_when_the_keeper_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
