@@ -2,8 +2,8 @@
 
 NumPy gives the GIL up in every call on more than 500 elements, in ``arange`` on however few, and beside a
 busy Python thread winning it back costs up to a switch interval (5 ms): many times what the call takes. These
-functions go block by block instead, for some nanoseconds an element. They serve the path of hot batches, which
-waits for nothing else, and what comes before and after the requests to a store.
+functions go block by block instead, for some nanoseconds an element. They serve the path of hot batches,
+which waits for nothing else, and what comes before and after the requests to a store.
 """
 
 from __future__ import annotations
