@@ -7,7 +7,7 @@
 * What it does not hold has been set going by the probe that missed it. It is admitted past the queue, if
   there is room, and read by the thread that wants it: in standard mode, too, where its way to a worker and
   back would take longer than many a disk. So are several at a time, which take as long as the way to the loop
-  thread.
+  thread, and so is the one after a miss.
 
 Whatever is unusual (an odd bound, a file that cannot be opened, a trace, no room, an error) is left to the
 scheduled way.
@@ -58,6 +58,9 @@ class Small(NamedTuple):
 class QuickReader(JobMaker):
     """Reads a few small ranges at once, or says that the scheduler must be asked."""
 
+    _has_missed = False
+    """Whether the page cache did not hold the last one: the next is looked for by who would read it, then."""
+
     def may_wait_here(self) -> bool:
         """Whether this thread may wait for the disk: nothing interrupts that.
 
@@ -82,7 +85,11 @@ class QuickReader(JobMaker):
         else:
             base = None
             driver, asked = self.channel.driver, (scheduler, source, start, length)
-            data = driver.call(self._probe, *asked) if isinstance(driver, LoopDriver) else self._probe(*asked)
+            if isinstance(driver, LoopDriver) and not self._has_missed:
+                data = driver.call(self._probe, *asked)
+            else:
+                data = self._probe(*asked)
+            self._has_missed = data is None
         if data is not None:
             return data
         read = self._read_missed([Small(source, path, start, length)], priority() if base is None else base)

@@ -275,6 +275,18 @@ def test_a_few_ranges_take_no_plan(
     assert (stats.in_flight_ops, stats.reserved_bytes) == (0, 0)
 
 
+@needs_nowait
+def test_who_looks_after_a_miss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In standard the loop thread, but after a read that missed: its consumer, who read that, too."""
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler="standard", skip_instance_cache=True)
+    path.read_bytes()
+    misses = Misses(fs.channel.backend, {5}, monkeypatch)
+    for start in (0, 5, 10, 15):
+        assert fs.cat_file(str(path), start, start + 5) == CONTENT[start : start + 5]
+    was_here = [ident == threading.get_ident() for ident in misses.probers]
+    assert was_here == [False, False, True, False]
+
+
 class Held:
     """Has a backend start nothing before `is_open` is set; says when it was first asked to."""
 
