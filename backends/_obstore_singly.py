@@ -45,6 +45,12 @@ class SingleReads(AsyncBackend):
         """Nothing by itself: the bulk backend is asked."""
         return False
 
+    @property
+    @override
+    def asked_loop(self) -> Any:
+        """The loop of what answers for bulk reads, too."""
+        return self._bulk.asked_loop
+
     @override
     def bind(self, loop: Any) -> None:
         """Nothing to prepare: requests are made on threads of the engine's."""

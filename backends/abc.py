@@ -159,6 +159,14 @@ class Backend(abc.ABC):
     def forget(self) -> None:  # noqa: B027
         """Forget what was noted of files: they may be others by now."""
 
+    @property
+    def asked_loop(self) -> Any:
+        """The event loop that answers may have to come from, besides its driver's; None: there is none.
+
+        A sync read is refused on the thread that runs it.
+        """
+        return None
+
     @abc.abstractmethod
     def device(self, path: str) -> Hashable:
         """Name the device or store that `path` lives on: one scheduler for each."""

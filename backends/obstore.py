@@ -178,6 +178,14 @@ class ObstoreBackend(BulkBackend):
             return str(error)
         return None
 
+    @property
+    @override
+    def asked_loop(self) -> Any:
+        """The loop of the instance that answers what obstore cannot: fsspec's own, whatever the target's."""
+        from fsspec.asyn import get_loop  # noqa: PLC0415
+
+        return get_loop()
+
     @override
     def device(self, path: str) -> Hashable:
         """Name the store: engine, class, options (endpoint and credentials among them) and bucket."""

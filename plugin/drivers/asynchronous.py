@@ -28,7 +28,7 @@ from headrace.drivers.hedged import hedged
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import permitted
 from headrace.drivers.threaded import check_delivery, permit_of
-from headrace.drivers.waiting import wait_until_over
+from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.errors import ReadTimeoutError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
@@ -108,14 +108,8 @@ class AsyncDriver:
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
-        self._check_caller(job)
+        check_caller(job, self.loop)
         wait_until_over(job, timeout_s, revive=partial(self._look, job))
-
-    def _check_caller(self, job: Job) -> None:
-        """Refuse, as fsspec does, to wait on the very loop that reads: neither would go on."""
-        if asyncio._get_running_loop() is self.loop and not job.request.is_over:  # noqa: SLF001
-            msg = "a sync read was called from within the event loop that reads; await its async twin"
-            raise NotImplementedError(msg)
 
     def _look(self, job: Job) -> None:
         self._revive()

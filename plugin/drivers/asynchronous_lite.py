@@ -29,7 +29,7 @@ from headrace.drivers import interrupts
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
 from headrace.drivers.starting import start_thread
 from headrace.drivers.waiter import Waiter
-from headrace.drivers.waiting import LOOK_S, announce, deadline, late, wait_until_over
+from headrace.drivers.waiting import LOOK_S, announce, check_caller, deadline, late, wait_until_over
 from headrace.threads import call_locked
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class LiteAsyncDriver(AsyncDriver):
         if _runs_a_loop() or job.request.is_nested or interrupts.may_raise():
             self._tell_loop()
             self.keep(0)
+            check_caller(job)
             wait_until_over(job, timeout_s, revive=partial(self.keep, 0))
             return
         with interrupts.watched(job) if interrupts.is_watched() else contextlib.nullcontext():

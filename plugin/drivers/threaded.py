@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from headrace.core.request import State
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import Permit, permitted
-from headrace.drivers.waiting import wait_until_over
+from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.drivers.workers import Workers
 from headrace.errors import ShortReadError
 from headrace.types import NOT_YET
@@ -50,6 +50,7 @@ class ThreadedDriver:
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit and return when the request is over."""
+        check_caller(job)
         request = job.request
         request.is_awaited = True
         try:
@@ -66,6 +67,7 @@ class ThreadedDriver:
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
+        check_caller(job)
         wait_until_over(job, timeout_s, revive=self._workers_of(job).start_needed)
 
     def _begin(self, job: Job, timeout_s: float | None) -> None:  # noqa: ARG002 - of use where it calls itself

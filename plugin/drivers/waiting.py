@@ -7,8 +7,9 @@ Arrow's threads (`drivers.interrupts`).
 
 from __future__ import annotations
 
+import asyncio
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.drivers import interrupts
 from headrace.errors import ReadTimeoutError
@@ -41,6 +42,27 @@ def late(job: Job, when: str) -> ReadTimeoutError:
         # Cut afterwards: half a signed URL may not look like one. It need not be why: others went well since.
         error.add_note(f"an attempt had failed with: {redact_text(job.fault)[:TOLD_CHARACTERS]}")
     return error
+
+
+def check_caller(job: Job, loop: Any = None) -> None:
+    """Refuse, as fsspec does, to wait on the very loop that reads, or may have to: neither would go on.
+
+    Parameters
+    ----------
+    loop
+        The driver's, if it has one. Another may be the backend's.
+
+    Raises
+    ------
+    NotImplementedError
+        This thread runs it.
+    """
+    running = asyncio._get_running_loop()  # noqa: SLF001
+    if running is None or job.request.is_over:
+        return
+    if running is loop or running is job.backend.asked_loop:
+        msg = "a sync read was called from within the event loop that reads; await its async twin"
+        raise NotImplementedError(msg)
 
 
 def announce(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -12,11 +13,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import obstore
 import pytest
+from fsspec.asyn import get_loop, sync
 from obstore.store import HTTPStore
 from plain_http import Asked, PlainServer, Said, ranged
 from s3fs import S3FileSystem
@@ -32,6 +35,7 @@ from headrace.backends.abc import AsyncBackend
 from headrace.backends.obstore import ObstoreBackend
 from headrace.core.room import Calls
 from headrace.doctor import diagnose
+from headrace.drivers.permit import Permit, permitted
 from headrace.errors import BackendError, ObjectChangedError
 from headrace.testing import Fault, Faults, ObjectServer
 from headrace.testing.perform import make_ops
@@ -524,6 +528,44 @@ def test_op_by_op_an_open_file_is_of_one_version(server: ObjectServer, scheduled
         file.seek(0)
         with pytest.raises(ObjectChangedError):
             file.read(10)
+
+
+# -- beside event loops
+
+
+@pytest.mark.parametrize("hedge", [None, 1])
+def test_a_sync_read_on_the_loop_that_answers_for_the_engine_is_refused(
+    server: ObjectServer, scheduled_mode: str, hedge: int | None
+) -> None:
+    """As fsspec refuses it: what is missing is answered there, and both would wait for ever."""
+    target = S3FileSystem(**server.storage_options(), asynchronous=True, skip_instance_cache=True)
+    fs = headrace.HeadraceFileSystem(
+        fs=target,
+        scheduler=scheduled_mode,
+        cloud_engine="obstore",
+        hedge=hedge,
+        timeout_s=2,
+        skip_instance_cache=True,
+    )
+    missing = "bucket/nowhere", [0, 1000], [5, 1005]
+
+    async def called() -> list[type]:
+        read = fs.submit_ranges(*missing)
+        result, cat = partial(read.result, 2), partial(fs.cat_file, "bucket/nowhere", 0, 5)
+        calls = result, cat, partial(nested, fs, *missing)
+        refusals = [outcome(call) for call in calls]
+        while not read.done():  # noqa: ASYNC110 - it goes on meanwhile
+            await asyncio.sleep(0)
+        return [*refusals, *map(type, read.result(0).to_pylist(on_error="return"))]
+
+    assert sync(get_loop(), called) == [NotImplementedError] * 3 + [FileNotFoundError] * 2
+    assert at_rest(fs)
+
+
+def nested(fs: Any, *ranges: Any) -> Any:
+    """Read as inside of an op of headrace's."""
+    with permitted(Permit(0, "outer", 0, 1)):
+        return fs.read_ranges(*ranges).to_pylist()
 
 
 @pytest.mark.parametrize(("version", "is_old"), [("0.10.4", True), ("0.11.0", False), ("1.0.0b1", False)])
