@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 import os
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -42,8 +43,25 @@ PLAIN_OPTIONS = frozenset(
 """Options of every filesystem that change nothing in a read."""
 
 
+PASSING_S = 10.0
+"""So long it is not tried again to translate what was refused for now."""
+
+
 class InexactError(ValueError):
     """The options have no exact translation; the text says why."""
+
+
+class PassingError(InexactError):
+    """They have none now: what it takes of others (credentials, above all) could not be had."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self._until_s = monotonic() + PASSING_S
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it may be tried again."""
+        return monotonic() >= self._until_s
 
 
 @dataclass(frozen=True, slots=True)

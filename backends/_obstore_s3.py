@@ -35,6 +35,7 @@ from headrace.backends._obstore_client import (
     UNLIMITED_S,
     Client,
     InexactError,
+    PassingError,
     StoreOptions,
     check_class,
     check_environment,
@@ -96,6 +97,14 @@ _NOT_OVERRIDABLE = re.compile(r"AWS_(SERVER_SIDE_ENCRYPTION|SSE_.*)", re.IGNOREC
 
 _CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/]+)/\d+/([^/]+)/s3/aws4_request,")
 
+_PASSING = frozenset(
+    {
+        "ClientError", "ConnectionError", "CredentialRetrievalError", "HTTPClientError", "LoginError",
+        "MetadataRetrievalError", "OSError", "SSOError", "TokenRetrievalError",
+    }
+)  # fmt: skip
+"""Errors of who hands out credentials, of the way there, and of the system: nothing else is sent or asked."""
+
 _SHORT = timedelta(minutes=10)
 """How long refreshable credentials of unknown expiry are kept."""
 
@@ -121,7 +130,7 @@ class S3Client(Client):
         try:
             self._client = self._session.create_client("s3", **arguments)
         except Exception as error:
-            raise InexactError(f"botocore makes no client of the options ({type(error).__name__})") from error
+            raise _refusal("botocore makes no client of the options", error) from error
         asker._kwargs_helper = ParamKwargsHelper(self._client)  # noqa: SLF001 - as s3fs does it
         self._asker = asker
         self._sampling = threading.Lock()  # one sample at a time: its handler keeps it from being sent
@@ -201,8 +210,7 @@ class S3Client(Client):
         try:
             client.get_object(**arguments)
         except Exception as error:
-            why = f"botocore makes no request of the options ({type(error).__name__})"
-            raise InexactError(why) from error
+            raise _refusal("botocore makes no request of the options", error) from error
         finally:
             client.meta.events.unregister("before-send.s3.GetObject", unique_id="headrace")
         if not sent:
@@ -264,12 +272,19 @@ def _client_arguments(target: Any) -> tuple[Any, dict[str, Any]]:
     except StopIteration:
         pass
     except Exception as error:
-        raise InexactError(f"s3fs makes no client of the options ({type(error).__name__})") from error
+        raise _refusal("s3fs makes no client of the options", error) from error
     finally:
         connecting.close()
     if recorder.arguments is None:
         raise InexactError("this version of s3fs makes its client in another way")
     return asker, recorder.arguments
+
+
+def _refusal(what: str, error: Exception) -> InexactError:
+    """Say what came of an error: a refusal for good, unless it is not about the options."""
+    why = f"{what} ({type(error).__name__})"
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return PassingError(why) if names & _PASSING else InexactError(why)
 
 
 class _Recorder:

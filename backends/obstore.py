@@ -37,7 +37,7 @@ from typing_extensions import override
 from headrace.backends import _faults
 from headrace.backends import _obstore_faults as faults
 from headrace.backends._obstore_azure import AzureClient
-from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError
+from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError, PassingError
 from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends._obstore_requests import (
@@ -693,11 +693,14 @@ def _remember(target: Any) -> Client | str:
     kind = _client_class(target)
     assert kind is not None, "asked of object stores' filesystems alone"  # noqa: S101
     found: Client | str
+    # What is no matter of the options, and over sooner than the filesystem, is not kept.
     try:
         found = kind(target)
+    except PassingError as error:
+        return str(error)
     except InexactError as error:
         found = str(error)
-    except OSError as error:  # no matter of the options, and over sooner than the filesystem: not kept
+    except OSError as error:
         return f"its options cannot be looked at now ({error.strerror or type(error).__name__})"
     except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may
         found = f"its options do not translate ({type(error).__name__})"

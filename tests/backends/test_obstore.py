@@ -13,7 +13,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ import headrace
 import headrace.backends._obstore_faults as faults
 import headrace.backends._obstore_requests as requests_
 import headrace.backends._obstore_stores as stores
+from headrace.backends._obstore_client import PASSING_S
 from headrace.backends._obstore_requests import progress_of
 from headrace.backends._obstore_s3 import S3Client
 from headrace.backends.abc import AsyncBackend
@@ -223,6 +226,37 @@ def test_what_the_system_refuses_is_refused_for_now(
         without.setattr(S3Client, "__init__", refuse)
         assert "Too many open files" in str(ObstoreBackend.refuses(target))
     assert ObstoreBackend.refuses(target) is None
+
+
+def test_credentials_that_cannot_be_had_are_no_reason_to_do_without_the_engine_for_good(
+    server: ObjectServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where a filesystem is made meanwhile, nor where the store of a bucket is made again."""
+    is_broken, hands_out = tmp_path / "broken", tmp_path / "credentials.sh"
+    soon = datetime.now(UTC) + timedelta(minutes=5)  # to be replaced whenever they are used
+    hands_out.write_text(
+        f"#!/bin/sh\ntest -e {is_broken} && exit 1\n"
+        """echo '{"Version": 1, "AccessKeyId": "an-id", "SecretAccessKey": "s", "SessionToken": "t","""
+        f""" "Expiration": "{soon.isoformat()}"}}'\n"""
+    )
+    hands_out.chmod(0o700)
+    (tmp_path / "config").write_text(f"[profile role]\ncredential_process = {hands_out}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    target = S3FileSystem(profile="role", endpoint_url=server.url, skip_instance_cache=True)
+    is_broken.touch()
+    assert "CredentialRetrievalError" in str(ObstoreBackend.refuses(target))
+    is_broken.unlink()
+    assert ObstoreBackend.refuses(target) is None
+    made = ObstoreBackend(target)._stores
+    is_broken.touch()
+    assert made.bucket("bucket") is None
+    is_broken.unlink()
+    assert made.bucket("bucket") is None, "it is not asked for at every read"
+    assert "CredentialRetrievalError" in str(made.left_out())
+    later_s = monotonic() + PASSING_S
+    monkeypatch.setattr("headrace.backends._obstore_client.monotonic", lambda: later_s)
+    assert made.bucket("bucket") is not None
+    assert made.left_out() is None
 
 
 def test_who_was_refused_is_not_kept_for_it(server: ObjectServer) -> None:
