@@ -348,8 +348,9 @@ class ObstoreBackend(BulkBackend):
             fault = faults.fault_of(error, source.path)
             if fault is None:
                 self._note_refusal(error, bucket)
-                # Which of them it was is not said: each has its own answer, but for a refusal of all.
-                self._one_by_one(ops, self._ask_first(ops, rows) if faults.is_of_credentials(error) else rows)
+                # Which of them it was is not said: each has its own answer, but for an answer to all.
+                is_of_all = faults.is_of_credentials(error) or isinstance(error, FileNotFoundError)
+                self._one_by_one(ops, self._ask_first(ops, rows) if is_of_all else rows)
                 return
             bucket.note(0, has_failed=True)
             progress_of(ops).note(rows.tolist(), fault)
@@ -515,11 +516,15 @@ class ObstoreBackend(BulkBackend):
         return left
 
     def _ask_first(self, ops: Ops, rows: Int64Array) -> Int64Array:
-        """Have the wrapped filesystem answer one op; what is a refusal of all is the answer of the others."""
+        """Have the wrapped filesystem answer one op of an object; return those which that does not answer.
+
+        That nobody may read it, or that there is none, is the answer of all.
+        """
         first, rows = int(rows[0]), rows[1:]
         self._ask(ops, np.array([first]))
         error = ops.errors.get(first)
-        if isinstance(error, PermissionError) or (isinstance(error, faults.StoreError) and error.is_refusal):
+        is_refusal = isinstance(error, faults.StoreError) and error.is_refusal
+        if error is not None and (is_refusal or isinstance(error, (PermissionError, FileNotFoundError))):
             for row in rows.tolist():
                 ops.fail(row, error)
             return rows[:0]

@@ -481,6 +481,24 @@ def test_faults_that_begin_cost_the_calls_under_way(server: ObjectServer) -> Non
     assert len(gets(server)) <= 12_000
 
 
+def test_what_is_missing_is_asked_for_again_once_a_call(server: ObjectServer) -> None:
+    fs = native(server)
+    backend, asked = fs.channel.backend, list[int]()
+    plain = backend._client.ask
+
+    async def ask(asker: Any, ops: Any, row: int) -> None:
+        asked.append(row)
+        await plain(asker, ops, row)
+
+    backend._client.ask = ask
+    starts, ends = scattered(200)
+    found = fs.read_ranges("bucket/nowhere", starts, ends).to_pylist(on_error="return")
+    assert {type(answer) for answer in found} == {FileNotFoundError}
+    assert len(asked) <= 200 / backend.least_call_ops
+    assert len(server.requests) <= 200 + len(asked)
+    assert at_rest(fs)
+
+
 def test_retries_end_with_an_error_that_says_what(server: ObjectServer) -> None:
     fs = native(server, retries=1)
     server.faults = Faults(is_storm=True)
