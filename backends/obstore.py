@@ -27,6 +27,8 @@ import importlib.util
 import re
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -611,7 +613,17 @@ async def _beside(look: Awaitable[None], call: Callable[[], Awaitable[T]]) -> T:
 
 
 def _run(what: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a loop of its own, and leave alone which loop the thread has set."""
+    """Run a coroutine on a loop of its own, and leave alone which loop the thread has set.
+
+    Where that thread runs one (a nested read is performed where it came from) another thread runs this.
+    """
+    if asyncio._get_running_loop() is None:  # noqa: SLF001
+        return _run_here(what)
+    with ThreadPoolExecutor(1, "headrace-nested") as beside:
+        return beside.submit(copy_context().run, _run_here, what).result()
+
+
+def _run_here(what: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(what)
 

@@ -614,9 +614,30 @@ def test_a_sync_read_on_the_loop_that_answers_for_the_engine_is_refused(
     assert at_rest(fs)
 
 
+@pytest.mark.parametrize("n", [1, 20])
+async def test_a_nested_read_on_a_thread_that_runs_a_loop_meets_faults_as_any_other(
+    server: ObjectServer, scheduled_mode: str, n: int
+) -> None:
+    """It is performed on that thread, as that of a zip file's member in a notebook."""
+    fs = native(server, scheduled_mode)
+    starts = [1000 * k for k in range(n)]
+    ranges = starts, [start + 5 for start in starts]
+    refusals = [Fault("slow_down")]
+    server.script = lambda _: refusals.pop() if refusals else None
+    assert nested(fs, PATH, *ranges) == [DATA[start : start + 5] for start in starts]
+    assert not refusals
+    assert outcome(nested, fs, "bucket/nowhere", *ranges) is FileNotFoundError
+    with fs.open(PATH) as file, permitted(Permit(0, "outer")):
+        assert file.read(5) == DATA[:5]
+        server.replace("bucket", "data.bin", OTHER)
+        file.seek(SIZE // 2)
+        assert outcome(file.read, 5) is ObjectChangedError
+    assert at_rest(fs)
+
+
 def nested(fs: Any, *ranges: Any) -> Any:
     """Read as inside of an op of headrace's."""
-    with permitted(Permit(0, "outer", 0, 1)):
+    with permitted(Permit(0, "outer")):
         return fs.read_ranges(*ranges).to_pylist()
 
 
