@@ -318,7 +318,8 @@ class Runtime:
         if isinstance(backend, ThreadedBackend):
             return ThreadedDriver(Workers(_io_parallelism(backend, settings), "headrace-read"))
         if isinstance(backend, BulkBackend):
-            return BulkDriver(Workers(bulk.MOST_CALLS, "headrace-read", bulk.IDLE_S), is_lite=mode == "lite")
+            workers = Workers(bulk.MOST_THREADS, "headrace-read", bulk.IDLE_S)
+            return BulkDriver(workers, is_lite=mode == "lite")
         if isinstance(backend, AsyncBackend):
             if mode == "lite" and backend.foreign_loop is None:
                 return LiteAsyncDriver(backend, LoopThread("headrace-keeper"), settings.try_timeout_s)

@@ -50,7 +50,13 @@ IDLE_S = 5.0
 """Seconds a worker stays."""
 
 MOST_CALLS = 128
-"""Threads that make calls, at the most."""
+"""Calls of one device that are under way, at the most."""
+
+MOST_THREADS = 8 * MOST_CALLS
+"""Threads that make them, of all devices: one whose calls hang leaves enough for others.
+
+More than there ordinarily are: they start when they are wanted, and `MOST_CALLS` bounds those of each device.
+"""
 
 
 class BulkDriver(ThreadedDriver):
@@ -59,7 +65,7 @@ class BulkDriver(ThreadedDriver):
     Parameters
     ----------
     workers
-        As many threads as calls may be under way.
+        As many threads as calls may be under way, of all devices.
     is_lite
         Whether a waiter makes calls itself.
     """

@@ -16,6 +16,7 @@ import headrace.runtime
 from headrace.backends import registry
 from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict
 from headrace.drivers import workers
+from headrace.drivers.bulk import MOST_CALLS
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.filesystem import HeadraceFileSystem
 
@@ -208,6 +209,29 @@ def test_what_does_not_fit_one_call_is_shared(fs: HeadraceFileSystem, backend: R
     names = {name for name, _ in backend.calls}
     assert len(names) == 4
     assert ("waiter" in names) is (fs.mode == "lite")
+
+
+def test_a_device_that_hangs_leaves_threads_to_others(
+    fs: HeadraceFileSystem, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    monkeypatch.setattr(headrace.runtime, "soft_limit", lambda _name: None)  # so many calls as there may be
+    monkeypatch.setattr(backend, "device", lambda path: path)
+    plain, gate = backend.perform, threading.Event()
+
+    def perform(ops: Any, rows: Any) -> None:
+        plain(ops, rows)
+        if "hung" in ops.sources[0].path:
+            assert gate.wait(WAIT_S)
+
+    monkeypatch.setattr(backend, "perform", perform)
+    hung = [fs.submit_ranges("hung", [0], [5]) for _ in range(MOST_CALLS + 20)]
+    wait_until(lambda: len(backend.calls) == MOST_CALLS)
+    try:
+        assert fs.submit_ranges("other", [0], [5]).result(WAIT_S / 2).to_pylist() == [DATA[:5]]
+        assert len(backend.calls) == MOST_CALLS + 1
+    finally:
+        gate.set()
+    assert [read.result(WAIT_S).to_pylist() for read in hung] == [[DATA[:5]]] * len(hung)
 
 
 def test_a_read_that_finds_no_thread_says_so(fs: HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
