@@ -504,8 +504,9 @@ class HeadraceFile(io.BufferedIOBase):
         self._check_open()
         size = size or self.blocksize or CLAMP_ABOVE_BYTES
         self._blocks.keep(start, self._bytes_at(start, self._wanted(size, start)))
-        if self.closed:  # by a signal's handler, or another thread
+        if self._source is None:  # closed by a signal's handler: another thread waits until this read is over
             self._blocks.clear()
+            self._check_open()  # what is not there any more is no end of the file
 
     # -- the rest of the protocol
 
@@ -576,9 +577,6 @@ class HeadraceFile(io.BufferedIOBase):
     @override
     def close(self) -> None:
         """Let go of the source; a read in progress on another thread ends first by itself."""
-        if self.closed:
-            self._blocks.clear()  # where the first one was cut
-            return
         super().close()
         # In a forked child nobody may be left to free the lock, and the source is the parent's.
         is_here = self._pid == os.getpid()
@@ -587,7 +585,7 @@ class HeadraceFile(io.BufferedIOBase):
             self._prefetcher = None
             self._end_run()
             self._blocks.clear()
-        if is_here:
+        if is_here and source is not None:  # else it was closed before
             self._reader.release(source)
 
     @override

@@ -13,8 +13,10 @@ import io
 import os
 import pickle
 import random
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -623,6 +625,58 @@ def test_a_file_that_is_closed_while_its_size_is_asked_says_so(
     monkeypatch.setattr(type(file), "_check_open", check_and_close)
     with pytest.raises(ValueError, match="closed file"):
         _ = file.size
+
+
+def _into(file: Any) -> bytes:
+    buffer = bytearray(100)
+    return bytes(buffer[: file.readinto(buffer)])
+
+
+WAYS_TO_READ: dict[str, Callable[[Any], Callable[[], bytes]]] = {
+    "read": lambda file: lambda: file.read(100),
+    "readinto": lambda file: lambda: _into(file),
+    "read1": lambda file: lambda: file.read1(100),
+    "read_buffer": lambda file: lambda: file.read_buffer(100).to_pybytes(),
+    "readline": lambda file: file.readline,
+    "lines": lambda file: partial(next, iter(file), b""),
+    "text": lambda file: partial(lambda text: text.readline().encode(), io.TextIOWrapper(file, newline="")),
+}
+
+
+@pytest.mark.parametrize("is_handler", [False, True], ids=["by_another_thread", "by_a_handler"])
+@pytest.mark.parametrize("way", WAYS_TO_READ)
+@pytest.mark.parametrize("protocol", ["file", "arecording"])
+def test_a_file_that_is_closed_while_it_is_read_does_not_end_early(
+    protocol: str,
+    path: str,
+    way: str,
+    is_handler: bool,
+    scheduled_mode: str,
+    wait_until: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The read under way ends as if nothing had been, or says that the file is closed; later ones say so."""
+    file = _wrapped(protocol, {"scheduler": scheduled_mode}).open(path, "rb")
+    step, got = WAYS_TO_READ[way](file), list[bytes]()
+    other = threading.Thread(target=file.close)
+    read = type(file)._bytes_at
+
+    def closed_meanwhile(file: Any, start: int, wanted: int) -> bytes:
+        data = read(file, start, wanted)
+        if is_handler:
+            file.close()
+        else:
+            other.start()
+            wait_until(lambda: file.closed)
+        return data
+
+    monkeypatch.setattr(type(file), "_bytes_at", closed_meanwhile)
+    with pytest.raises(ValueError, match="closed file"):
+        got.extend(iter(step, b""))
+    assert CONTENT.startswith(b"".join(got))
+    if not is_handler:
+        assert got
+        other.join()
 
 
 def test_it_says_of_itself_what_fsspecs_files_do(scheduled: headrace.HeadraceFileSystem, path: str) -> None:
