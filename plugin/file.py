@@ -590,10 +590,13 @@ class HeadraceFile(io.BufferedIOBase):
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
+        etag = getattr(self._source, "etag", None)
+        # The length of an object is that of a version: without one it is asked for anew.
+        is_length_known = etag is not None or not self._reader.is_by_path
         options = {
             **getattr(self._source, "options", {}),
             "priority": self._urgency.priority.base,
-            "size": self._size,
+            **({"size": self._size, "etag": etag} if is_length_known else {}),
             **({"block_size": self.blocksize} if self.blocksize else {"cache_type": "none"}),
         }
         return _reopen, (self.fs, self.path, self._now_at(), options)
@@ -617,7 +620,7 @@ def _as_count(length: Any) -> int:
 
 
 def _reopen(fs: Any, path: str, position: int, options: dict[str, Any]) -> HeadraceFile:
-    """Open a pickled file again, where it was."""
+    """Open a pickled file again, where it was; of an object the same version, where the store tells it."""
     file: HeadraceFile = fs.open(path, "rb", **options)
     file.seek(position)
     return file

@@ -623,6 +623,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
         if set(mode) not in _READING or self._reader is None:
             self._urgency(options.pop("priority", None))
+            options.pop("etag", None)  # of a file that was pickled where it was scheduled
             file = self._open_of_target(path, mode, block_size, options)
         else:
             self._begin_read(self._reader)
@@ -644,6 +645,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         priority: int | None = None,
         cache_type: str | None = None,
         size: int | None = None,
+        etag: str | None = None,
         look: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -663,7 +665,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return open_of_target()
         try:
             with redacted_errors():
-                source, size = self._exclusively(reader.open_source, path, size, kwargs, info=look)
+                source, size = self._exclusively(reader.open_source, path, size, kwargs, etag, look)
         except UnsizedFileError:
             return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))

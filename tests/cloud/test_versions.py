@@ -106,10 +106,20 @@ def test_a_store_that_knows_no_conditions_is_sent_none(
     assert not any("If-Match" in request.headers for request in server.requests)
 
 
-def test_a_pickled_file_is_opened_anew(server: ObjectServer, cloud_engine: str) -> None:
-    file = pickle.dumps(filesystem(server, cloud_engine).open("bucket/folder/key"))
-    server.replace("bucket", "folder/key", NEW)
-    assert pickle.loads(file).read() == NEW
+@pytest.mark.parametrize("read_bytes", [0, 10])
+def test_a_pickled_file_is_of_the_version_that_it_was(
+    server: ObjectServer, cloud_engine: str, read_bytes: int
+) -> None:
+    """Its position and its length are those of that one."""
+    file = filesystem(server, cloud_engine).open("bucket/folder/key")
+    assert file.read(read_bytes) == OLD[:read_bytes]
+    pickled = pickle.dumps(file)
+    server.forget()
+    assert pickle.loads(pickled).read() == OLD[read_bytes:]
+    assert set(methods(server)) == {"GET"}, "its length is not asked for again"
+    server.replace("bucket", "folder/key", NEW * 2)
+    with pytest.raises(ObjectChangedError):
+        pickle.loads(pickled).read()
 
 
 def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_mode: str) -> None:

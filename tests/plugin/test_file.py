@@ -698,6 +698,18 @@ def test_a_pickled_file_is_as_urgent_as_it_was(scheduled: headrace.HeadraceFileS
             assert again.read(20) == CONTENT[7:27]
 
 
+def test_a_pickled_file_of_no_version_is_as_long_as_it_is_now(tmp_path: Path, scheduled_mode: str) -> None:
+    """Its length is asked for again, where nothing would tell that it is another one's."""
+    path = tmp_path / "object"
+    path.write_bytes(CONTENT)
+    with _wrapped("arecording", {"scheduler": scheduled_mode}).open(path) as file:
+        file.seek(7)
+        pickled = pickle.dumps(file)
+    path.write_bytes(CONTENT * 2)
+    with pickle.loads(pickled) as again:
+        assert again.read() == (CONTENT * 2)[7:]
+
+
 def test_lengths_may_be_narrow_integers_of_numpys(tmp_path: Path, scheduled_mode: str) -> None:
     """A length that was read as a byte, beyond the 256th: added to a position it would be another."""
     path = tmp_path / "records.bin"
