@@ -18,6 +18,7 @@ import numpy as np
 
 from headrace.batch import RangeBatch
 from headrace.columns import first_bad
+from headrace.errors import without_frames
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -292,7 +293,8 @@ def answer_or_error(function: Callable[..., T], *args: Any) -> T | Exception:
 
 def or_error(function: Callable[..., T], given: Any, *args: Any) -> T | Exception:
     """Call it for what is no exception already."""
-    return given if isinstance(given, Exception) else answer_or_error(function, given, *args)
+    answer = given if isinstance(given, Exception) else answer_or_error(function, given, *args)
+    return without_frames(answer) if isinstance(answer, Exception) else answer
 
 
 def raise_first(found: list[Any]) -> list[Any]:

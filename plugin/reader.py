@@ -33,7 +33,7 @@ from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
 from headrace.drivers.waiting import deadline, late
-from headrace.errors import ObjectChangedError, ReadTimeoutError
+from headrace.errors import ObjectChangedError, ReadTimeoutError, without_frames
 from headrace.jobs import Urgency, check_outcome, hand_over, left_s, wait_for_all
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
@@ -300,8 +300,7 @@ class Reader(SingleReader):
                 advise_scattered(source)
             except Exception as error:  # noqa: BLE001 - the answer of that file's ranges
                 raise_if_of_a_handler(error)
-                # Without its traceback, which holds the other files open as long as it lives.
-                failed[number], source = error.with_traceback(None), None
+                failed[number], source = without_frames(error), None  # which hold the other files open
             sources.append(source)
         if self._asks_too_much(ranges, longest):
             self._clip(ranges, sources)
@@ -424,7 +423,7 @@ class Reader(SingleReader):
             check_outcome(job)
             settled.length[rows] = ops.got
             for op, error in ops.errors.items():
-                settled.errors[settled.again[op]] = _as_exception(error)
+                settled.errors[settled.again[op]] = _as_answer(error)
             hand_over(job, None, int(ops.got.sum()))
         except BaseException:
             self.channel.engine.lost.append(job)
@@ -537,6 +536,7 @@ def _settle(part: Part) -> Settled:
 
 def _note_failures(part: Part, settled: Settled, errors: dict[int, Exception]) -> list[int]:
     """Note each failed range's own error; returns the ranges to be asked again."""
+    answers = {op: _as_answer(error) for op, error in part.job.ops.errors.items()}
     rows = np.flatnonzero((settled.failed_op >= 0) | settled.unsettled)
     again = []
     for row in rows.tolist():
@@ -544,9 +544,10 @@ def _note_failures(part: Part, settled: Settled, errors: dict[int, Exception]) -
         if settled.unsettled[row]:
             again.append(caller)
         else:
-            errors[caller] = _as_exception(part.job.ops.errors[int(settled.failed_op[row])])
+            errors[caller] = answers[int(settled.failed_op[row])]
     return again
 
 
-def _as_exception(error: BaseException) -> Exception:
+def _as_answer(error: BaseException) -> Exception:
+    error = without_frames(error)
     return error if isinstance(error, Exception) else RuntimeError(repr(error))

@@ -9,9 +9,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+import recording  # noqa: F401 - registers its filesystems
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ import headrace
 from headrace import arenas as arenas_
 from headrace.arenas import Arenas
 from headrace.memory import MAPPED_BYTES
+from headrace.testing import ObjectServer
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -81,6 +84,34 @@ def test_a_finaliser_that_comes_while_the_lock_is_held_waits_for_nobody(arenas: 
         assert len(extra) == SIZE
     assert arenas.idle_bytes == SIZE
     assert arenas.take(SIZE, 64 * MIB).ctypes.data
+
+
+@pytest.mark.parametrize("protocol", ["memory", "recording", "arecording", "s3"])
+def test_a_kept_error_keeps_no_memory_of_its_read(
+    arenas: Arenas, tmp_path: Path, protocol: str, scheduled_mode: str, wait_until: Any
+) -> None:
+    """Nor does an error of a read that is gone, until a collection."""
+    with ObjectServer() as server:
+        target = fsspec.filesystem(protocol, **(server.storage_options() if protocol == "s3" else {}))
+        server.put("bucket", "there", bytes(SIZE))
+        (tmp_path / "there").write_bytes(bytes(SIZE))
+        if protocol == "memory":
+            target.pipe_file(f"{tmp_path}/there", bytes(SIZE))
+        fs = headrace.wrap(target, scheduler=scheduled_mode, cloud_engine="obstore")
+        folder = "bucket" if protocol == "s3" else str(tmp_path)
+        paths, ends = [f"{folder}/there", f"{folder}/gone"], [SIZE, 10]
+        gc.collect()
+        gc.disable()
+        try:
+            whole, error = fs.cat_ranges(paths, [0, 0], ends, max_gap=0)
+            assert whole == bytes(SIZE)
+            wait_until(lambda: not arenas.out_bytes)  # a worker may be about to let go of it
+        finally:
+            gc.enable()
+    assert isinstance(error, FileNotFoundError)
+    assert any(note.startswith("raised in ") for note in error.__notes__)
+    with pytest.raises(FileNotFoundError):
+        raise error
 
 
 def batch_of(fs: headrace.HeadraceFileSystem, path: Path, seed: int) -> tuple[Any, list[bytes]]:

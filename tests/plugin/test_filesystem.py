@@ -363,7 +363,9 @@ def test_an_error_tells_file_and_range(scheduled_mode: str) -> None:
     (listed,) = fs.cat_ranges(["folder/key"], [100], [110])
     for error in (batch.errors[1], listed):
         assert (type(error), str(error)) == (OSError, "[Errno 5] boom")
-        assert error.__notes__ == ["headrace read 'folder/key', bytes 100 to 110"]
+        place, line = error.__notes__
+        assert place == "headrace read 'folder/key', bytes 100 to 110"
+        assert line.startswith(f"raised in cat_file, {__file__}:")
     with pytest.raises(OSError, match="boom") as caught:
         fs.cat_file("folder/key")
     assert caught.value.__notes__ == ["headrace read 'folder/key'"]
