@@ -117,6 +117,16 @@ class Reader(SingleReader):
         buffer = result_buffer(total) if out is None else checked_out(out, total)
         return RangeBatch.joined(batches, blocks, buffer)
 
+    async def _read_in_blocks_async(
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None
+    ) -> RangeBatch:
+        if out is not None:
+            checked_out(out, 0)  # before anything is read
+        batch = await call_apart(self.read, ranges, urgency)
+        if out is None:
+            return batch
+        return RangeBatch.joined([batch], [np.arange(len(batch))], checked_out(out, batch.nbytes))
+
     def read_long(self, ranges: Ranges, urgency: Urgency) -> list[bytes | Exception] | None:
         """Read ranges that are all long straight into the `bytes` of each, or say that they are not.
 
@@ -182,18 +192,25 @@ class Reader(SingleReader):
             raise
 
     async def read_async(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None) -> RangeBatch:
-        """Read without blocking the caller's event loop, which need not be ours."""
+        """Read without blocking the caller's event loop, which need not be ours.
+
+        `out` is written on that loop's thread alone: who cancels this has his memory again at once (I9).
+        """
         check_not_exiting()
-        if out is not None or self.opens_too_many(ranges):
-            return await call_apart(self.read, ranges, urgency, out)
+        if self.opens_too_many(ranges):
+            return await self._read_in_blocks_async(ranges, urgency, out)
         ranges.own()
         parts, buffer = self._prepare(ranges, urgency, None)
+        if out is not None:
+            checked_out(out, len(buffer))  # before anything is read
         read = Read(self, ranges, parts, buffer)
         loop = asyncio.get_running_loop()
         try:
             # Awaited with its siblings, which may pass the budget anyhow (I2).
             for over in [self._launch_awaited(part.job, loop) for part in parts]:
                 await over
+            if out is not None:
+                read._buffer = _copied(buffer, out)  # noqa: SLF001 - made here
         except BaseException:
             # Whoever keeps the task that was cancelled keeps `read`, and what it reserves with it (I3).
             self.channel.engine.lost.extend(part.job for part in parts)

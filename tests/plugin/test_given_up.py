@@ -22,6 +22,7 @@ import headrace.runtime
 from headrace import HeadraceFileSystem, ReadTimeoutError
 from headrace.drivers.apart import call_apart
 from headrace.errors import SchedulerClosedError
+from headrace.reader import Reader
 from headrace.testing import Fault, ObjectServer
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -131,6 +132,64 @@ def test_the_callers_memory_is_his_again(
     assert out == b"mine" * 5
     assert fs.read_ranges("free", [5, 15], [15, 25], out=out).to_pylist() == [DATA[5:15], DATA[15:25]]
     assert out == DATA[5:25]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_of_a_coroutine_that_was_cancelled_is_the_callers(
+    kind: str, mode: str, wait_until: Wait
+) -> None:
+    fs, out = HeadraceFileSystem(fs=KINDS[kind](), scheduler=mode), bytearray(20)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(fs._read_ranges("a", [0, 10], [10, 20], out=out), SOON_S)
+        out[:] = b"mine" * 5
+        may_go.set()
+        await fs._read_ranges("free", [0], [5])  # after it, where the filesystem is one thread's at a time
+        await asyncio.to_thread(wait_until, lambda: at_rest(fs))
+        assert out == b"mine" * 5
+        found = await fs._read_ranges("free", [5, 15], [15, 25], out=out)
+        assert found.to_pylist() == [DATA[5:15], DATA[15:25]]
+        assert out == DATA[5:25]
+        with pytest.raises(ValueError, match="out holds 20 bytes, the result needs 21"):
+            await fs._read_ranges("free", [5], [26], out=out)
+
+    asyncio.run(main())
+
+
+def test_the_memory_of_a_coroutine_that_reads_many_files_is_the_callers(
+    scheduled_mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread reads those, some at a time, and reads on when it is cancelled."""
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 1)
+    paths = [str(tmp_path / name) for name in "ab"]
+    for path in paths:
+        Path(path).write_bytes(DATA)
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler=scheduled_mode)
+    out, begun, over = bytearray(20), threading.Event(), threading.Event()
+    read = Reader._read_in_blocks
+
+    def held(*args: Any) -> Any:
+        begun.set()
+        assert may_go.wait(WAIT_S)
+        try:
+            return read(*args)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(Reader, "_read_in_blocks", held)
+
+    async def main() -> None:
+        reading = asyncio.ensure_future(fs._read_ranges(paths, [0, 0], [10, 10], out=out))
+        assert await asyncio.to_thread(begun.wait, WAIT_S)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        may_go.set()
+        assert await asyncio.to_thread(over.wait, WAIT_S)
+        assert out == bytes(20)
+
+    asyncio.run(main())
 
 
 def test_a_file_that_is_closed_with_a_read_on_its_way_holds_up_nobody(

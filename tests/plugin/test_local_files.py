@@ -164,7 +164,7 @@ def test_many_files_without_descriptors_are_one_batch(
     assert asyncio.run(fs._read_ranges(paths, [0] * 10, [10] * 10)).to_pylist() == expected
 
 
-@pytest.mark.parametrize("how", ["sync", "async", "out"])
+@pytest.mark.parametrize("how", ["sync", "async", "out", "async out"])
 def test_many_files_of_a_batch_are_open_some_at_a_time(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -175,22 +175,24 @@ def test_many_files_of_a_batch_are_open_some_at_a_time(
         Path(name).write_bytes(DATA[number:])
     asked, starts, ends = [*paths, *reversed(paths)], np.arange(20), np.arange(20) + 10
     most = count_opened(fs, str(tmp_path), monkeypatch)
-    if how == "async":
-        batch = asyncio.run(fs._read_ranges(asked, starts, ends))
-    else:
-        out = np.zeros(200, np.uint8) if how == "out" else None
-        batch = fs.read_ranges(asked, starts, ends, out=out)
+
+    def read(out: Any) -> Any:
+        if how.startswith("async"):
+            return asyncio.run(fs._read_ranges(asked, starts, ends, out=out))
+        return fs.read_ranges(asked, starts, ends, out=out)
+
+    out = np.zeros(200, np.uint8) if how.endswith("out") else None
+    batch = read(out)
     assert 0 < most[0] <= 4
     answers = batch.to_pylist(on_error="return")
     assert [type(answers[row]) for row in (9, 10)] == [FileNotFoundError] * 2
     of_file, there = [*range(10), *range(9, -1, -1)], [*range(9), *range(11, 20)]
     expected = [DATA[row + of_file[row] :][:10] for row in there]
     assert [answers[row] for row in there] == expected
-    if how == "out":
-        assert out is not None
+    if out is not None:
         assert all(np.shares_memory(np.frombuffer(batch[row], np.uint8), out) for row in there)
         with pytest.raises(ValueError, match="out holds 100 bytes, the result needs 180"):
-            fs.read_ranges(asked, starts, ends, out=np.zeros(100, np.uint8))
+            read(np.zeros(100, np.uint8))
 
 
 def test_an_error_holds_no_files_open(path: str, scheduled_mode: str) -> None:
