@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from headrace.core.plan import Settled
     from headrace.core.request import Request
     from headrace.ranges import Bounds, Ranges, Single
+    from headrace.single import Begun
 
 FEW_REQUESTS = 10_000
 """Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
@@ -232,19 +233,25 @@ class Reader(SingleReader):
     async def cat_many_async(
         self, asked: Sequence[Single | Exception], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
-        """Async twin of `cat_many`: what is given up ends, and holds no thread till then."""
+        """Async twin of `cat_many`: what is given up ends, and holds no thread till then.
+
+        Each is taken as soon as it and those before it are there: the budget may not hold all of them.
+        """
         if not self.is_by_path:
             return await call_apart(self.cat_many, asked, urgency, options)
-        loop, jobs, ends = asyncio.get_running_loop(), list[Job](), list[asyncio.Future[None]]()
+        loop, jobs, ends = asyncio.get_running_loop(), list[Job](), dict[Job, asyncio.Future[None]]()
 
         def launch(job: Job) -> None:
-            ends.append(self._launch_awaited(job, loop))
+            ends[job] = self._launch_awaited(job, loop)
+
+        async def end(one: Begun | Exception) -> bytes | Exception:
+            if isinstance(one, tuple) and one[0] in ends:  # and neither failed nor is over
+                await ends[one[0]]
+            return or_error(self._end_cat, one, None)
 
         try:
             begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
-            for over in ends:
-                await over
-            return [or_error(self._end_cat, one, None) for one in begun]
+            return [await end(one) for one in begun]
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()

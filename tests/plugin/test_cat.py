@@ -451,6 +451,37 @@ def test_whole_files_are_read_side_by_side(mode: str, options: dict[str, Any]) -
     assert at_rest(fs)
 
 
+class Couples(Meeting):
+    """Answers two requests together."""
+
+    protocol = "couples"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.both = asyncio.Barrier(2)
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        try:
+            await asyncio.wait_for(self.both.wait(), 20)
+        except TimeoutError:
+            await self.both.abort()
+            raise
+        return path.encode()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whole_files_of_more_than_the_budget_are_read_side_by_side(
+    scheduled_mode: str, *, is_async: bool
+) -> None:
+    """Each that is taken makes room for another."""
+    settings = {"max_op_bytes": 1 << 20, "buffer_bytes": 2 << 20, "retries": 0}
+    fs = headrace.HeadraceFileSystem(fs=Couples(), scheduler=scheduled_mode, **settings)
+    paths = [f"store/{name}" for name in "abcdef"]
+    found = asyncio.run(fs._cat(paths)) if is_async else fs.cat(paths)
+    assert found == {path: path.encode() for path in paths}
+    assert at_rest(fs)
+
+
 @pytest.mark.parametrize("paths", [["a"], ["a", "b"]])
 def test_how_many_at_a_time_is_no_option_of_a_read(mode: str, paths: list[str]) -> None:
     fs = headrace.HeadraceFileSystem(fs=Meeting(expected=1), scheduler=mode)
