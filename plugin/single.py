@@ -198,6 +198,8 @@ class SingleReader(QuickReader):
     ) -> bytes:
         """Return the bytes between bounds, as the wrapped filesystem understands them (I8)."""
         source = self._open_for(path, bounds, options)
+        if self._is_nothing(bounds, options):
+            return b""
         if not isinstance(source, PathSource):
             try:
                 return self._cat_source(source, path, bounds, urgency)
@@ -237,6 +239,10 @@ class SingleReader(QuickReader):
             if job.request.state is not State.RETIRED:
                 job.engine.lost.append(job)
                 job.engine.settle_lost()
+
+    def _is_nothing(self, bounds: Bounds, options: dict[str, Any]) -> bool:
+        """Whether a store would be asked for no bytes: it takes "bytes=5-4" for no range, and sends all."""
+        return self.is_by_path and not options and is_plain(*bounds) and bounds[0] == bounds[1]
 
     def _is_one_op(self, start: int | None, end: int | None) -> bool:
         """Whether the bounds are offsets, and what lies between them one op: its length is known then."""
@@ -288,7 +294,7 @@ class SingleReader(QuickReader):
     ) -> Begun:
         path, bounds = single[0], as_bounds(single[1])
         source = self._open_for(path, bounds, options)
-        if not isinstance(source, PathSource):
+        if self._is_nothing(bounds, options) or not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds
         job = self._whole_job(source, urgency, self._charged_bytes(bounds))
         jobs.append(job)

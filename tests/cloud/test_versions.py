@@ -236,3 +236,17 @@ def test_a_slash_at_the_end_is_part_of_a_name(server: ObjectServer, cloud_engine
         assert fs.read_ranges(path, [0], [4]).to_pylist() == [NEW[:4]]
     assert fs.cat_file("bucket/twins") == OLD[:10]
     assert fs.cat_file("bucket/marker/") == b""
+
+
+def test_an_empty_range_is_not_asked_for(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
+) -> None:
+    """The store would take "bytes=5-4" for no range, and send all of the object."""
+    fs, path = filesystem(server, cloud_engine, scheduled_mode), "bucket/folder/key"
+    assert fs.cat_file(path, 5, 5) == b""
+    assert fs.cat([path, "bucket/twin"], start=5, end=5) == {path: b"", "bucket/twin": b""}
+    assert fs.cat_ranges([path], [5], [5]) == [b""]
+    assert server.requests == []
+    with pytest.raises(ValueError, match="largest offset"):
+        fs.cat_file(path, 1 << 63, 1 << 63)
+    assert fs.cat_file(path, 5, 6) == OLD[5:6]
