@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
-    from headrace.ranges import Single
+    from headrace.ranges import Asked, Single
     from headrace.stats import Stats
 
 _OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
@@ -413,8 +413,18 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
                 return few
         asked = ask(paths, starts, ends, self._file_path, max_gap)
         self._begin_read(reader)
+        return self._cat_asked(reader, asked, on_error)
+
+    def _cat_asked(self, reader: Reader, asked: Asked, on_error: str) -> list[Any]:
+        """Read what `cat_ranges` is asked for, by means of as many reads as that takes."""
+        max_gap = asked.plain.max_gap
+        if asked.has_odd_bounds or reader.opens_too_many(asked.plain):
+            reader = reader.of_one_call()
         if reader.opens_too_many(asked.plain):
-            read = partial(self.cat_ranges, max_gap=max_gap, on_error=on_error)
+
+            def read(paths: Any, starts: Any, ends: Any) -> list[Any]:
+                return self._cat_asked(reader, ask(paths, starts, ends, self._file_path, max_gap), on_error)
+
             return asked.answers_in_blocks(MOST_OPEN, read)
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:

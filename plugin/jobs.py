@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from typing_extensions import override
 
@@ -92,10 +92,25 @@ class Places:
 
 
 class JobMaker:
-    """Makes and runs jobs on one channel."""
+    """Makes and runs jobs on one channel.
 
-    def __init__(self, channel: Channel) -> None:
+    Parameters
+    ----------
+    until_s
+        When the time-out of the call is over that all of them are of, on the clock of `perf_counter`; None:
+        each is a call of its own.
+    """
+
+    def __init__(self, channel: Channel, until_s: float | None = None) -> None:
         self.channel = channel
+        self.until_s = until_s
+
+    def of_one_call(self) -> Self:
+        """Return one whose jobs together last no longer than one may."""
+        timeout_s = self.channel.settings.timeout_s
+        if timeout_s is None or self.until_s is not None:
+            return self
+        return type(self)(self.channel, deadline(timeout_s))
 
     def job(
         self,
@@ -149,12 +164,18 @@ class JobMaker:
         if keep is not None:
             keep(0)
 
-    def run(self, job: Job, timeout_s: float | None) -> None:
-        """Submit a job and return when its request is over."""
+    def run(self, job: Job, until_s: float | None = None) -> None:
+        """Submit a job and return when its request is over: in time, or till then if it is part of a call."""
+        timeout_s, until_s = self.channel.settings.timeout_s, until_s or self.until_s
         if job.engine.is_inside():
             run_unscheduled(job)
-        else:
+        elif until_s is None:
             self.channel.driver.run(job, timeout_s)
+        else:
+            try:
+                self.channel.driver.run(job, left_s(until_s))
+            except ReadTimeoutError:
+                raise late(job, f"within {timeout_s} s") from None
 
 
 def run_unscheduled(job: Job) -> None:

@@ -32,9 +32,9 @@ from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
-from headrace.drivers.waiting import deadline, late
-from headrace.errors import ObjectChangedError, ReadTimeoutError, without_frames
-from headrace.jobs import Urgency, check_outcome, hand_over, left_s, wait_for_all
+from headrace.drivers.waiting import deadline
+from headrace.errors import ObjectChangedError, without_frames
+from headrace.jobs import Urgency, check_outcome, hand_over, wait_until
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
@@ -110,8 +110,9 @@ class Reader(SingleReader):
         by_file = np.argsort(ranges.file, kind="stable")
         firsts = np.arange(0, len(ranges.paths), MOST_OPEN)
         blocks = np.split(by_file, np.searchsorted(ranges.file[by_file], firsts[1:]))
+        reader = self.of_one_call()
         batches = [
-            self.read(ranges.of_files(first, MOST_OPEN, rows), urgency)
+            reader.read(ranges.of_files(first, MOST_OPEN, rows), urgency)
             for first, rows in zip(firsts.tolist(), blocks, strict=True)
         ]
         total = sum(batch.nbytes for batch in batches)
@@ -178,14 +179,15 @@ class Reader(SingleReader):
     def _performed(self, parts: list[Part]) -> Iterator[float | None]:
         """Run the parts of a read to their end, and leave nothing of them behind; until when it may last."""
         timeout_s, jobs = self.channel.settings.timeout_s, [part.job for part in parts]
-        until_s = deadline(timeout_s)
+        until_s = self.until_s or deadline(timeout_s)
         try:
             if len(parts) == 1:
-                self.run(jobs[0], timeout_s)
+                self.run(jobs[0])
             else:
                 for job in jobs:
                     self.channel.driver.launch(job)
-                wait_for_all(self.channel.driver, jobs, timeout_s)
+                for job in jobs:
+                    wait_until(self.channel.driver, job, until_s, timeout_s)
             yield until_s
         except BaseException:
             self.channel.engine.lost.extend(jobs)
@@ -247,7 +249,7 @@ class Reader(SingleReader):
         async def end(one: Begun | Exception) -> bytes | Exception:
             if isinstance(one, tuple) and one[0] in ends:  # and neither failed nor is over
                 await ends[one[0]]
-            return or_error(self._end_cat, one, None)
+            return or_error(self._end_cat, one)
 
         try:
             begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
@@ -443,7 +445,7 @@ class Reader(SingleReader):
         path = ranges.paths[int(ranges.file[rows[0]])]
         job = self.job(ops, path, len(found), Urgency(like.priority, like.scan))
         try:
-            self._run_until(job, until_s)
+            self.run(job, until_s)
             check_outcome(job)
             settled.length[rows] = ops.got
             for op, error in ops.errors.items():
@@ -454,14 +456,6 @@ class Reader(SingleReader):
             self.channel.engine.settle_lost()
             raise
         return found, at
-
-    def _run_until(self, job: Job, until_s: float | None) -> None:
-        """Run what is part of a call that may last until then."""
-        timeout_s = self.channel.settings.timeout_s
-        try:
-            self.run(job, timeout_s if until_s is None else left_s(until_s))
-        except ReadTimeoutError:
-            raise late(job, f"within {timeout_s} s") from None
 
 
 @dataclass(slots=True, eq=False)

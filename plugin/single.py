@@ -20,7 +20,7 @@ from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
-from headrace.drivers.waiting import deadline, wait_until_over
+from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over, wait_until
 from headrace.lifecycle import check_not_exiting
@@ -110,7 +110,7 @@ class SingleReader(QuickReader):
         ops = Ops.of([source], split_range(start, len(out), most), into)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
         try:
-            self.run(job, self.channel.settings.timeout_s)
+            self.run(job)
             check_outcome(job)
             if ops.errors:
                 raise ops.errors[min(ops.errors)]
@@ -161,7 +161,8 @@ class SingleReader(QuickReader):
         return got
 
     def _fill_in_turn(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:
-        wait_until_over(job, self.channel.settings.timeout_s, until=lambda: bool(job.request.inbox))
+        timeout_s = self.channel.settings.timeout_s
+        wait_until_over(job, timeout_s, until=lambda: bool(job.request.inbox), until_s=self.until_s)
         check_outcome(job)
         grant = job.take()
         assert grant is not None  # noqa: S101 - that was waited for
@@ -233,7 +234,7 @@ class SingleReader(QuickReader):
     def _read_whole(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> bytes:
         job = self._whole_job(source, urgency, nbytes)
         try:
-            self.run(job, self.channel.settings.timeout_s)
+            self.run(job)
             return _take_whole(job)
         finally:
             if job.request.state is not State.RETIRED:
@@ -269,14 +270,14 @@ class SingleReader(QuickReader):
         self, asked: Sequence[Single | Exception], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
         """Return what lies between the bounds in each file, or the error of each that fails or is given."""
+        reader = self.of_one_call()
         if self.keeps_open:
-            return [or_error(self._cat_single, one, urgency, options) for one in asked]
+            return [or_error(reader._cat_single, one, urgency, options) for one in asked]  # noqa: SLF001
         jobs: list[Job] = []
         try:
-            until_s = deadline(self.channel.settings.timeout_s)
             launch = self.channel.driver.launch
-            begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
-            return [or_error(self._end_cat, one, until_s) for one in begun]
+            begun = [or_error(reader._begin_cat, one, jobs, launch, urgency, options) for one in asked]  # noqa: SLF001
+            return [or_error(reader._end_cat, one) for one in begun]  # noqa: SLF001
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
@@ -301,11 +302,11 @@ class SingleReader(QuickReader):
         launch(job)
         return job, bounds
 
-    def _end_cat(self, begun: Begun, until_s: float | None) -> bytes:
+    def _end_cat(self, begun: Begun) -> bytes:
         job, bounds = begun
         if isinstance(job, bytes):
             return job
-        wait_until(self.channel.driver, job, until_s, self.channel.settings.timeout_s)
+        wait_until(self.channel.driver, job, self.until_s, self.channel.settings.timeout_s)
         return _within(bounds, _take_whole(job))
 
     def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import headrace
 import headrace.runtime
 from headrace import HeadraceFileSystem, ReadTimeoutError
 from headrace.drivers.apart import call_apart
+from headrace.drivers.waiting import wait_until_over
 from headrace.errors import SchedulerClosedError
 from headrace.reader import Reader
 from headrace.testing import Fault, ObjectServer
@@ -264,6 +266,43 @@ def test_several_files_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) 
         assert given[1:] == [0, 0]
     finally:
         target.gate.set()
+
+
+TOGETHER: dict[str, Callable[[HeadraceFileSystem, list[str]], Any]] = {
+    "whole files": lambda fs, paths: fs.cat(paths),
+    "a batch in blocks": lambda fs, paths: fs.read_ranges(paths, [5] * 3, [9] * 3),
+    "ranges in blocks": lambda fs, paths: fs.cat_ranges(paths, [5] * 3, [9] * 3),
+    "odd bounds": lambda fs, paths: fs.cat_ranges(paths[:1] * 3, [5, -5, None], [9, None, 5]),
+}
+
+
+@pytest.mark.parametrize("how", TOGETHER)
+def test_several_reads_of_local_files_are_one_call(
+    tmp_path: Path, scheduled_mode: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time-out is that of the call here, too."""
+    paths, left = [str(tmp_path / name) for name in "abc"], []
+    for path in paths:
+        Path(path).write_bytes(DATA)
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler=scheduled_mode, timeout_s=WAIT_S)
+    run = type(fs.channel.driver).run
+
+    def running(driver: Any, job: Any, timeout_s: float) -> None:
+        left.append(timeout_s)
+        run(driver, job, timeout_s)
+
+    def waiting(job: Any, timeout_s: float, *, until_s: float | None = None, **options: Any) -> None:
+        left.append(timeout_s if until_s is None else until_s - perf_counter())
+        wait_until_over(job, timeout_s, until_s=until_s, **options)
+
+    for module in ("reader", "filesystem"):
+        monkeypatch.setattr(f"headrace.{module}.MOST_OPEN", 1 if "blocks" in how else 256)
+    monkeypatch.setattr(type(fs.channel.driver), "run", running)
+    monkeypatch.setattr("headrace.single.wait_until_over", waiting)
+    with headrace.trace():  # nothing is read past the scheduler then
+        TOGETHER[how](fs, paths)
+    assert len(left) == 3
+    assert WAIT_S >= left[0] > left[1] > left[2]
 
 
 class Broken(Gated):
