@@ -32,6 +32,7 @@ class SingleReads(AsyncBackend):
     """
 
     name: ClassVar[str] = "obstore"
+    checks_versions = True
 
     def __init__(self, bulk: ObstoreBackend) -> None:
         super().__init__(bulk.target)

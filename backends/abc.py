@@ -111,6 +111,8 @@ class Backend(abc.ABC):
     """Whether the target is s3fs's, of which more is known than of others: sessions, listings and ranges."""
     are_versions_unique: bool = False
     """Whether two contents of a file are never of one version."""
+    checks_versions: bool = False
+    """Whether reads of a source that was opened with an `etag` are of that version, or an error."""
     holds_descriptors: bool = False
     """Whether an open source takes of the process's descriptors: then many files are open some at a time."""
 

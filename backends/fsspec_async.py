@@ -66,6 +66,7 @@ class AsyncFsspecBackend(AsyncBackend):
         self.is_s3fs = self.are_versions_unique = _s3fs.is_s3fs(target)
         self._is_compared = self.is_s3fs and not _s3fs.takes_conditions(target)
         self._is_http = _http.is_http(target)
+        self.checks_versions = self.is_s3fs or self._is_http
         self._is_wrapper = bool(wrapped_filesystems(target))
         self._stays = self._is_wrapper or _readers.is_bound(target)
         self._connections = self.defaults.io_parallelism

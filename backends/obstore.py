@@ -27,7 +27,7 @@ import importlib.util
 import re
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
 from importlib import metadata
@@ -123,6 +123,7 @@ class ObstoreBackend(BulkBackend):
         window_ops=390,
     )
     options: ClassVar[frozenset[str]] = frozenset({"try_timeout_s"})
+    checks_versions = True
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
@@ -619,8 +620,17 @@ def _run(what: Coroutine[Any, Any, T]) -> T:
     """
     if asyncio._get_running_loop() is None:  # noqa: SLF001
         return _run_here(what)
-    with ThreadPoolExecutor(1, "headrace-nested") as beside:
-        return beside.submit(copy_context().run, _run_here, what).result()
+    answer: Future[T] = Future()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            answer.set_result(context.run(_run_here, what))
+        except BaseException as error:  # noqa: BLE001 - the waiter's
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="headrace-nested", daemon=True).start()
+    return answer.result()
 
 
 def _run_here(what: Coroutine[Any, Any, T]) -> T:
@@ -685,7 +695,7 @@ async def _version_now(store: Any, key: str) -> str:
         return f"unknown ({type(error).__name__})"
 
 
-_clients: dict[int, tuple[weakref.ref[Any], Client | str]] = {}
+_clients: dict[int, tuple[weakref.ref[Any], Client | str | PassingError]] = {}
 """Of filesystems by id, or why there is none: an error's traceback would keep the filesystem."""
 _clients_lock = threading.RLock()
 
@@ -700,24 +710,28 @@ def client_of(target: Any) -> Client:
     """
     with _clients_lock:
         known = _clients.get(id(target))
-        found = known[1] if known is not None and known[0]() is target else _remember(target)
-    if isinstance(found, str):
-        raise InexactError(found)
-    return found
+        is_known = known is not None and known[0]() is target and not _is_over(known[1])
+        found = known[1] if known is not None and is_known else _remember(target)
+    if isinstance(found, Client):
+        return found
+    raise InexactError(str(found))
 
 
-def _remember(target: Any) -> Client | str:
+def _is_over(found: Client | str | PassingError) -> bool:
+    return isinstance(found, PassingError) and found.is_over
+
+
+def _remember(target: Any) -> Client | str | PassingError:
     kind = _client_class(target)
     assert kind is not None, "asked of object stores' filesystems alone"  # noqa: S101
-    found: Client | str
-    # What is no matter of the options, and over sooner than the filesystem, is not kept.
+    found: Client | str | PassingError
     try:
         found = kind(target)
     except PassingError as error:
-        return str(error)
+        found = error.with_traceback(None)
     except InexactError as error:
         found = str(error)
-    except OSError as error:
+    except OSError as error:  # no matter of the options, and perhaps over soon
         return f"its options cannot be looked at now ({error.strerror or type(error).__name__})"
     except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may
         found = f"its options do not translate ({type(error).__name__})"

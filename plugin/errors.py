@@ -2,22 +2,17 @@
 
 A read that fails in storage fails with the exception of the wrapped filesystem, unchanged (I8, I10), or of
 the native engine, whose own are OSErrors.
-The classes below are only for what headrace itself has to say. An error that is the answer of a range is
-returned without its frames (`without_frames`).
+The classes below are only for what headrace itself has to say.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import traceback
-from typing import Any, TypeVar
+from typing import Any
 
 from typing_extensions import override
 
 from headrace.redact import redact_url
-
-E = TypeVar("E", bound=BaseException)
 
 
 class HeadraceError(Exception):
@@ -84,27 +79,3 @@ class ObjectChangedError(HeadraceError, OSError):
     @override
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.expected, self.found)
-
-
-def without_frames(error: E) -> E:
-    """Take the tracebacks off an error that is returned and not raised; a note says where it was raised.
-
-    Whoever keeps it would keep the frames that it came through and all that called them, and so the memory
-    of the whole read; and a read that has its errors would have itself, until a collection. The error that
-    was being handled meanwhile may be somebody else's: it keeps its own, and is no longer referred to.
-    """
-    places = list(traceback.walk_tb(error.__traceback__))
-    if places:
-        frame, line = places[-1]
-        code = frame.f_code
-        note = f"raised in {code.co_name}, {code.co_filename}:{line}"
-        with contextlib.suppress(Exception):  # of a class whose instances take none
-            if note not in getattr(error, "__notes__", ()):  # of one that is raised again and again
-                error.add_note(note)
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        link.__traceback__ = link.__context__ = None
-        link = link.__cause__
-    return error

@@ -616,6 +616,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             ahead all the same, on object stores (`prefetch`).
         size : int, optional
             Length of the file, where the caller knows it: saves a look-up.
+        etag : str, optional
+            The version of an object that goes with `size`: reads are of that one, or an `ObjectChangedError`.
         version_id, headers, ... : optional
             Which version, or what else the wrapped filesystem's ``cat_file`` takes.
 
@@ -631,7 +633,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
         if set(mode) not in _READING or self._reader is None:
             self._urgency(options.pop("priority", None))
-            options.pop("etag", None)  # of a file that was pickled where it was scheduled
+            if options.pop("etag", None) is not None:  # of a file that was pickled where it was scheduled
+                options.pop("size", None)
             file = self._open_of_target(path, mode, block_size, options)
         else:
             self._begin_read(self._reader)

@@ -207,9 +207,8 @@ def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | 
         raise late(job, f"within {timeout_s} s") from None
 
 
-def wait_for_all(driver: Any, jobs: list[Job], timeout_s: float | None) -> None:
+def wait_for_all(driver: Any, jobs: list[Job], until_s: float | None, timeout_s: float | None) -> None:
     """Wait for several that were launched, no longer together than for one."""
-    until_s = deadline(timeout_s)
     for job in jobs:
         wait_until(driver, job, until_s, timeout_s)
 

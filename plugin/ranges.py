@@ -3,13 +3,15 @@
 Plain ranges (offsets, not negative) go to the planner as columns. Odd bounds (None, negative) mean what the
 wrapped filesystem makes of them, and each is a request of its own. What makes no sense (an end before the
 start, a bound that is no offset, a path that is none) is an error of its own in `cat_ranges` (I10), and of
-the whole call in `read_ranges`, whose ranges are all plain.
+the whole call in `read_ranges`, whose ranges are all plain. An error that is an answer has no traceback
+(`without_frames`).
 """
 
 from __future__ import annotations
 
 import operator
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,13 +20,13 @@ import numpy as np
 
 from headrace.batch import RangeBatch
 from headrace.columns import first_bad
-from headrace.errors import without_frames
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, UInt8Array
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 Bounds = tuple[int | None, int | None]
 """Start and end, as fsspec understands them."""
@@ -297,6 +299,32 @@ def or_error(function: Callable[..., T], given: Any, *args: Any) -> T | Exceptio
     return without_frames(answer) if isinstance(answer, Exception) else answer
 
 
+def without_frames(error: E) -> E:
+    """Take the tracebacks off an error that is returned and not raised; a note says where it was raised.
+
+    Whoever keeps it would keep the frames that it came through and all that called them, and so the memory
+    of the whole read; and a read that has its errors would have itself, until a collection. The error that
+    was being handled meanwhile may be somebody else's: it keeps its own, and is no longer referred to.
+    """
+    places = list(traceback.walk_tb(error.__traceback__))
+    if places:
+        frame, line = places[-1]
+        code = frame.f_code
+        note = f"raised in {code.co_name}, {code.co_filename}:{line}"
+        try:
+            if note not in getattr(error, "__notes__", ()):  # of one that is raised again and again
+                error.add_note(note)
+        except Exception as problem:  # noqa: BLE001 - of a class whose instances take none
+            raise_if_of_a_handler(problem)
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        link.__traceback__ = link.__context__ = None
+        link = link.__cause__
+    return error
+
+
 def raise_first(found: list[Any]) -> list[Any]:
     """Raise the first exception among answers, or return them."""
     for answer in found:
@@ -440,6 +468,8 @@ def collect_cat(paths: list[str], found: Iterable[Any], on_error: str, *, is_alo
     errors = [answer for answer in results.values() if isinstance(answer, Exception)]
     if errors and (on_error == "raise" or (is_alone and on_error == "omit")):
         raise errors[0]
+    for error in errors:
+        without_frames(error)
     if on_error == "omit":
         results = {key: value for key, value in results.items() if not isinstance(value, Exception)}
     if is_alone and results:

@@ -136,7 +136,7 @@ class Read:
             assert self._reader is not None  # noqa: S101
             parts = self._parts  # of threads that come at once each has the batch, and one lets go of these
             until_s = deadline(timeout)
-            wait_for_all(self._reader.channel.driver, [part.job for part in parts], timeout)
+            wait_for_all(self._reader.channel.driver, [part.job for part in parts], until_s, timeout)
             if self._batch is None:
                 try:
                     self._batch = self._reader.collect(self._ranges, parts, self._buffer, until_s)

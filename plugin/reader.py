@@ -33,8 +33,8 @@ from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
 from headrace.drivers.waiting import deadline
-from headrace.errors import ObjectChangedError, without_frames
-from headrace.jobs import Urgency, check_outcome, hand_over, wait_until
+from headrace.errors import ObjectChangedError
+from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
 from headrace.lifecycle import check_not_exiting
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
@@ -48,6 +48,7 @@ from headrace.ranges import (
     is_plain,
     or_error,
     raise_first,
+    without_frames,
 )
 from headrace.read import Part, Read
 from headrace.single import CLIP_ABOVE_BYTES, CLIP_ASKED_ABOVE_BYTES, SingleReader
@@ -124,6 +125,7 @@ class Reader(SingleReader):
     ) -> RangeBatch:
         if out is not None:
             checked_out(out, 0)  # before anything is read
+        ranges.own()
         batch = await call_apart(self.read, ranges, urgency)
         if out is None:
             return batch
@@ -186,8 +188,7 @@ class Reader(SingleReader):
             else:
                 for job in jobs:
                     self.channel.driver.launch(job)
-                for job in jobs:
-                    wait_until(self.channel.driver, job, until_s, timeout_s)
+                wait_for_all(self.channel.driver, jobs, until_s, timeout_s)
             yield until_s
         except BaseException:
             self.channel.engine.lost.extend(jobs)
@@ -213,6 +214,8 @@ class Reader(SingleReader):
             for over in [self._launch_awaited(part.job, loop) for part in parts]:
                 await over
             if out is not None:
+                for part in parts:
+                    check_outcome(part.job)
                 read._buffer = _copied(buffer, out)  # noqa: SLF001 - made here
         except BaseException:
             # Whoever keeps the task that was cancelled keeps `read`, and what it reserves with it (I3).

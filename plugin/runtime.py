@@ -394,6 +394,8 @@ def engine_reason(channel: Channel) -> str:
     if chosen == "fsspec" and registry.concerns(NATIVE, backend.target):
         return "cloud_engine is 'fsspec'"
     why = registry.refusal(NATIVE, backend.target)
+    if why is None and registry.concerns(NATIVE, backend.target):
+        why = "it could not be used when this filesystem was made"
     return "" if why is None else f"not {NATIVE}: {why}"
 
 

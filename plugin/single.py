@@ -344,6 +344,8 @@ class SingleReader(QuickReader):
             return backend.open(path, as_file=True, **options), size
         options = self.read_options(options)
         has_no_ranges = False
+        if etag is not None and not backend.checks_versions:
+            size = None  # it is that of a version which nobody asks for
         if size is None:
             info = backend.target.info(path, **options) if info is None or options else info
             if info.get("type") == "directory":

@@ -243,20 +243,42 @@ def test_credentials_that_cannot_be_had_are_no_reason_to_do_without_the_engine_f
     (tmp_path / "config").write_text(f"[profile role]\ncredential_process = {hands_out}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     target = S3FileSystem(profile="role", endpoint_url=server.url, skip_instance_cache=True)
+    now = [monotonic()]
+    monkeypatch.setattr("headrace.backends._obstore_client.monotonic", lambda: now[0])
     is_broken.touch()
+    fs = headrace.HeadraceFileSystem(fs=target, cloud_engine="auto", skip_instance_cache=True)
     assert "CredentialRetrievalError" in str(ObstoreBackend.refuses(target))
+    assert "CredentialRetrievalError" in fs.stats().engine_reason
     is_broken.unlink()
+    assert ObstoreBackend.refuses(target) is not None, "it is not asked for at every look"
+    now[0] += PASSING_S
     assert ObstoreBackend.refuses(target) is None
+    assert fs.backend_name == "fsspec-async"
+    assert "when this filesystem was made" in fs.stats().engine_reason
     made = ObstoreBackend(target)._stores
     is_broken.touch()
     assert made.bucket("bucket") is None
     is_broken.unlink()
     assert made.bucket("bucket") is None, "it is not asked for at every read"
     assert "CredentialRetrievalError" in str(made.left_out())
-    later_s = monotonic() + PASSING_S
-    monkeypatch.setattr("headrace.backends._obstore_client.monotonic", lambda: later_s)
+    now[0] += PASSING_S
     assert made.bucket("bucket") is not None
     assert made.left_out() is None
+
+
+def test_an_interrupt_of_a_read_comes_out_of_it(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a nested read, which the main thread performs; a panic of Rust's is another matter."""
+    fs = native(server, "lite")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ObstoreBackend, "perform", interrupt)
+    with ThreadPoolExecutor(1) as thread, pytest.raises(KeyboardInterrupt):
+        thread.submit(fs.cat_file, PATH, 0, 10).result(10)
+    assert (fs.stats().in_flight_ops, fs.stats().reserved_bytes) == (0, 0)
 
 
 def test_who_was_refused_is_not_kept_for_it(server: ObjectServer) -> None:

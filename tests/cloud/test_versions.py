@@ -6,6 +6,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
 from s3fs import S3FileSystem
 
 import headrace
@@ -120,6 +121,25 @@ def test_a_pickled_file_is_of_the_version_that_it_was(
     server.replace("bucket", "folder/key", NEW * 2)
     with pytest.raises(ObjectChangedError):
         pickle.loads(pickled).read()
+
+
+@pytest.mark.parametrize("is_of_a_folder", [True, False])
+def test_a_pickled_file_whose_reads_are_not_checked_is_as_long_as_it_is_now(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, is_of_a_folder: bool
+) -> None:
+    """Through `dir`, which asks for no version, and where it is opened without a scheduler."""
+    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
+    fs = headrace.wrap(DirFileSystem("bucket/folder", target) if is_of_a_folder else target)
+    with fs.open("key" if is_of_a_folder else "bucket/folder/key") as file:
+        pickled = pickle.dumps(file)
+    server.replace("bucket", "folder/key", NEW * 2)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("HEADRACE_SCHEDULER", "auto" if is_of_a_folder else "off")
+            headrace.reload()
+            assert pickle.loads(pickled).read() == NEW * 2
+    finally:
+        headrace.reload()
 
 
 def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_mode: str) -> None:

@@ -105,6 +105,9 @@ def test_a_kept_error_keeps_no_memory_of_its_read(
         try:
             whole, error = fs.cat_ranges(paths, [0, 0], ends, max_gap=0)
             assert whole == bytes(SIZE)
+            del whole
+            (another,) = fs.cat([paths[1]], on_error="return").values()
+            assert (type(another), another.__traceback__) == (type(error), None)
             wait_until(lambda: not arenas.out_bytes)  # a worker may be about to let go of it
         finally:
             gc.enable()
