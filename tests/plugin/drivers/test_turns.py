@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+PYTHONS_S = 0.005
 PROGRAMS_S = 0.004
 OURS_S = 0.001
 
@@ -46,13 +47,12 @@ def _interval(
     monkeypatch: pytest.MonkeyPatch, wait_until: Callable[[Callable[[], bool]], None]
 ) -> Iterator[None]:
     turns = runtime().turns
-    # Another test may have read just now.
-    wait_until(lambda: not turns._is_kept.locked() and turns._programs_us is None)
-    found = sys.getswitchinterval()
+    # Another test may have read just now, and by a runtime that has gone since.
+    wait_until(lambda: sys.getswitchinterval() == PYTHONS_S and not turns._is_kept.locked())
     sys.setswitchinterval(PROGRAMS_S)
     monkeypatch.setattr(turns_, "KEEP_S", 0.001)
     yield
-    sys.setswitchinterval(found)
+    sys.setswitchinterval(PYTHONS_S)
 
 
 def begun(reading: Reading, interval_s: float = OURS_S) -> Turns:
