@@ -64,6 +64,11 @@ class PassingError(InexactError):
         return monotonic() >= self._until_s
 
 
+def is_over(found: object) -> bool:
+    """Whether what was kept of an earlier try is a refusal whose time is over."""
+    return isinstance(found, PassingError) and found.is_over
+
+
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """How to make the native store of one bucket."""

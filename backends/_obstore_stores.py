@@ -10,7 +10,7 @@ the first store and not before: who only asked for metadata may fork, and the ch
 
 Where the library can make no store (it cannot parse a variable of the environment that no argument switches
 off, or finds no certificates) a bucket is left to the wrapped filesystem. So it is, for some seconds, where
-its options could not be translated just then (`PassingError`).
+its options could not be translated just then (`is_over`).
 
 Threading: all methods by any thread.
 """
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from headrace.backends import _obstore_faults as faults
-from headrace.backends._obstore_client import UNLIMITED_S, InexactError, PassingError
+from headrace.backends._obstore_client import UNLIMITED_S, InexactError, is_over
 from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
 
@@ -189,7 +189,7 @@ class Stores:
     def bucket(self, name: str) -> BucketStore | None:
         """Return the store of a bucket; None where its reads have no exact translation."""
         found = _find(self._buckets, name)
-        if found is None or (isinstance(found, PassingError) and found.is_over):
+        if found is None or is_over(found):
             with self._lock:
                 if self._buckets.get(name) is found:  # else another thread has made it meanwhile
                     self._buckets.pop(name, None)

@@ -39,7 +39,7 @@ from typing_extensions import override
 from headrace.backends import _faults
 from headrace.backends import _obstore_faults as faults
 from headrace.backends._obstore_azure import AzureClient
-from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError, PassingError
+from headrace.backends._obstore_client import CONNECTIONS, Client, InexactError, is_over
 from headrace.backends._obstore_gcs import GcsClient
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends._obstore_requests import (
@@ -695,7 +695,7 @@ async def _version_now(store: Any, key: str) -> str:
         return f"unknown ({type(error).__name__})"
 
 
-_clients: dict[int, tuple[weakref.ref[Any], Client | str | PassingError]] = {}
+_clients: dict[int, tuple[weakref.ref[Any], Client | InexactError]] = {}
 """Of filesystems by id, or why there is none: an error's traceback would keep the filesystem."""
 _clients_lock = threading.RLock()
 
@@ -710,31 +710,28 @@ def client_of(target: Any) -> Client:
     """
     with _clients_lock:
         known = _clients.get(id(target))
-        is_known = known is not None and known[0]() is target and not _is_over(known[1])
-        found = known[1] if known is not None and is_known else _remember(target)
+        if known is None or known[0]() is not target or is_over(known[1]):
+            found = _remember(target)
+        else:
+            found = known[1]
     if isinstance(found, Client):
         return found
     raise InexactError(str(found))
 
 
-def _is_over(found: Client | str | PassingError) -> bool:
-    return isinstance(found, PassingError) and found.is_over
-
-
-def _remember(target: Any) -> Client | str | PassingError:
+def _remember(target: Any) -> Client | InexactError:
     kind = _client_class(target)
     assert kind is not None, "asked of object stores' filesystems alone"  # noqa: S101
-    found: Client | str | PassingError
+    found: Client | InexactError
     try:
         found = kind(target)
-    except PassingError as error:
-        found = error.with_traceback(None)
     except InexactError as error:
-        found = str(error)
+        found = error.with_traceback(None)
+        found.__cause__ = found.__context__ = None  # whose frames have the target, which is not to be kept
     except OSError as error:  # no matter of the options, and perhaps over soon
-        return f"its options cannot be looked at now ({error.strerror or type(error).__name__})"
+        return InexactError(f"its options cannot be looked at now ({error.strerror or type(error).__name__})")
     except Exception as error:  # noqa: BLE001 - what it cannot make sense of, the filesystem may
-        found = f"its options do not translate ({type(error).__name__})"
+        found = InexactError(f"its options do not translate ({type(error).__name__})")
     number = id(target)
     _clients[number] = (weakref.ref(target, lambda _: _clients.pop(number, None)), found)
     return found

@@ -281,8 +281,14 @@ def test_an_interrupt_of_a_read_comes_out_of_it(
     assert (fs.stats().in_flight_ops, fs.stats().reserved_bytes) == (0, 0)
 
 
-def test_who_was_refused_is_not_kept_for_it(server: ObjectServer) -> None:
-    target = S3FileSystem(**server.storage_options(), version_aware=True, skip_instance_cache=True)
+@pytest.mark.parametrize("is_for_good", [True, False])
+def test_who_was_refused_is_not_kept_for_it(
+    server: ObjectServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, is_for_good: bool
+) -> None:
+    (tmp_path / "config").write_text("[profile role]\ncredential_process = /bin/false\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    options = {**server.storage_options(), "version_aware": True} if is_for_good else {"profile": "role"}
+    target = S3FileSystem(**options, skip_instance_cache=True)
     assert ObstoreBackend.refuses(target)
     gone = weakref.ref(target)
     del target
