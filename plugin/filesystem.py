@@ -631,13 +631,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         is_arrows = lifecycle.is_arrows(sys._getframe().f_back)  # noqa: SLF001
         options = {"cache_options": cache_options, "compression": compression, **kwargs}
         # Modes that write, and those that no filesystem has, are the target's to perform or refuse.
-        if set(mode) not in _READING or self._reader is None:
+        reader = self._reader
+        if set(mode) not in _READING or reader is None:
             self._urgency(options.pop("priority", None))
             if options.pop("etag", None) is not None:  # of a file that was pickled where it was scheduled
                 options.pop("size", None)
             file = self._open_of_target(path, mode, block_size, options)
         else:
-            self._begin_read(self._reader)
+            self._begin_read(reader)
             look = self._last_look(self._target_path(path)) if is_arrows else None
             if look is not None:
                 options["look"] = look

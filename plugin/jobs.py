@@ -172,10 +172,7 @@ class JobMaker:
         elif until_s is None:
             self.channel.driver.run(job, timeout_s)
         else:
-            try:
-                self.channel.driver.run(job, left_s(until_s))
-            except ReadTimeoutError:
-                raise late(job, f"within {timeout_s} s") from None
+            call_until(self.channel.driver.run, job, until_s, timeout_s)
 
 
 def run_unscheduled(job: Job) -> None:
@@ -199,10 +196,15 @@ def left_s(until_s: float | None) -> float | None:
     return None if until_s is None else max(until_s - perf_counter(), 0.0)
 
 
-def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | None) -> None:
-    """Wait for what was launched, until then; `timeout_s` is what its error tells."""
+def call_until(
+    function: Callable[[Job, float | None], object],
+    job: Job,
+    until_s: float | None,
+    timeout_s: float | None,
+) -> None:
+    """Have a driver run a job, or wait for one, until then; `timeout_s` is what the error tells."""
     try:
-        driver.wait(job, left_s(until_s))
+        function(job, left_s(until_s))
     except ReadTimeoutError:
         raise late(job, f"within {timeout_s} s") from None
 
@@ -210,7 +212,7 @@ def wait_until(driver: Any, job: Job, until_s: float | None, timeout_s: float | 
 def wait_for_all(driver: Any, jobs: list[Job], until_s: float | None, timeout_s: float | None) -> None:
     """Wait for several that were launched, no longer together than for one."""
     for job in jobs:
-        wait_until(driver, job, until_s, timeout_s)
+        call_until(driver.wait, job, until_s, timeout_s)
 
 
 def check_outcome(job: Job) -> None:

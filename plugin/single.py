@@ -22,7 +22,7 @@ from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import UnsizedFileError
-from headrace.jobs import Urgency, check_outcome, hand_over, wait_until
+from headrace.jobs import Urgency, call_until, check_outcome, hand_over
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
@@ -306,7 +306,7 @@ class SingleReader(QuickReader):
         job, bounds = begun
         if isinstance(job, bytes):
             return job
-        wait_until(self.channel.driver, job, self.until_s, self.channel.settings.timeout_s)
+        call_until(self.channel.driver.wait, job, self.until_s, self.channel.settings.timeout_s)
         return _within(bounds, _take_whole(job))
 
     def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:

@@ -209,9 +209,8 @@ def _call(job: Job, rows: Int64Array) -> None:
     try:
         with permitted(permit_of(job, int(rows[0]))):
             backend.perform(job.ops, rows)
-    except Exception as error:  # noqa: BLE001 - whatever a backend raises is its ops' error (I10)
-        _fail(job, rows, error)
-    except (KeyboardInterrupt, SystemExit) as error:  # of a nested read on the main thread: its consumer's
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - its ops' error (I10)
+        # Whatever a backend raises; an interrupt of a nested read, on the main thread, is its consumer's.
         _fail(job, rows, error)
     except BaseException as error:  # noqa: BLE001 - a panic of Rust's is no Exception, and ends nothing here
         _fail(job, rows, RuntimeError(f"the engine broke down: {error}"))
