@@ -592,7 +592,7 @@ class HeadraceFile(io.BufferedIOBase):
     def __reduce__(self) -> tuple[Any, ...]:
         etag = getattr(self._source, "etag", None)
         # The length of an object is that of a version: without one it is asked for anew.
-        is_length_known = etag is not None or not self._reader.is_by_path
+        is_length_known = etag is not None or not self._reader.channel.is_by_path
         options = {
             **getattr(self._source, "options", {}),
             "priority": self._urgency.priority.base,

@@ -30,7 +30,6 @@ from typing_extensions import override
 
 from headrace import ambient, lifecycle
 from headrace.backends._http import is_http
-from headrace.backends.abc import InlineBackend
 from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
@@ -498,7 +497,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def _opens_for(self, reader: Reader, options: dict[str, Any]) -> bool:
         """Whether ``cat_file`` of the target hands these options on to ``open``: of local files it does."""
         kind = type(self.target)
-        return bool(options) and reader.keeps_open and kind.cat_file is AbstractFileSystem.cat_file
+        return bool(options) and reader.channel.keeps_open and kind.cat_file is AbstractFileSystem.cat_file
 
     def _cat_opened(self, one: Single, options: dict[str, Any]) -> bytes:
         """Read what lies between the bounds in an open file."""
@@ -715,7 +714,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def open_again(self, path: str, size: int | None, reader: Reader, source: Any) -> tuple[Reader, Any]:
         """Return the reader and the source with which a file goes on in a forked child."""
         reader = Reader(runtime().channel(self.target, reader.channel.settings))
-        if isinstance(reader.channel.backend, InlineBackend):
+        if reader.channel.keeps_open:
             return reader, source  # a descriptor is inherited, and its file is the one that was opened
         options, etag = getattr(source, "options", {}), getattr(source, "etag", None)
         return reader, self._exclusively(reader.open_source, path, size, options, etag)[0]

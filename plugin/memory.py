@@ -68,8 +68,10 @@ def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
     hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
     """
-    (data,), memory, _ = scattered_bytes([length])
-    return data, memory
+    data = _new_bytes(None, length)
+    begin = _place_of(data)
+    _advise_long(begin, length)
+    return data, np.asarray(_Span(begin, length, data))
 
 
 def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[int]]:
@@ -81,11 +83,16 @@ def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[i
     pieces = [_new_bytes(None, length) for length in lengths]
     begins = [_place_of(piece) for piece in pieces]
     for begin, length in zip(begins, lengths, strict=True):
-        if _HUGE_PAGE_BYTES and length >= _HUGE_PAGE_BYTES:  # shorter ones are for `make_pages`
-            _advise(begin, begin + length, _PAGE_BYTES, _ADVICE_HUGE)
+        _advise_long(begin, length)
     first = min(begins)
     end = max(begin + length for begin, length in zip(begins, lengths, strict=True))
     return pieces, np.asarray(_Span(first, end - first, pieces)), [begin - first for begin in begins]
+
+
+def _advise_long(begin: int, nbytes: int) -> None:
+    """Ask for huge pages where there is room for one; shorter results are for `make_pages`."""
+    if _HUGE_PAGE_BYTES and nbytes >= _HUGE_PAGE_BYTES:
+        _advise(begin, begin + nbytes, _PAGE_BYTES, _ADVICE_HUGE)
 
 
 def make_pages(pieces: list[bytes]) -> None:

@@ -168,7 +168,7 @@ class Reader(SingleReader):
     def cat(self, path: str, bounds: Bounds, urgency: Urgency, options: dict[str, Any]) -> bytes:
         """Return the bytes between bounds; of an object, what is long in several ops."""
         start, end = bounds = as_bounds(bounds)
-        is_plainly_asked = self.is_by_path and not options and is_plain(start, end)
+        is_plainly_asked = self.channel.is_by_path and not options and is_plain(start, end)
         if is_plainly_asked and end - start > self.channel.max_op_bytes:  # type: ignore[operator]
             ranges = as_ranges(path, start, end)
             found = self.read_long(ranges, urgency)
@@ -242,7 +242,7 @@ class Reader(SingleReader):
 
         Each is taken as soon as it and those before it are there: the budget may not hold all of them.
         """
-        if not self.is_by_path:
+        if not self.channel.is_by_path:
             return await call_apart(self.cat_many, asked, urgency, options)
         loop, jobs, ends = asyncio.get_running_loop(), list[Job](), dict[Job, asyncio.Future[None]]()
 
@@ -340,7 +340,7 @@ class Reader(SingleReader):
 
     def _asks_too_much(self, ranges: Ranges, longest: int) -> bool:
         """Whether memory for all that is asked would be more than there is, or is better not taken."""
-        if self.keeps_open and longest > CLIP_ABOVE_BYTES:
+        if self.channel.keeps_open and longest > CLIP_ABOVE_BYTES:
             return True
         if longest * len(ranges) <= CLIP_ASKED_ABOVE_BYTES:
             return False
@@ -350,7 +350,7 @@ class Reader(SingleReader):
 
     def _cut_files(self, ranges: Ranges, longest: int) -> set[int]:
         """Return which objects have a range that takes more than one op."""
-        if not self.is_by_path or longest <= self.channel.max_op_bytes:
+        if not self.channel.is_by_path or longest <= self.channel.max_op_bytes:
             return set()
         is_cut = ranges.ends - ranges.starts > self.channel.max_op_bytes
         return set(ranges.file[is_cut].tolist())

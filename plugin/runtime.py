@@ -88,10 +88,28 @@ class Channel:
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
     tails: Tails = field(init=False)
     series_limits: SeriesLimits = field(init=False)
+    keeps_open: bool = field(init=False)
+    """Whether what is read is opened, and not named by a path."""
+    is_by_path: bool = field(init=False)
+    """Whether what is read is an object of a store."""
+    is_remote: bool = field(init=False)
+    """Whether an op is a request to a store, which costs more than planning it."""
+    max_op_bytes: int = field(init=False)
+    """Longer reads are split into ops of this size."""
+    short_op_bytes: int = field(init=False)
+    """The same for reads that urgent ones may have to wait for."""
+    urgent_op_bytes: int = field(init=False)
+    """The same while urgent reads come."""
 
     def __post_init__(self) -> None:
         self.tails = Tails(self.settings.buffer_bytes)
-        backend = self.backend
+        backend, chosen = self.backend, self.settings.max_op_bytes
+        self.keeps_open = isinstance(backend, InlineBackend)
+        self.is_by_path = isinstance(backend, (AsyncBackend, BulkBackend))
+        self.is_remote = backend.defaults.window_ops > 0
+        self.max_op_bytes = chosen or backend.defaults.max_op_bytes
+        self.short_op_bytes = chosen or backend.defaults.short_op_bytes or self.max_op_bytes
+        self.urgent_op_bytes = chosen or backend.defaults.series_op_bytes or self.short_op_bytes
         self.series_limits = SeriesLimits(
             backend.series_ops if isinstance(backend, InlineBackend) else 1,
             self.short_op_bytes,
@@ -116,21 +134,6 @@ class Channel:
         chosen = self.settings.max_gap_bytes
         return self.backend.defaults.max_gap_bytes if chosen is None else chosen
 
-    @property
-    def max_op_bytes(self) -> int:
-        """Longer reads are split into ops of this size."""
-        return self.settings.max_op_bytes or self.backend.defaults.max_op_bytes
-
-    @property
-    def short_op_bytes(self) -> int:
-        """The same for reads that urgent ones may have to wait for."""
-        return self.settings.max_op_bytes or self.backend.defaults.short_op_bytes or self.max_op_bytes
-
-    @property
-    def urgent_op_bytes(self) -> int:
-        """The same while urgent reads come."""
-        return self.settings.max_op_bytes or self.backend.defaults.series_op_bytes or self.short_op_bytes
-
     def op_bytes(self, path: str) -> int:
         """Size of the ops of a read that is planned now."""
         is_urgent = self.urgent_op_bytes < self.max_op_bytes and self.scheduler(path).room.expects_urgent
@@ -139,11 +142,6 @@ class Channel:
     def shorten_turns(self) -> None:
         """Have other Python threads give up the GIL sooner for a while, since somebody reads."""
         self.turns.shorten(self.settings.switch_interval_s)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether an op is a request to a store, which costs more than planning it."""
-        return self.backend.defaults.window_ops > 0
 
     def scheduler(self, path: str) -> Scheduler:
         """Return the scheduler of the device or store that `path` is on."""
@@ -169,8 +167,7 @@ class Channel:
 
     def _link(self) -> Link | None:
         # No other backend's attempts run out of time.
-        has_attempts = isinstance(self.backend, (AsyncBackend, BulkBackend))
-        return Link(self.settings.try_timeout_s or TRY_TIMEOUT_S) if has_attempts else None
+        return Link(self.settings.try_timeout_s or TRY_TIMEOUT_S) if self.is_by_path else None
 
     def _retries(self) -> Retries:
         chosen = self.settings.retries

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.arenas import arenas
-from headrace.backends.abc import AsyncBackend, BulkBackend, InlineBackend, PathSource
+from headrace.backends.abc import InlineBackend, PathSource
 from headrace.columns import ZERO
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
@@ -68,16 +68,6 @@ class SingleReader(QuickReader):
         return self.read_now(source, path, start, length, urgency.base)
 
     @property
-    def keeps_open(self) -> bool:
-        """Whether what is read is opened, and not named by a path."""
-        return isinstance(self.channel.backend, InlineBackend)
-
-    @property
-    def is_by_path(self) -> bool:
-        """Whether what is read is an object of a store."""
-        return isinstance(self.channel.backend, AsyncBackend | BulkBackend)
-
-    @property
     def is_drained(self) -> bool:
         """Whether nothing of a read is in flight any more when it has been left, by an exception too."""
         return isinstance(self.channel.driver, LiteDriver)
@@ -115,7 +105,7 @@ class SingleReader(QuickReader):
             if ops.errors:
                 raise ops.errors[min(ops.errors)]
             got = bytes_before_the_end(ops)
-            if got < len(out) and self.is_by_path:
+            if got < len(out) and self.channel.is_by_path:
                 check_nothing_is_behind(ops, got, path)
             hand_over(job, None, got)
         finally:
@@ -208,7 +198,7 @@ class SingleReader(QuickReader):
                 answer: bytes = self.channel.backend.target.cat_file(path, *bounds)
                 return answer
         start, end = bounds
-        if self.is_by_path and self._is_one_op(start, end):
+        if self.channel.is_by_path and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
         return _within(bounds, self._read_whole(source, urgency, self._charged_bytes(bounds)))
 
@@ -243,7 +233,7 @@ class SingleReader(QuickReader):
 
     def _is_nothing(self, bounds: Bounds, options: dict[str, Any]) -> bool:
         """Whether a store would be asked for no bytes: it takes "bytes=5-4" for no range, and sends all."""
-        return self.is_by_path and not options and is_plain(*bounds) and bounds[0] == bounds[1]
+        return self.channel.is_by_path and not options and is_plain(*bounds) and bounds[0] == bounds[1]
 
     def _is_one_op(self, start: int | None, end: int | None) -> bool:
         """Whether the bounds are offsets, and what lies between them one op: its length is known then."""
@@ -256,7 +246,7 @@ class SingleReader(QuickReader):
         means the end of it.
         """
         start, end = bounds
-        most = self.channel.max_op_bytes if self.is_by_path else MOST_CHARGED_BYTES
+        most = self.channel.max_op_bytes if self.channel.is_by_path else MOST_CHARGED_BYTES
         length = end - start if is_plain(start, end) else 0  # type: ignore[operator]
         return length if 0 < length <= most else None
 
@@ -271,7 +261,7 @@ class SingleReader(QuickReader):
     ) -> list[bytes | Exception]:
         """Return what lies between the bounds in each file, or the error of each that fails or is given."""
         reader = self.of_one_call()
-        if self.keeps_open:
+        if self.channel.keeps_open:
             return [or_error(reader._cat_single, one, urgency, options) for one in asked]  # noqa: SLF001
         jobs: list[Job] = []
         try:
@@ -340,7 +330,7 @@ class SingleReader(QuickReader):
         with neither that nor `etag`, of the version that the first of them meets.
         """
         backend = self.channel.backend
-        if not self.is_by_path:
+        if not self.channel.is_by_path:
             return backend.open(path, as_file=True, **options), size
         options = self.read_options(options)
         has_no_ranges = False
@@ -371,8 +361,10 @@ class SingleReader(QuickReader):
 
     def only_target_opens(self, options: dict[str, Any]) -> bool:
         """Whether a version, or who pays, is asked for that ``cat_file`` of the store cannot be told."""
+        if not self.channel.is_by_path:
+            return False
         named = {name for name in _SAY_WHICH if options.get(name) is not None}
-        return self.is_by_path and not (named <= self.read_options(options).keys() and self._pays(options))
+        return not (named <= self.read_options(options).keys() and self._pays(options))
 
     def _pays(self, options: dict[str, Any]) -> bool:
         """Whether who pays for a file, by an option of s3fs's ``open``, is who pays for all of them."""
@@ -382,11 +374,11 @@ class SingleReader(QuickReader):
     @property
     def block_bytes(self) -> int:
         """Read-ahead of small sequential reads."""
-        return LOCAL_BLOCK_BYTES if isinstance(self.channel.backend, InlineBackend) else REMOTE_BLOCK_BYTES
+        return LOCAL_BLOCK_BYTES if self.channel.keeps_open else REMOTE_BLOCK_BYTES
 
 
 def _path_options(channel: Channel, bounds: Bounds, options: dict[str, Any]) -> dict[str, Any]:
-    return {} if isinstance(channel.backend, InlineBackend) else {"bounds": bounds, "options": options}
+    return {} if channel.keeps_open else {"bounds": bounds, "options": options}
 
 
 def _within(bounds: Bounds, data: bytes) -> bytes:

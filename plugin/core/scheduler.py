@@ -83,13 +83,15 @@ class Scheduler:
         """Queue a request; one without ops is complete at once."""
         self.hub.register(self, request)
         self.requests[request.seq] = request
-        self._list_awaited(request)
         self.hub.traced("queued", request, 0, request.n_ops, now)
         if request.n_ops == 0:
             self._end(request, State.COMPLETE)
         elif request.is_nested:
             self._grant_nested(request, now)
+        elif self._is_alone(request):
+            self._start_all(request, now)
         else:
+            self._list_awaited(request)
             self.room.note_urgent(request, now)  # it may wait for all that is in flight, and start alone
             self._queue_of(request).push(request, now)
             self._count_waiting(1)
@@ -155,10 +157,21 @@ class Scheduler:
         self.room.note_urgent(request, now)
         self.hub.register(self, request)
         self.requests[request.seq] = request
-        self.hub.budget.hold(request.seq, request.result_bytes, request.priority)
+        self._start_all(request, now)
+        return request.inbox.pop(0)
+
+    def _is_alone(self, request: Request) -> bool:
+        """Whether it is one op with nothing before it or beside it, which needs no queue to be the next."""
+        room = self.room
+        is_idle = not (self.hub.backlogged or room.in_flight_ops or room.uploads.ops)
+        is_one = request.n_ops == 1 and not request.is_speculative
+        return is_idle and is_one and self.has_room(request.result_bytes)
+
+    def _start_all(self, request: Request, now: float) -> None:
+        """Admit all its ops."""
+        self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
         grant = self._hand_out(request, request.n_ops, now)
         self._count(request, *grant.in_flight())
-        return request.inbox.pop(0)
 
     def may_copy(self, nbytes: int) -> bool:
         """Whether what the page cache holds may be copied now: the device has nothing to do for it."""
@@ -399,8 +412,8 @@ class Scheduler:
             return
         if request.state is not State.RETIRED:
             self.hub.counters.bytes_abandoned += request.bytes_between(0, request.next_op)
-        request.state = State.RETIRED
-        self.hub.wake(request)  # a last time: the hub unties it from its owner
+            request.state = State.RETIRED
+            self.hub.wake(request)  # a last time: the hub unties it from its owner
         self.hub.budget.release(request.seq)
         if request.is_speculative:
             self.hub.speculators.pop(request.seq, None)

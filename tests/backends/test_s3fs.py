@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import aiobotocore.config
 import aiobotocore.credentials
 import aiobotocore.session
+import botocore
 import botocore.loaders
 import botocore.session
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 from plain_http import Asked, PlainServer, Said, ranged
 from s3fs import S3FileSystem
 
@@ -167,3 +170,57 @@ def test_what_describes_the_services_is_read_once(
 def _parts_of_an_answer(fs: S3FileSystem) -> set[str]:
     """Return what a client looks for in the answer to a GET."""
     return set(fs._s3.meta.service_model.operation_model("GetObject").output_shape.members)
+
+
+BUCKETS = (
+    "bucket",
+    "with.dots",
+    "abcde--use1-az1--x-s3",
+    "arn:aws:s3:us-west-2:123456789012:accesspoint/mine",
+    "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap",
+    "arn:aws:s3-object-lambda:us-west-2:123456789012:accesspoint/mine",
+    "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-01234567890123456/accesspoint/mine",
+    "mine-abcdefghijklmnopqrstuvwxyza12--xa-s3",
+)
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"s3": {"use_arn_region": True}},
+    {"s3": {"addressing_style": "path"}},
+    {"s3": {"use_accelerate_endpoint": True}},
+    {"use_dualstack_endpoint": True},
+    {"use_fips_endpoint": True},
+)
+READS = ("get_object", "head_object", "head_bucket", "list_objects_v2", "create_session")
+
+
+async def places(session: Any, way: dict[str, Any]) -> list[str]:
+    """Return where a client's requests would go, or what it says instead; none is sent."""
+    config = aiobotocore.config.AioConfig(signature_version=botocore.UNSIGNED, **way)
+    async with session.create_client("s3", region_name="us-east-1", config=config) as client:
+        return [await place(client, name, bucket) for name in READS for bucket in BUCKETS]
+
+
+async def place(client: Any, name: str, bucket: str) -> str:
+    key = {"Key": "a/key"} if name.endswith("_object") else {}
+    try:
+        url = await client.generate_presigned_url(name, Params={"Bucket": bucket, **key})
+    except (BotoCoreError, ClientError) as error:
+        return repr(error)
+    return str(url)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+async def test_endpoints_are_those_that_all_parameters_find(way: dict[str, Any]) -> None:
+    """Those that are not looked for belong to requests that read no object."""
+    quick = _s3fs._quick_session(S3FileSystem(anon=True, skip_instance_cache=True))
+    found = await places(quick, way)
+    assert found == await places(aiobotocore.session.AioSession(), way)
+    assert len(set(found)) > len(BUCKETS)
+
+
+async def test_an_endpoint_is_found_by_no_more_parameters_than_reads_have() -> None:
+    session = _s3fs._quick_session(S3FileSystem(anon=True, skip_instance_cache=True))
+    async with session.create_client("s3", region_name="us-east-1") as client:
+        parameters = client._ruleset_resolver._param_definitions
+    assert {"Bucket", "Endpoint", "DisableS3ExpressSessionAuth"} <= parameters.keys()
+    assert not parameters.keys() & _s3fs._OTHERS_PARAMETERS

@@ -270,7 +270,10 @@ def test_recovery_wakes_the_owner_of_a_request_that_had_just_ended() -> None:
     hub = Hub()
     woken: list[Request] = []
     request = submit(hub, "a", on_wake=woken.append)
+    hub.settle(0.0)
+    woken.clear()
     request.state = State.CANCELLED
+    request.grants.clear()
     hub.recover(0.0)
     hub.settle(0.0)
     assert woken == [request]

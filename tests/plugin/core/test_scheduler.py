@@ -60,6 +60,44 @@ def state_of(scheduler: Scheduler) -> tuple[int, ...]:
     return (*flying, scheduler.waiting, hub.in_flight_ops, hub.budget.reserved_bytes)
 
 
+# -- what needs no queue
+
+
+def test_one_op_with_nothing_beside_it_is_admitted_as_it_is_submitted() -> None:
+    hub, scheduler = a_scheduler(window=100)
+    request = a_request(30, group="g")
+    scheduler.submit(request, 0.0)
+    (grant,) = request.inbox
+    hub.validate()
+    assert state_of(scheduler) == (1, 30, 1, 0, 1, 30)
+    assert hub.budget.is_group_holding("g")
+    complete(scheduler, grant)
+    scheduler.consume(request, 0.0)
+    assert state_of(scheduler) == (0,) * 6
+
+
+@pytest.mark.parametrize(
+    "what", ["in flight", "waits here", "waits elsewhere", "is written", "is speculative", "several", "long"]
+)
+def test_any_other_waits_for_the_end_of_the_section(what: str) -> None:
+    """There the most urgent goes first, and what is shared is looked at."""
+    hub, scheduler = a_scheduler(window=100, ops=1 if what == "waits here" else 100)
+    if what in ("in flight", "waits here"):
+        submit(scheduler, 10)
+    if what == "waits here":
+        submit(scheduler, 10, base=5)
+    if what == "waits elsewhere":
+        hub.scheduler("other", Limits(max_in_flight_ops=1)).submit(a_request(1, 1), 0.0)
+    if what == "is written":
+        scheduler.room.uploads.begin("a write", 1)
+    lengths = {"several": (10, 10), "long": (200,)}.get(what, (10,))
+    request = a_request(*lengths, is_speculative=what == "is speculative")
+    scheduler.submit(request, 0.0)
+    assert not request.inbox
+    settle(scheduler)
+    assert bool(request.inbox) is (what != "waits here")
+
+
 # -- I1
 
 
