@@ -26,7 +26,7 @@ SPECULATIVE_SHARE = 2
 
 
 def can_reserve(request: Request, budget: ByteBudget, in_flight_ops: int) -> bool:
-    """Whether the reservation of `request` is granted now; all speculation was dropped before."""
+    """Whether the reservation of `request` is granted now."""
     if budget.fits(request.result_bytes):
         return True
     if request.is_speculative:

@@ -150,26 +150,24 @@ class Hub:
         return self.process_io_limit // share - self.in_flight_ops
 
     def is_short_of_budget(self) -> bool:
-        """Whether demand of any device waits for the budget: speculation takes none then (I7)."""
+        """Whether demand of any device waits for the budget: speculation takes none then (I7).
+
+        One that nobody waits for, and that would not fit without speculation either, may be in the way for
+        as long as its consumer likes.
+        """
         heads = [scheduler.queue.head() for scheduler in self.backlogged.values()]
         return any(
             head is not None
             and not self.budget.is_holding(head.seq)
             and not self.budget.fits(head.result_bytes)
-            and self.is_short_for(head)
+            and (head.is_awaited or self.is_behind_speculation(head))
             for head in heads
         )
 
-    def is_short_for(self, request: Request) -> bool:
-        """Whether speculation gives way to this one, which does not fit the budget (I7).
-
-        One that nobody waits for, and that would not fit without speculation either, may be in the way for
-        as long as its consumer likes.
-        """
+    def is_behind_speculation(self, request: Request) -> bool:
+        """Whether demand that does not fit the budget would, without speculation."""
         if request.is_speculative:
             return False
-        if request.is_awaited:
-            return True
         speculative_bytes = sum(holder.result_bytes for _, holder in self.speculators.values())
         return is_behind_speculation(request, self.budget, speculative_bytes)
 

@@ -9,7 +9,9 @@ Three levels, each a heap, so that every operation is O(log n):
 2. *Scans.* Inside a base, scans take turns by the bytes they were served (start-time fair queueing,
    Goyal, Vin and Cheng, SIGCOMM 1996): the scan with the least virtual start goes next, ties in order of
    arrival.
-3. *Requests.* Inside a scan, `(position, sequence)`: earlier files and offsets first, FIFO among equals.
+3. *Requests.* Inside a scan, `(age, position, sequence)`: earlier files and offsets first, FIFO among
+   equals. The age is in steps of `ageing_s`: whoever waited through one is not overtaken by what comes later,
+   or an early file that is read all the time would keep out the others of its scan.
 
 A request stays at the head until its last op was admitted, or those of its round, and is let go of then: a
 row would keep its buffer alive. Removal of any other is lazy: a request which is no longer `is_waiting` is
@@ -41,6 +43,7 @@ class Queueable(Protocol):
     priority: Priority
     scan: Hashable
     queue_ticket: int
+    age_step: int | None
 
     @property
     def is_waiting(self) -> bool:
@@ -48,6 +51,9 @@ class Queueable(Protocol):
 
 
 R = TypeVar("R", bound="Queueable")
+
+Row = tuple[int, int, int, int, R]
+"""Of a request: age, position, sequence, ticket, and itself."""
 
 
 class _Level(Generic[R]):
@@ -58,18 +64,20 @@ class _Level(Generic[R]):
         self.since(since)
         self.virtual = 0
         self.turns: list[tuple[int, int, Hashable]] = []
-        self.scans: dict[Hashable, list[tuple[int, int, int, R]]] = {}
+        self.scans: dict[Hashable, list[Row[R]]] = {}
 
     def since(self, now: float) -> None:
         self.key = self.base * AGEING_S + now
 
-    def push(self, request: R) -> None:
+    def push(self, request: R, now: float) -> None:
+        if request.age_step is None:
+            request.age_step = int(now // AGEING_S)
         rows = self.scans.get(request.scan)
         if rows is None:
             rows = self.scans[request.scan] = []
             heapq.heappush(self.turns, (self.virtual, request.seq, request.scan))
-        row = (request.priority.position, request.seq, request.queue_ticket, request)
-        heapq.heappush(rows, row)
+        place = request.age_step, request.priority.position, request.seq
+        heapq.heappush(rows, (*place, request.queue_ticket, request))
 
     def head(self) -> R | None:
         while self.turns:
@@ -77,7 +85,7 @@ class _Level(Generic[R]):
             rows = self.scans[scan]
             _drop_dead(rows)
             if rows:
-                return rows[0][3]
+                return rows[0][-1]
             # A scan that comes back at once shall not overtake those which were served as much.
             self.virtual = max(self.virtual, start)
             del self.scans[scan]
@@ -102,14 +110,15 @@ class _Level(Generic[R]):
         return sum(len(rows) for rows in self.scans.values())
 
 
-def _drop_dead(rows: list[tuple[int, int, int, R]]) -> None:
+def _drop_dead(rows: list[Row[R]]) -> None:
     while rows and not _is_live(rows[0]):
         heapq.heappop(rows)
 
 
-def _is_live(row: tuple[int, int, int, R]) -> bool:
+def _is_live(row: Row[R]) -> bool:
     """Whether a heap row still speaks for its request (it may have left, or been pushed anew)."""
-    return row[3].is_waiting and row[3].queue_ticket == row[2]
+    *_, ticket, request = row
+    return request.is_waiting and request.queue_ticket == ticket
 
 
 class PriorityQueue(Generic[R]):
@@ -135,7 +144,7 @@ class PriorityQueue(Generic[R]):
             # It was idle, and time spent idle is no waiting: it must not count as age.
             level.since(now)
             heapq.heappush(self._keys, (level.key, level.base))
-        level.push(request)
+        level.push(request, now)
         self._rows += 1
 
     def head(self) -> R | None:
@@ -161,7 +170,7 @@ class PriorityQueue(Generic[R]):
         return base * AGEING_S + now < self.head_key()
 
     def served(self, request: R, units: int, now: float) -> None:
-        """Note that the head was granted `units` bytes: its scan's turn is over."""
+        """Note that the head was granted `units`, in bytes: its scan's turn is over."""
         level = self._levels[request.priority.base]
         level.served(units, now)
         heapq.heappush(self._keys, (level.key, level.base))
@@ -186,4 +195,4 @@ class PriorityQueue(Generic[R]):
     def __iter__(self) -> Iterator[R]:
         for level in self._levels.values():
             for rows in level.scans.values():
-                yield from (row[3] for row in rows if _is_live(row))
+                yield from (row[-1] for row in rows if _is_live(row))

@@ -137,6 +137,7 @@ class Request:
 
     __slots__ = (
         "__weakref__",
+        "age_step",
         "cumulative",
         "error",
         "grants",
@@ -198,6 +199,7 @@ class Request:
         self.error: BaseException | None = None
         self.seq = 0
         self.queue_ticket = 0
+        self.age_step: int | None = None
         self.next_op = 0
         self.ops_done = 0
         self.grants: list[Grant] = []

@@ -41,6 +41,12 @@ WHOLE_SHARE = 8
 SHORT_SHARE = 64
 """An op of one part in so many of a link's limit is admitted in spite of it, beside fewer ops."""
 
+TURN_BYTES = 1 << 20
+"""What an op counts as in the turns of scans, at the least, where ops are limited and not bytes.
+
+A store's request takes a place however little it reads, and of a whole file nobody knows how much.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Calls:
@@ -100,6 +106,8 @@ class Room:
         Of all requests but nested ones, whose parents' ops are counted.
     in_flight_bases
         The ops of each base priority.
+    turn_bytes
+        What an op counts as in the turns of scans, at the least.
     is_held_back
         Whether it was the window that cut the last slice: then its controller learns of the device, not of
         demand.
@@ -107,12 +115,13 @@ class Room:
 
     __slots__ = (
         "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_calls", "in_flight_ops",
-        "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "uploads", "window",
+        "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "turn_bytes", "uploads", "window",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
         self.window = limits.window
         self.counts_ops = limits.counts_ops
+        self.turn_bytes = TURN_BYTES if limits.window is None or limits.counts_ops else 0
         self.max_in_flight_ops = limits.max_in_flight_ops
         self.max_grant_ops = limits.max_grant_ops
         self.calls = limits.calls

@@ -193,10 +193,12 @@ class Scheduler:
             return True
         if budget.fits(request.result_bytes):
             return not request.is_speculative or not self.hub.is_short_of_budget()
-        while self.hub.is_short_for(request) and self.hub.shed_speculation():
+        passes = can_reserve(request, budget, self.room.in_flight_ops)
+        helps = self.hub.is_behind_speculation(request) or (passes and request.is_awaited)
+        while helps and self.hub.shed_speculation():
             if budget.fits(request.result_bytes):
                 return True
-        return can_reserve(request, budget, self.room.in_flight_ops)
+        return passes or can_reserve(request, budget, self.room.in_flight_ops)
 
     def _is_outranked(self, base: int) -> bool:
         """Whether a more urgent request is in a round: what comes free meanwhile is for its next one (I4)."""
@@ -207,7 +209,10 @@ class Scheduler:
         self._reserve(request)
         grant = self._hand_out(request, count, now)
         if is_head:
-            self._queue_of(request).served(request, grant.bytes_left, now)
+            units = grant.bytes_left
+            if self.room.turn_bytes:
+                units = max(units, grant.ops_left * self.room.turn_bytes)
+            self._queue_of(request).served(request, units, now)
         self._count(request, *grant.in_flight())
         if request.next_op < request.n_ops and not request.step_bytes:
             self.started[request.seq] = request

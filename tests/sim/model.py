@@ -9,7 +9,7 @@ flight, what is reserved, and which requests may be next. It predicts from the d
 * What starts past the queue fits every limit; nobody waits, or none who is as urgent.
 * I2, I7: a reservation fits or a named exemption holds, after speculation was dropped.
 * I4: the base whose key ``base * 5 s + since`` is least; then some scan's first request by
-  ``(position, sequence)``; and two scans that both wait are served alike, within two slices.
+  ``(age, position, sequence)``; and two scans that both wait are served alike, within two slices.
   Past a head that waits for the budget goes the first of those that I2 lets pass.
 * I4 between devices: where the process's limit is scarce, or somebody waited for the budget, a device is
   granted nothing while another's head with a lower key could start. (A sibling's right may begin meanwhile.)
@@ -37,7 +37,7 @@ from headrace.core.hub import Hub
 from headrace.core.link import LEAST_RATE, Link
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
-from headrace.core.room import Calls, Limits
+from headrace.core.room import TURN_BYTES, Calls, Limits
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Naive:
     lengths: list[int]
     asked_series_ops: int = 1
     is_queued: bool = True
+    age: int = 0
     next_op: int = 0
     flying: dict[Grant, tuple[int, int]] = field(default_factory=dict)
     holds: int | None = None
@@ -178,7 +179,10 @@ class World:
         self.unsure.clear()
         for scheduler in self.schedulers.values():
             cut = [r.label for r in scheduler.requests.values() if r.label not in self.known]
-            self.known.extend(naive for naive in cut if isinstance(naive, Naive))
+            for label in cut:
+                assert isinstance(label, Naive)
+                label.age = int(self.now // AGEING_S)
+                self.known.append(label)
         for naive in self.known:
             request = naive.request
             naive.next_op = request.next_op
@@ -344,6 +348,7 @@ class World:
         assert isinstance(naive, Naive)
         if event == "queued":
             self.known.append(naive)
+            naive.age = int(self.now // AGEING_S)
             naive.is_over = not naive.lengths
             if naive.is_waiting and not request.is_nested:
                 self._pushed(naive)
@@ -395,7 +400,7 @@ class World:
             self.ahead = {pair: served for pair, served in self.ahead.items() if naive.level not in pair}
         else:
             self.unsure.discard(naive.level)
-            self._charge(naive, sum(naive.lengths[lo:hi]))
+            self._charge(naive, self._price(naive, naive.lengths[lo:hi]))
         if naive.holds is None:
             naive.holds = naive.request.result_bytes
 
@@ -439,9 +444,13 @@ class World:
             if not self.may_reserve(head) and self.passing(head) is naive
         ]
 
-    def _charge(self, naive: Naive, nbytes: int) -> None:
+    def _price(self, naive: Naive, lengths: list[int]) -> int:
+        """All but the disk limit ops, each of which has a least price."""
+        return sum(lengths) if naive.device == "disk" else max(sum(lengths), len(lengths) * TURN_BYTES)
+
+    def _charge(self, naive: Naive, units: int) -> None:
         """Two scans that both wait are served alike, within two slices (Goyal et al., theorem 1)."""
-        self.largest = max(self.largest, nbytes)
+        self.largest = max(self.largest, units)
         scans = {n.request.scan for n in self.waiting() if n.level == naive.level}
         pairs = {frozenset((naive.level, *pair)) for pair in combinations(sorted(scans), 2)}
         self.ahead = {
@@ -451,7 +460,7 @@ class World:
         for pair in pairs:
             served = self.ahead[pair]
             if naive.request.scan in served:
-                served[naive.request.scan] += nbytes
+                served[naive.request.scan] += units
             assert max(served.values()) - min(served.values()) <= 2 * self.largest, "turns"
 
     # -- the rules
@@ -503,25 +512,25 @@ class World:
             return True
         if request.is_speculative:
             heads = [h for device in self.schedulers for h in self._demand_heads(device)]
-            is_short = any(h.holds is None and not self.fits(h) and self.is_short_for(h) for h in heads)
-            return self.fits(naive) and not is_short
+            waits = [h for h in heads if h.holds is None and not self.fits(h)]
+            return self.fits(naive) and not any(h.request.is_awaited or self.would_fit(h) for h in waits)
         if self.fits(naive):
             return True
         holders = [n for n in self.known if n.holds is not None]
         droppable = [n for n in holders if n.request.is_speculative and not n.flying]
-        if droppable and self.is_short_for(naive):
-            return False
-        return (
+        passes = (
             all(request.priority < n.request.priority for n in holders)
             or (request.group is not None and request.group in {n.request.group for n in holders})
             or (request.is_awaited and not self.flying(naive.device))
         )
+        if droppable and (self.would_fit(naive) or (request.is_awaited and passes)):
+            return False
+        return passes
 
-    def is_short_for(self, naive: Naive) -> bool:
-        """I7: speculation gives way to what is awaited, or would fit without it."""
+    def would_fit(self, naive: Naive) -> bool:
+        """I7: without speculation, which gives way then."""
         demand = sum(n.holds for n in self.known if n.holds is not None and not n.request.is_speculative)
-        would_fit = demand + naive.request.result_bytes <= self.hub.budget.limit_bytes
-        return naive.request.is_awaited or would_fit
+        return demand + naive.request.result_bytes <= self.hub.budget.limit_bytes
 
     def _demand_heads(self, device: str) -> list[Naive]:
         head = self.schedulers[device].queue.head()
@@ -728,8 +737,8 @@ class World:
             assert not scheduler.in_rounds
 
 
-def _in_scan(naive: Naive) -> tuple[int, int]:
-    return naive.request.priority.position, naive.request.seq
+def _in_scan(naive: Naive) -> tuple[int, int, int]:
+    return naive.age, naive.request.priority.position, naive.request.seq
 
 
 def _distinct(histories: list[dict[Level, float]]) -> list[dict[Level, float]]:

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from sim.model import DEVICES, WITHOUT_LINK, Naive, World
 
 from headrace.core.request import State
+from headrace.core.room import TURN_BYTES
 from headrace.errors import IllegalTransitionError
 from headrace.types import UNKNOWN_LENGTH, Priority
 
@@ -255,11 +256,11 @@ def test_a_turn_beside_a_scan_that_waits_for_the_budget_is_a_turn() -> None:
 @pytest.mark.parametrize("has_turn", [True, False])
 def test_the_next_op_of_a_started_read_is_a_turn_or_passes_one(has_turn: bool) -> None:
     """Its scan was served less than the one that waits for the budget, or more: only a turn has an age."""
-    world = World(budget=40)
+    world = World(budget=40 * TURN_BYTES)
     _fill_the_store(world)
-    _submit(world, 0, "a" if has_turn else "c", [10])
-    started = _submit(world, 0, "b", [5, 5, 5])
-    _submit(world, 0, "a", [31])
+    _submit(world, 0, "a" if has_turn else "c", [10 * TURN_BYTES])
+    started = _submit(world, 0, "b", [5 * TURN_BYTES] * 3)
+    _submit(world, 0, "a", [31 * TURN_BYTES])
     aged = _submit(world, 2, "a", [5])
     _next_admitted(world)
     world.advance(6)

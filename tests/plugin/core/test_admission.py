@@ -293,6 +293,21 @@ def test_demand_that_nobody_waits_for_and_other_demand_keeps_out_leaves_speculat
     assert (is_admitted(demand), ahead.state) == (True, State.RETIRED)
 
 
+def test_speculation_stays_where_demand_waits_for_other_demand_all_the_same() -> None:
+    """Somebody waits for it; but what was read ahead would be read again, and nothing won."""
+    hub = Hub(buffer_bytes=100)
+    unread = submit(hub, nbytes=60)
+    finish(hub, unread)
+    ahead = submit(hub, nbytes=30, is_speculative=True)
+    finish(hub, ahead)
+    in_flight = submit(hub, nbytes=5)
+    demand = submit(hub, nbytes=80, is_awaited=True)
+    further = submit(hub, "store", nbytes=1, is_speculative=True)
+    assert (is_admitted(demand), is_admitted(further), ahead.state) == (False, False, State.COMPLETE)
+    finish(hub, in_flight)
+    assert (is_admitted(demand), ahead.state) == (True, State.RETIRED), "it is stuck now"
+
+
 def test_speculation_gives_way_to_demand_that_nobody_waits_for_if_that_would_fit() -> None:
     hub = Hub(buffer_bytes=100)
     ahead = [submit(hub, "store", nbytes=50, is_speculative=True) for _ in range(2)]

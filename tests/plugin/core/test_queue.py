@@ -30,6 +30,7 @@ class Item:
         self.priority = Priority(base, position)
         self.scan = scan
         self.queue_ticket = 0
+        self.age_step: int | None = None
         self.is_waiting = True
 
 
@@ -68,6 +69,32 @@ def test_any_order_of_pushes_gives_the_same_order() -> None:
         queue: Queue = PriorityQueue()
         push_all(queue, [Item(*row) for row in random.Random(seed).sample(rows, len(rows))])
         assert served_seqs(queue) == expected
+
+
+def test_who_waited_through_a_step_of_age_is_not_overtaken_by_an_earlier_position() -> None:
+    """An early file that is read all the time would keep out the others of its scan."""
+    queue: Queue = PriorityQueue()
+    push_all(queue, [Item(1, position=9), Item(2, position=0)])
+    served = []
+    for seq in range(3, 20):
+        queue.push(Item(seq, position=0), (seq - 3) * AGEING_S / 4)
+        head = serve(queue, (seq - 3) * AGEING_S / 4)
+        assert head is not None
+        served.append(head.seq)
+    assert served[:2] == [2, 3], "at first in the order of the files"
+    assert 1 in served
+
+
+def test_age_is_kept_where_a_request_is_pushed_again() -> None:
+    queue: Queue = PriorityQueue()
+    old, new = Item(1, base=5, position=9), Item(2, position=0)
+    push_all(queue, [old], 0.0)
+    old.priority = Priority(0, 9)
+    push_all(queue, [new, old], AGEING_S)
+    assert served_seqs(queue) == [1, 2]
+    old.is_waiting = new.is_waiting = True
+    queue.rebuild([new, old], 2 * AGEING_S)
+    assert served_seqs(queue) == [1, 2]
 
 
 def test_scans_take_turns_by_bytes() -> None:

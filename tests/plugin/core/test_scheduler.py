@@ -16,7 +16,7 @@ from headrace.core.link import Link
 from headrace.core.plan import plan_ranges
 from headrace.core.queue import AGEING_S
 from headrace.core.request import Grant, Request, State
-from headrace.core.room import Calls, Limits
+from headrace.core.room import TURN_BYTES, Calls, Limits
 from headrace.core.scheduler import Scheduler
 from headrace.core.window import Window
 from headrace.errors import IllegalTransitionError
@@ -903,6 +903,35 @@ def test_urgent_reads_start_while_a_smaller_limit_is_tried() -> None:
     assert window.limit < scheduler.room.in_flight_bytes < 100
     assert submit(scheduler, 4, base=-1).next_op == 1
     assert submit(scheduler, 4, base=-1).next_op == 0, "as urgent as what is in flight"
+
+
+# -- turns of scans
+
+
+@pytest.mark.parametrize(
+    ("limits", "turns"),
+    [
+        ({"window": 1, "counts_ops": True}, 1),
+        ({"max_in_flight_ops": 1}, 1),
+        ({"window": 1 << 20}, 8),
+    ],
+    ids=["requests", "ops", "bytes"],
+)
+def test_an_op_has_a_least_price_where_ops_are_limited(limits: dict[str, Any], turns: int) -> None:
+    """A store's request takes a place however little it reads: a long one does not owe it many."""
+    window = limits.pop("window", None)
+    shape = window and Window(initial=window, least=1, most=window)
+    scheduler = Hub().scheduler("d", Limits(window=shape, max_grant_ops=1, **limits))
+    blocker = submit(scheduler, 1 << 20)
+    small = submit(scheduler, *[TURN_BYTES // 8] * 40, scan="small")
+    large = submit(scheduler, *[TURN_BYTES] * 5, scan="large")
+    (grant,) = blocker.inbox
+    complete(scheduler, grant)
+    flying = [*small.grants, *large.grants]
+    while large.next_op < 4:
+        complete(scheduler, flying.pop(0))
+        flying = [*small.grants, *large.grants]
+    assert small.next_op / large.next_op == pytest.approx(turns, abs=1 + turns / 2)
 
 
 def columns_of(n: int) -> tuple[Any, ...]:
