@@ -48,7 +48,7 @@ def is_unlimited(budget: ByteBudget) -> bool:
 
 
 def is_most_urgent(request: Request, budget: ByteBudget) -> bool:
-    """Whether the request is more urgent than everything that holds a reservation.
+    """Whether the request is more urgent than all demand that holds a reservation.
 
     Deadlock prevented: the consumer reads in another order than the scheduler admitted; what it waits for
     is behind results that it will only take afterwards. Those held are less urgent, so they wait their
@@ -57,7 +57,7 @@ def is_most_urgent(request: Request, budget: ByteBudget) -> bool:
     *Strictly* more urgent: among equals the queue is FIFO, the holders came first, and a consumer slower
     than the storage would otherwise never be held back at all. Equals that really wait are `is_stuck`.
     """
-    least = budget.least_priority()
+    least = budget.least_of_demand()
     return least is not None and request.priority < least
 
 
@@ -81,11 +81,12 @@ def is_stuck(request: Request, in_flight_ops: int) -> bool:
 
 
 def is_behind_speculation(request: Request, budget: ByteBudget, speculative_bytes: int) -> bool:
-    """Whether it would fit but for reservations of speculation.
+    """Whether it would fit but for reservations of speculation, alone if it is larger than the budget.
 
     What demand holds is in its way else, and dropping what was read ahead would not help it.
     """
-    return budget.reserved_bytes - speculative_bytes + request.result_bytes <= budget.limit_bytes
+    demand_bytes = budget.reserved_bytes - speculative_bytes
+    return demand_bytes == 0 or demand_bytes + request.result_bytes <= budget.limit_bytes
 
 
 def pick_passing(

@@ -3,7 +3,8 @@
 A reservation is an entry `request -> (bytes, priority)`; the total and the least priority are derived
 from the entries, so that `recount` can restore them whatever line an exception arrived at (I3).
 
-* `hold`, `release` and the least priority among holders (I6) are O(log n).
+* `hold`, `release` and the least priority among holders (I6) are O(log n); demand and speculation are ranked
+  apart, as demand passes as if there were no speculation (I7).
 * Which groups hold something is counted: asking for a sibling does not walk over all holders.
 * The exemptions of I2 are not here: they are named predicates of `core.admission`.
 
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from headrace.core.ranking import Ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     from headrace.types import Priority
 
@@ -38,9 +39,10 @@ class ByteBudget:
         self.peak_bytes = 0
         self.is_awaited = False
         """Whether a head waited for it when the schedulers were last looked at."""
-        self._holds: dict[Hashable, tuple[int, Priority, Hashable]] = {}
+        self._holds: dict[Hashable, tuple[int, Priority, Hashable, Ranking[Hashable]]] = {}
         self._groups: dict[Hashable, int] = {}
-        self._ranking: Ranking[Hashable] = Ranking()
+        self._demand: Ranking[Hashable] = Ranking()
+        self._speculation: Ranking[Hashable] = Ranking()
 
     def __len__(self) -> int:
         return len(self._holds)
@@ -59,56 +61,76 @@ class ByteBudget:
         """Whether a member of `group` has a reservation."""
         return group in self._groups
 
-    def hold(self, key: Hashable, nbytes: int, priority: Priority, group: Hashable = None) -> None:
+    def hold(
+        self,
+        key: Hashable,
+        nbytes: int,
+        priority: Priority,
+        group: Hashable = None,
+        *,
+        is_speculative: bool = False,
+    ) -> None:
         """Reserve; a second reservation of one key is a mistake of the caller."""
         if key in self._holds:
             msg = f"{key!r} holds a reservation already"
             raise ValueError(msg)
-        self._ranking.rank(key, priority)
-        self._holds[key] = (nbytes, priority, group)
+        ranking = self._speculation if is_speculative else self._demand
+        ranking.rank(key, priority)
+        self._holds[key] = (nbytes, priority, group, ranking)
         if group is not None:
             self._groups[group] = self._groups.get(group, 0) + 1
         self.reserved_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
 
     def reprioritise(self, key: Hashable, priority: Priority) -> None:
-        """Note that the holder's priority changed; nothing where it holds nothing."""
+        """Note that the holder is demand of this priority now; nothing where it holds nothing."""
         if key in self._holds:
-            nbytes, _, group = self._holds[key]
-            self._ranking.rank(key, priority)
-            self._holds[key] = (nbytes, priority, group)
+            nbytes, _, group, ranking = self._holds[key]
+            ranking.forget(key)
+            self._demand.rank(key, priority)
+            self._holds[key] = (nbytes, priority, group, self._demand)
 
     def release(self, key: Hashable) -> int:
         """Give a reservation back; 0 where there is none, so that releasing twice is harmless."""
-        nbytes, _, group = self._holds.pop(key, (0, None, None))
+        nbytes, _, group, ranking = self._holds.pop(key, (0, None, None, self._demand))
         self.reserved_bytes -= nbytes
         if group is not None:
             self._groups[group] -= 1
             if not self._groups[group]:
                 del self._groups[group]
-        self._ranking.forget(key)
+        ranking.forget(key)
         return nbytes
 
     def least_priority(self) -> Priority | None:
         """Return the most urgent priority that holds a reservation (I6)."""
-        key = self._ranking.first()
+        found = [key for ranking in (self._demand, self._speculation) if (key := ranking.first()) is not None]
+        return min((self._holds[key][1] for key in found), default=None)
+
+    def least_of_demand(self) -> Priority | None:
+        """Return the most urgent priority of demand that holds a reservation."""
+        key = self._demand.first()
         return None if key is None else self._holds[key][1]
 
-    def keep_only(self, live: set[int]) -> None:
-        """Forget reservations of requests that are gone, and derive everything again."""
-        self._holds = {key: hold for key, hold in self._holds.items() if key in live}
-        self.reserved_bytes = sum(nbytes for nbytes, _, _ in self._holds.values())
-        self._groups = self._count_groups()
-        self._ranking.clear()
-        for key, (_, priority, _) in self._holds.items():
-            self._ranking.rank(key, priority)
+    def keep_only(self, live: Mapping[int, bool]) -> None:
+        """Forget reservations of requests that are gone, and derive everything again.
+
+        Of those that are not it is said whether they are speculative.
+        """
+        holds = {key: hold for key, hold in self._holds.items() if key in live}
+        self._holds.clear()
+        self._groups.clear()
+        self._demand.clear()
+        self._speculation.clear()
+        self.reserved_bytes = 0
+        for key, (nbytes, priority, group, _) in holds.items():
+            self.hold(key, nbytes, priority, group, is_speculative=live[key])  # type: ignore[index]
 
     def _count_groups(self) -> dict[Hashable, int]:
-        return dict(Counter(group for _, _, group in self._holds.values() if group is not None))
+        return dict(Counter(group for _, _, group, _ in self._holds.values() if group is not None))
 
     def validate(self) -> None:
         """Raise AssertionError where the derived numbers disagree with the entries."""
-        total = sum(nbytes for nbytes, _, _ in self._holds.values())
+        total = sum(nbytes for nbytes, _, _, _ in self._holds.values())
         if self._groups != self._count_groups():
             msg = f"budget: groups {self._groups}, entries say {self._count_groups()}"
             raise AssertionError(msg)

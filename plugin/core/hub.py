@@ -179,6 +179,11 @@ class Hub:
         """Wake the owner of `request` when the section ends."""
         self._wakes.append(request)
 
+    def let_sleep(self, request: Request) -> None:
+        """Have its owner woken no more, unless somebody is still to be woken."""
+        if not self._wakes:
+            request.on_wake = stay_asleep
+
     def traced(self, event: str, request: Request, lo: int, hi: int, now: float) -> None:
         """Hand an event to the trace, if one is recorded."""
         if self.trace is not None:
@@ -296,8 +301,8 @@ class Hub:
             # First of all: an ended request, whose wake-up may be what was cut off, leaves below.
             self._wakes.extend(scheduler.requests.values())
             scheduler.recount(now)
-        live = {seq for scheduler in self.schedulers.values() for seq in scheduler.requests}
-        self.budget.keep_only(live)
+        requests = (request for one in self.schedulers.values() for request in one.requests.values())
+        self.budget.keep_only({request.seq: request.is_speculative for request in requests})
         self.budget.is_awaited = True  # perhaps: the pass that would have told was cut
         self._has_changed = True
 

@@ -229,7 +229,13 @@ class Scheduler:
         if len(self.hub.schedulers) > 1:
             # On others siblings may pass now, and what was started behind a head that fitted until now.
             self.hub.changed()
-        self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
+        self.hub.budget.hold(
+            request.seq,
+            request.result_bytes,
+            request.priority,
+            request.group,
+            is_speculative=request.is_speculative,
+        )
 
     def note_awaited(self, request: Request) -> None:
         """Note that somebody waits for a request from now on: it may pass the budget (I2)."""
@@ -381,6 +387,7 @@ class Scheduler:
         """Release the reservation: the result was handed to the caller."""
         if request.state is State.COMPLETE:
             self.hub.traced("consumed", request, 0, request.n_ops, now)
+            self.hub.let_sleep(request)  # its owner was woken when it was complete
             self._end(request, State.RETIRED)
 
     def fail(self, request: Request, error: BaseException) -> None:
@@ -434,6 +441,8 @@ class Scheduler:
         moved = Priority(*priority) < request.priority
         if moved:
             self._move(request, Priority(*priority))
+        if moved or was_speculative:
+            self.hub.budget.reprioritise(request.seq, request.priority)
         if request.is_waiting and (moved or was_speculative):
             self._list_awaited(request)
             self.queue.push(request, now)
@@ -446,7 +455,6 @@ class Scheduler:
         self._count(request, -in_flight_ops, 0)
         request.priority = priority
         self._count(request, in_flight_ops, 0)
-        self.hub.budget.reprioritise(request.seq, priority)
 
     # -- derived numbers
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import threading
 from functools import partial
 from time import perf_counter
@@ -33,8 +32,6 @@ from headrace.drivers.waiting import LOOK_S, announce, check_caller, deadline, l
 from headrace.threads import call_locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from headrace.backends.abc import AsyncBackend
     from headrace.drivers.job import Job
     from headrace.drivers.loop import LoopThread
@@ -128,7 +125,7 @@ class LiteAsyncDriver(AsyncDriver):
         """Run the loop until `job` is over; this thread has the baton, and says so."""
         timer = None
         try:
-            with _deferred_sigint(self.loop):
+            with interrupts.Deferred(partial(self.loop.call_soon_threadsafe, self.loop.stop)):
                 self._driving, self._driver_ident = job, threading.get_ident()
                 if until_s is not None:
                     timer = self.loop.call_later(until_s - perf_counter(), self.loop.stop)
@@ -281,25 +278,3 @@ def _runs_a_loop() -> bool:
 def _check_deadline(job: Job, until_s: float | None) -> None:
     if until_s is not None and not job.request.is_over and perf_counter() >= until_s:
         raise late(job, "in time")
-
-
-@contextlib.contextmanager
-def _deferred_sigint(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Let SIGINT stop the loop, and raise KeyboardInterrupt only after it stopped."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.get_ident() != threading.main_thread().ident or not interrupts.is_pythons_own(handler):
-        yield
-        return
-    came: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        came.append(number)
-        loop.call_soon_threadsafe(loop.stop)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if came:
-        raise KeyboardInterrupt

@@ -291,6 +291,36 @@ def may_raise() -> bool:
     return any(map(callable, handlers)) or not is_pythons_own(_signal.getsignal(_SIGINT))
 
 
+class Deferred:
+    """Has Ctrl-C call `note` where it would raise KeyboardInterrupt, and raises that at the end.
+
+    Elsewhere than on the main thread, and beside a handler of the program's own, it does nothing.
+    """
+
+    __slots__ = ("_handler", "_has_come", "_note")
+
+    def __init__(self, note: Callable[[], object]) -> None:
+        self._note = note
+        self._handler: object = None
+        self._has_come = False
+
+    def __enter__(self) -> None:
+        handler = _signal.getsignal(_SIGINT)
+        if threading.get_ident() == _main_ident and is_pythons_own(handler):
+            self._handler = handler
+            _signal.signal(_SIGINT, self._come)
+
+    def _come(self, _number: int, _frame: object) -> None:
+        self._has_come = True
+        self._note()
+
+    def __exit__(self, *_error: object) -> None:
+        if self._handler is not None:
+            _signal.signal(_SIGINT, self._handler)
+        if self._has_come:
+            raise KeyboardInterrupt
+
+
 def deliver_once() -> None:
     """Have an interrupt that came through Arrow not come a second time; on the main thread."""
     if threading.get_ident() == _main_ident and _signal.getsignal(_SIGINT) is _signal.default_int_handler:

@@ -518,8 +518,9 @@ class World:
             return True
         holders = [n for n in self.known if n.holds is not None]
         droppable = [n for n in holders if n.request.is_speculative and not n.flying]
+        demand = [n.request.priority for n in holders if not n.request.is_speculative]
         passes = (
-            all(request.priority < n.request.priority for n in holders)
+            (bool(demand) and request.priority < min(demand))
             or (request.group is not None and request.group in {n.request.group for n in holders})
             or (request.is_awaited and not self.flying(naive.device))
         )
@@ -528,9 +529,9 @@ class World:
         return passes
 
     def would_fit(self, naive: Naive) -> bool:
-        """I7: without speculation, which gives way then."""
+        """I7: without speculation, which gives way then; alone if it is larger than the budget."""
         demand = sum(n.holds for n in self.known if n.holds is not None and not n.request.is_speculative)
-        return demand + naive.request.result_bytes <= self.hub.budget.limit_bytes
+        return not demand or demand + naive.request.result_bytes <= self.hub.budget.limit_bytes
 
     def _demand_heads(self, device: str) -> list[Naive]:
         head = self.schedulers[device].queue.head()

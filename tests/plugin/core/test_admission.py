@@ -293,6 +293,25 @@ def test_demand_that_nobody_waits_for_and_other_demand_keeps_out_leaves_speculat
     assert (is_admitted(demand), ahead.state) == (True, State.RETIRED)
 
 
+def test_speculation_gives_way_to_demand_that_is_larger_than_the_budget() -> None:
+    """It would be admitted alone."""
+    hub = Hub(buffer_bytes=100)
+    ahead = submit(hub, "store", nbytes=50, is_speculative=True)
+    finish(hub, ahead)
+    assert is_admitted(submit(hub, nbytes=200))
+    assert ahead.state is State.RETIRED
+
+
+def test_what_was_read_ahead_keeps_nobody_from_passing() -> None:
+    """More urgent than all demand that holds: what is in flight of the same scan's read-ahead is none."""
+    hub = Hub(buffer_bytes=100)
+    unread = submit(hub, nbytes=70, base=5)
+    finish(hub, unread)
+    ahead = submit(hub, nbytes=20, is_speculative=True, base=-1)
+    assert is_admitted(ahead)
+    assert is_admitted(submit(hub, nbytes=90, is_awaited=True))
+
+
 def test_speculation_stays_where_demand_waits_for_other_demand_all_the_same() -> None:
     """Somebody waits for it; but what was read ahead would be read again, and nothing won."""
     hub = Hub(buffer_bytes=100)

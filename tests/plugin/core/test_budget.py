@@ -79,34 +79,37 @@ def test_a_group_holds_while_a_member_does() -> None:
 def test_derived_numbers_are_derived_again() -> None:
     budget = ByteBudget(100)
     for key in range(5):
-        budget.hold(key, 10, Priority(key), group=key % 2)
+        budget.hold(key, 10, Priority(key), group=key % 2, is_speculative=key == 2)
     budget.reserved_bytes = 12345
-    budget._ranking.clear()
+    budget._demand.clear()
     budget._groups.clear()
     with pytest.raises(AssertionError, match="budget"):
         budget.validate()
-    budget.keep_only({2, 3, 4, 99})
+    budget.keep_only({2: True, 3: False, 4: False, 99: False})
     budget.validate()
     assert (budget.reserved_bytes, budget.least_priority()) == (30, Priority(2))
+    assert budget.least_of_demand() == Priority(3)
 
 
 @given(
     st.lists(st.tuples(st.sampled_from(["hold", "release", "raise"]), st.integers(0, 4), st.integers(-3, 3)))
 )
 def test_against_a_table(events: list[tuple[str, int, int]]) -> None:
-    budget, table = ByteBudget(50), dict[int, tuple[int, Priority]]()
+    budget, table = ByteBudget(50), dict[int, tuple[int, Priority, bool]]()
     for event, key, value in events:
         if event == "release":
-            assert budget.release(key) == table.pop(key, (0, None))[0]
+            assert budget.release(key) == table.pop(key, (0, None, None))[0]
         elif event == "hold" and key not in table:
-            table[key] = (10 + value, Priority(value))
-            budget.hold(key, *table[key])
+            table[key] = (10 + value, Priority(value), value % 2 == 1)
+            budget.hold(key, 10 + value, Priority(value), is_speculative=value % 2 == 1)
         elif event == "raise" and key in table:
-            table[key] = (table[key][0], Priority(value))
+            table[key] = (table[key][0], Priority(value), False)
             budget.reprioritise(key, Priority(value))
         budget.validate()
-        assert budget.reserved_bytes == sum(nbytes for nbytes, _ in table.values())
-        assert budget.least_priority() == min((p for _, p in table.values()), default=None)
+        assert budget.reserved_bytes == sum(nbytes for nbytes, _, _ in table.values())
+        assert budget.least_priority() == min((p for _, p, _ in table.values()), default=None)
+        demand = [p for _, p, is_speculative in table.values() if not is_speculative]
+        assert budget.least_of_demand() == min(demand, default=None)
 
 
 class CountedPriority(Priority):
@@ -139,7 +142,7 @@ def test_the_least_of_a_hundred_thousand_costs_a_logarithm() -> None:
         budget.hold(n + key, 1, priority())
         assert budget.least_priority() is not None
     assert CountedPriority.compared <= 8 * rounds * math.log2(n)
-    assert len(budget._ranking._heap) <= 2 * len(budget) + 65
+    assert len(budget._demand._heap) <= 2 * len(budget) + 65
 
 
 def test_rows_of_the_released_do_not_pile_up() -> None:
@@ -148,7 +151,7 @@ def test_rows_of_the_released_do_not_pile_up() -> None:
     for key in range(10_000):
         budget.hold(key, 1, Priority(key))
         budget.release(key)
-    assert len(budget._ranking._heap) < 100
+    assert len(budget._demand._heap) < 100
     assert budget.least_priority() == Priority(-1)
 
 

@@ -265,6 +265,23 @@ def test_one_owner_that_was_interrupted_is_woken_all_the_same() -> None:
     assert calls == [request.seq] * 2
 
 
+@pytest.mark.parametrize("is_owed", [False, True])
+def test_who_takes_a_result_is_not_woken_for_that(is_owed: bool) -> None:
+    """But whoever else waits for it is, where its end has not been told yet."""
+    hub = Hub()
+    woken: list[State] = []
+    request = submit(hub, "a", on_wake=lambda request: woken.append(request.state))
+    hub.settle(0.0)
+    scheduler = hub.scheduler("a")
+    scheduler.complete(request.inbox.pop(), 1, 10, 0.0)
+    if not is_owed:
+        hub.settle(0.0)
+    scheduler.consume(request, 0.0)
+    hub.settle(0.0)
+    after_the_end = woken[1:]
+    assert after_the_end == ([State.RETIRED] if is_owed else [State.COMPLETE])
+
+
 def test_recovery_wakes_the_owner_of_a_request_that_had_just_ended() -> None:
     """The exception came between the end of the request and the note to wake its owner."""
     hub = Hub()
