@@ -1,18 +1,20 @@
-"""Filters of the command line: a small Python-like language, read into a `pyarrow` expression.
+"""Filters of the command line: a small Python-like language, read into a tree of its few forms.
 
 ``l_quantity > 30 and l_shipmode in ('AIR', 'RAIL')`` is Python's own grammar, so `ast` parses it
-and nothing is ever evaluated: each node is looked up in a whitelist and turned into the matching
-`pyarrow.compute.Expression`; any other node is refused by name.
+and nothing is ever evaluated: each node is looked up in a whitelist and turned into one of the forms
+below; any other node is refused by name. `_binding` makes a `pyarrow` expression of the tree, when
+the columns' types are known.
 
 Understood: column names (``a.b`` is a field of a struct, ``col("odd name")`` any name), numbers,
 strings, ``True``, ``False``, ``None``; ``== != < <= > >=`` (chained too), ``in``, ``not in``,
-``is None``, ``is not None``; ``and or not``; ``+ - * /`` and the sign; ``date("1994-01-01")`` and
-``timestamp("1994-01-01T12:00")``, with an offset (``+00:00``) where the column has a time zone. As in
-Python ``/`` drops no remainder. As in SQL a null passes no comparison, and neither ``in`` nor
-``not in``, nor what is the opposite of any of these. ``None`` in a list is left out: nothing is equal to it.
+``is None``, ``is not None``; ``and or not``; ``+ - * /`` and the sign; ``date("1994-01-01")``,
+``time("12:00")`` and ``timestamp("1994-01-01T12:00")``, with an offset (``+00:00``) where the column
+has a time zone. ``None`` in a list is left out: nothing is equal to it.
 
-Pure functions, any thread. No type is checked here: Arrow does that when it binds the expression to
-a dataset's schema.
+Names and numbers are taken from the text: Python's parser normalises the ones and rounds the others.
+A number keeps every digit: an `int` where it was written as a whole number, else a `Fraction`.
+
+Pure functions, any thread. No type is checked here but what needs no column.
 """
 
 from __future__ import annotations
@@ -21,45 +23,127 @@ import ast
 import datetime as dt
 import operator
 import re
-from functools import reduce
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_CHARS = 10_000
+_NS_PER_US = 1_000
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _ONE_EQUALS = re.compile(r"(?<![=!<>:])=(?!=)")
+_BELOW_MICROSECONDS = re.compile(r"[^.,+]*[.,]\d{6}(\d+)")
+_LAST_NAME = re.compile(r"[^\s.]+$")
 
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
+Number: TypeAlias = int | Fraction
+
+_COMPARISONS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
 }
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-_CALLS: dict[str, Callable[[str], Any]] = {
-    "col": pc.field,
-    "date": lambda text: pc.scalar(dt.date.fromisoformat(text)),
-    "timestamp": lambda text: pc.scalar(dt.datetime.fromisoformat(text)),
+_ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_FOLDED: dict[str, Callable[[Any, Any], Number]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": Fraction,
 }
 
 
 class FilterError(ValueError):
-    """The text is no filter; the message names the part that is not."""
+    """The text is no filter, or none for these columns; the message names the part that is not."""
 
 
-def parse_filter(text: str) -> pc.Expression:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point on a clock: since 1970 (in UTC, if it is `zoned`), or since midnight (`time`)."""
+
+    kind: Literal["moment", "zoned", "time"]
+    nanoseconds: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A part of a filter."""
+
+    source: ast.expr
+
+    @property
+    def text(self) -> str:
+        """The part as it could be written."""
+        return ast.unparse(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Node):
+    """A column, or with a longer path a field of a struct in it."""
+
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Node):
+    """A value; None only where a condition stands, which it is not."""
+
+    value: bool | str | Number | Moment | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic(Node):
+    """One of ``+ - * /`` of two numbers, of which one at least is no constant."""
+
+    operator: str
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison(Node):
+    """One of ``== != < <= > >=`` of two values, of which one at least is no constant."""
+
+    operator: str
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Membership(Node):
+    """Whether a value is one of some constants."""
+
+    operand: Node
+    values: tuple[Constant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing(Node):
+    """Whether there is no value."""
+
+    operand: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Logic(Node):
+    """All (``and``) or any (``or``) of some conditions."""
+
+    operator: Literal["and", "or"]
+    conditions: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opposite(Node):
+    """The opposite of a condition."""
+
+    condition: Node
+
+
+def parse_filter(text: str) -> Node:
     """Read a filter.
 
     Parameters
@@ -69,7 +153,7 @@ def parse_filter(text: str) -> pc.Expression:
 
     Returns
     -------
-    pyarrow.compute.Expression
+    Node
 
     Raises
     ------
@@ -79,164 +163,191 @@ def parse_filter(text: str) -> pc.Expression:
     if len(text) > _MAX_CHARS:
         raise FilterError(f"the filter has {len(text)} characters, more than {_MAX_CHARS}")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-        found = _expression(tree.body)
+        found = _Reader(text.strip()).read()
     except SyntaxError as error:
         hint = "; equality is ==" if _ONE_EQUALS.search(text) else ""
         raise FilterError(f"{error.msg} in {text[:80]!r}{hint}") from error
     except (MemoryError, RecursionError) as error:
         raise FilterError("the filter is nested too deeply") from error
-    if isinstance(tree.body, ast.Constant):
+    if isinstance(found, Constant):
         raise FilterError(f"{text!r} is a constant, not a condition")
     return found
 
 
-def _expression(node: ast.expr) -> pc.Expression:
-    handler = _HANDLERS.get(type(node))
-    if handler is None:
-        raise FilterError(f"{ast.unparse(node)!r} is not something a filter may contain")
-    return handler(node)
+class _Reader:
+    """Turns the nodes of Python's grammar into ours."""
 
+    def __init__(self, text: str) -> None:
+        self._tree = ast.parse(text, mode="eval").body
+        # As Python counts them: lines end by these only, and columns are bytes.
+        self._lines = re.split(rb"\r\n|\r|\n", text.encode())
 
-def _name(node: ast.Name) -> pc.Expression:
-    return pc.field(node.id)
+    def read(self) -> Node:
+        return self._node(self._tree)
 
+    def _node(self, node: ast.expr) -> Node:
+        handler = self._HANDLERS.get(type(node))
+        if handler is None:
+            raise FilterError(f"{ast.unparse(node)!r} is not something a filter may contain")
+        return handler(self, node)
 
-def _attribute(node: ast.Attribute) -> pc.Expression:
-    path = [node.attr]
-    inner = node.value
-    while isinstance(inner, ast.Attribute):
-        path.append(inner.attr)
-        inner = inner.value
-    if not isinstance(inner, ast.Name):
-        raise FilterError(f"{ast.unparse(node)!r} is not the name of a column")
-    return pc.field(inner.id, *reversed(path))
+    def _written(self, node: ast.expr) -> str:
+        """Return the last line of what was written for `node`: all of it where that is one word."""
+        begin = node.col_offset if node.lineno == node.end_lineno else 0
+        return self._lines[(node.end_lineno or 1) - 1][begin : node.end_col_offset].decode()
 
+    def _name(self, node: ast.Name) -> Node:
+        return Column(node, (self._written(node),))
 
-def _constant(node: ast.Constant) -> pc.Expression:
-    if isinstance(node.value, bytes | complex) or node.value is ...:
-        raise FilterError(f"{ast.unparse(node)!r} is no number, string, True, False or None")
-    return _scalar(node.value)
+    def _attribute(self, node: ast.Attribute) -> Node:
+        inner, last = self._node(node.value), _LAST_NAME.search(self._written(node))
+        if not isinstance(inner, Column) or last is None:
+            raise FilterError(f"{ast.unparse(node)!r} is not the name of a column")
+        return Column(node, (*inner.path, last[0]))
 
+    def _constant(self, node: ast.Constant) -> Node:
+        value = node.value
+        if isinstance(value, float):
+            return Constant(node, _fraction(self._written(node)))
+        if isinstance(value, bytes | complex) or value is ...:
+            raise FilterError(f"{ast.unparse(node)!r} is no number, string, True, False or None")
+        return Constant(node, value)
 
-def _scalar(value: object) -> pc.Expression:
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise FilterError(f"{value} needs more than 64 bits")
-    return pc.scalar(value)
+    def _bool_op(self, node: ast.BoolOp) -> Node:
+        parts = tuple(self._node(value) for value in node.values)
+        return Logic(node, "and" if isinstance(node.op, ast.And) else "or", parts)
 
-
-def _bool_op(node: ast.BoolOp) -> pc.Expression:
-    combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-    return reduce(combine, [_expression(value) for value in node.values])
-
-
-def _unary(node: ast.UnaryOp) -> pc.Expression:
-    if isinstance(node.op, ast.Not):
-        return ~_expression(node.operand)
-    if isinstance(node.op, ast.USub):
-        literal = _number(node)
-        # A literal, not a call, so that Parquet statistics can prune with it.
-        return pc.negate(_expression(node.operand)) if literal is None else _scalar(literal)
-    raise FilterError(f"the operator of {ast.unparse(node)!r} is not understood")
-
-
-def _number(node: ast.expr) -> int | float | None:
-    """Return the number that `node` is, with its sign, or None."""
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _number(node.operand)
-        return None if value is None else -value
-    constant: object = node.value if isinstance(node, ast.Constant) else None
-    return constant if isinstance(constant, int | float) and not isinstance(constant, bool) else None
-
-
-def _operand(node: ast.expr) -> pc.Expression:
-    """Return one side of a comparison, a whole number in the smallest type that holds it.
-
-    Arrow compares an int64 with a decimal(15, 2) by a decimal of 21 digits, and refuses. In
-    arithmetic the number stays an int64, lest the result wrap around.
-    """
-    value = _number(node)
-    if not isinstance(value, int):
-        return _expression(node)
-    narrow = np.min_scalar_type(min(value, -value - 1))
-    if narrow.kind == "O":
-        raise FilterError(f"{value} needs more than 64 bits")
-    return pc.scalar(pa.scalar(value, pa.from_numpy_dtype(narrow)))
-
-
-def _binary(node: ast.BinOp) -> pc.Expression:
-    apply = _BINARY.get(type(node.op))
-    if apply is None:
+    def _unary(self, node: ast.UnaryOp) -> Node:
+        operand = self._node(node.operand)
+        if isinstance(node.op, ast.Not):
+            return Opposite(node, operand)
+        if isinstance(node.op, ast.USub):
+            return _calculated(node, "-", Constant(ast.Constant(0), 0), operand)
         raise FilterError(f"the operator of {ast.unparse(node)!r} is not understood")
-    left = _expression(node.left)
-    # Arrow's own division of whole numbers drops the remainder.
-    return apply(left.cast("float64") if isinstance(node.op, ast.Div) else left, _expression(node.right))
 
+    def _binary(self, node: ast.BinOp) -> Node:
+        symbol = _ARITHMETIC.get(type(node.op))
+        if symbol is None:
+            raise FilterError(f"the operator of {ast.unparse(node)!r} is not understood")
+        return _calculated(node, symbol, self._node(node.left), self._node(node.right))
 
-def _compare(node: ast.Compare) -> pc.Expression:
-    operands = [node.left, *node.comparators]
-    steps = zip(operands, node.ops, operands[1:], strict=False)
-    return reduce(operator.and_, [_step(left, op, right) for left, op, right in steps])
+    def _compare(self, node: ast.Compare) -> Node:
+        operands = [node.left, *node.comparators]
+        steps = zip(operands, node.ops, operands[1:], strict=False)
+        conditions = tuple(self._step(node, *step) for step in steps)
+        return conditions[0] if len(conditions) == 1 else Logic(node, "and", conditions)
 
+    def _step(self, node: ast.Compare, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Node:
+        operand = self._node(left)
+        if isinstance(op, ast.In | ast.NotIn):
+            found: Node = Membership(node, _no_constant(operand), self._values(right))
+            return found if isinstance(op, ast.In) else Opposite(node, found)
+        if isinstance(op, ast.Is | ast.IsNot):
+            if not _is_none(right):
+                raise FilterError(f"'is' compares with None only, not with {ast.unparse(right)!r}")
+            found = Missing(node, _no_constant(operand))
+            return found if isinstance(op, ast.Is) else Opposite(node, found)
+        if _is_none(left) or _is_none(right):
+            raise FilterError("compare with None by 'is None' or 'is not None'")
+        other = self._node(right)
+        if isinstance(operand, Constant):
+            _no_constant(other)
+        return Comparison(node, _COMPARISONS[type(op)], operand, other)
 
-def _step(left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
-    if isinstance(op, ast.In | ast.NotIn):
-        column, values = _expression(left), _literals(right)
+    def _values(self, node: ast.expr) -> tuple[Constant, ...]:
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            values = [self._node(value) for value in node.elts if not _is_none(value)]
+            constants = tuple(value for value in values if isinstance(value, Constant))
+            if len(constants) == len(values):
+                return constants
+        hint = f"; of one it is [{ast.unparse(node)}]" if isinstance(node, ast.Constant) else ""
+        raise FilterError(f"'in' needs a list of constants, not {ast.unparse(node)!r}{hint}")
+
+    def _call(self, node: ast.Call) -> Node:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        text = node.args[0].value if len(node.args) == 1 and isinstance(node.args[0], ast.Constant) else None
+        if name not in _CALLS or node.keywords or not isinstance(text, str):
+            known = ", ".join(f'{known}("...")' for known in _CALLS)
+            raise FilterError(f"{ast.unparse(node)!r} is not one of {known}")
         try:
-            found = column.isin(values)
-        except (ValueError, TypeError, OverflowError) as error:  # Arrow's, of what no one type holds
-            raise FilterError(f"{ast.unparse(right)!r} is of no one type: {error}") from error
-        # As with !=, what is not there is neither in nor out: to Arrow it is not in, so its opposite is.
-        found |= column.is_null() & pc.scalar(pa.scalar(None, pa.bool_()))
-        return found if isinstance(op, ast.In) else ~found
-    if isinstance(op, ast.Is | ast.IsNot):
-        return _is_none(left, op, right)
-    if _is_none_literal(left) or _is_none_literal(right):
-        raise FilterError("compare with None by 'is None' or 'is not None'")
-    return _COMPARISONS[type(op)](_operand(left), _operand(right))
+            return _CALLS[name](node, text)
+        except ValueError as error:
+            raise FilterError(f"{ast.unparse(node)!r}: {error}") from error
+
+    _HANDLERS: ClassVar[dict[type[ast.expr], Callable[[_Reader, Any], Node]]] = {
+        ast.Name: _name,
+        ast.Attribute: _attribute,
+        ast.Constant: _constant,
+        ast.BoolOp: _bool_op,
+        ast.UnaryOp: _unary,
+        ast.BinOp: _binary,
+        ast.Compare: _compare,
+        ast.Call: _call,
+    }
 
 
-def _is_none_literal(node: ast.expr) -> bool:
+def _fraction(text: str) -> Fraction:
+    exact, rounded = Decimal(text.replace("_", "")), float(text)
+    if abs(rounded) == float("inf") or (rounded == 0 and exact != 0):
+        raise FilterError(f"{text} is beyond the range of a 64-bit float")
+    return Fraction(exact)
+
+
+def _is_number(node: Node) -> bool:
+    return isinstance(node, Constant) and type(node.value) in (int, Fraction)
+
+
+def _calculated(node: ast.expr, symbol: str, left: Node, right: Node) -> Node:
+    for operand in (left, right):
+        if not isinstance(operand, Column | Arithmetic) and not _is_number(operand):
+            raise FilterError(f"{operand.text!r} is no number to calculate with")
+    if symbol == "/" and isinstance(right, Constant) and right.value == 0:
+        raise FilterError(f"{ast.unparse(node)!r} divides by 0")
+    if isinstance(left, Constant) and isinstance(right, Constant):
+        return Constant(node, _FOLDED[symbol](left.value, right.value))
+    return Arithmetic(node, symbol, left, right)
+
+
+def _no_constant(node: Node) -> Node:
+    if isinstance(node, Constant):
+        raise FilterError(f"{node.text!r} is compared with constants only")
+    return node
+
+
+def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _is_none(left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
-    if not _is_none_literal(right):
-        raise FilterError(f"'is' compares with None only, not with {ast.unparse(right)!r}")
-    column = _expression(left)
-    return column.is_null() if isinstance(op, ast.Is) else column.is_valid()
+def _date(node: ast.expr, text: str) -> Node:
+    day = dt.datetime.combine(dt.date.fromisoformat(text), dt.time(), dt.UTC)
+    return Constant(node, Moment("moment", _nanoseconds(day - _EPOCH, "")))
 
 
-def _literals(node: ast.expr) -> list[Any]:
-    try:
-        values = ast.literal_eval(node)
-    except (ValueError, TypeError):
-        values = None
-    if not isinstance(values, tuple | list | set):
-        hint = f"; of one it is [{ast.unparse(node)}]" if isinstance(node, ast.Constant) else ""
-        raise FilterError(f"'in' needs a list of constants, not {ast.unparse(node)!r}{hint}")
-    return [value for value in values if value is not None]  # which nothing is equal to
+def _timestamp(node: ast.expr, text: str) -> Node:
+    at = dt.datetime.fromisoformat(text)
+    kind: Literal["moment", "zoned"] = "moment" if at.tzinfo is None else "zoned"
+    since = (at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at) - _EPOCH
+    return Constant(node, Moment(kind, _nanoseconds(since, text)))
 
 
-def _call(node: ast.Call) -> pc.Expression:
-    name = node.func.id if isinstance(node.func, ast.Name) else ""
-    text = node.args[0].value if len(node.args) == 1 and isinstance(node.args[0], ast.Constant) else None
-    if name not in _CALLS or node.keywords or not isinstance(text, str):
-        known = ", ".join(f'{known}("...")' for known in _CALLS)
-        raise FilterError(f"{ast.unparse(node)!r} is not one of {known}")
-    try:
-        return _CALLS[name](text)
-    except ValueError as error:
-        raise FilterError(f"{ast.unparse(node)!r}: {error}") from error
+def _time(node: ast.expr, text: str) -> Node:
+    at = dt.time.fromisoformat(text)
+    if at.tzinfo is not None:
+        raise FilterError(f"{text!r}: a time of day has no offset")
+    since = dt.datetime.combine(_EPOCH.date(), at, dt.UTC) - _EPOCH
+    return Constant(node, Moment("time", _nanoseconds(since, text)))
 
 
-_HANDLERS: dict[type[ast.expr], Callable[[Any], pc.Expression]] = {
-    ast.Name: _name,
-    ast.Attribute: _attribute,
-    ast.Constant: _constant,
-    ast.BoolOp: _bool_op,
-    ast.UnaryOp: _unary,
-    ast.BinOp: _binary,
-    ast.Compare: _compare,
-    ast.Call: _call,
+def _nanoseconds(since: dt.timedelta, text: str) -> Number:
+    """Return a time in nanoseconds, with the digits that `datetime` drops from its text."""
+    below = _BELOW_MICROSECONDS.match(text)
+    more = Fraction(int(below[1]), 10 ** len(below[1])) if below else 0
+    return (since // dt.timedelta(microseconds=1) + more) * _NS_PER_US
+
+
+_CALLS: dict[str, Callable[[ast.expr, str], Node]] = {
+    "col": lambda node, name: Column(node, (name,)),
+    "date": _date,
+    "time": _time,
+    "timestamp": _timestamp,
 }

@@ -19,15 +19,20 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from fsspec.core import url_to_fs
 
+from headrace._binding import bind_filter
 from headrace.filesystem import HeadraceFileSystem, wrap
+
+if TYPE_CHECKING:
+    from headrace._filter import Node
 
 _SUFFIXES = {
     ".parquet": "parquet",
@@ -61,7 +66,7 @@ class ScanRequest:
     columns
         Names to read; None: all.
     where
-        Keep the rows for which this holds; None: all.
+        Keep the rows for which this holds, as `parse_filter` returned it; None: all.
     file_format
         ``parquet``, ``csv``, ``ipc`` or ``orc``; None: by the suffix of the files.
     mode
@@ -74,7 +79,7 @@ class ScanRequest:
 
     url: str
     columns: list[str] | None = None
-    where: pc.Expression | None = None
+    where: Node | None = None
     file_format: str | None = None
     mode: str | None = None
     batch_rows: int | None = None
@@ -235,13 +240,18 @@ def _scanner(dataset: ds.Dataset, request: ScanRequest) -> ds.Scanner:
         if name not in dataset.schema.names:
             there = ", ".join(dataset.schema.names)
             raise ScanRequestError(f"no column {name!r}; there are {there}")
-    if request.where is not None:
-        try:
-            dataset.schema.empty_table().filter(request.where)
-        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise ScanRequestError(f"the filter does not fit the data: {error}") from error
+    where = None if request.where is None else _bound(request.where, dataset.schema)
     batch_rows = {} if request.batch_rows is None else {"batch_size": request.batch_rows}
-    return dataset.scanner(columns=request.columns, filter=request.where, **batch_rows)
+    return dataset.scanner(columns=request.columns, filter=where, **batch_rows)
+
+
+def _bound(condition: Node, schema: pa.Schema) -> pc.Expression:
+    try:
+        where = bind_filter(condition, schema)
+        schema.empty_table().filter(where)
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise ScanRequestError(f"the filter does not fit the data: {error}") from error
+    return where
 
 
 def _drain(

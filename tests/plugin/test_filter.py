@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from headrace._binding import bind_filter
 from headrace._filter import FilterError, parse_filter
 
 TABLE = pa.table(
@@ -70,7 +71,10 @@ TABLE = pa.table(
     ],
 )
 def test_filter_selects(text: str, rows: list[int]):
-    assert ds.dataset(TABLE).to_table(filter=parse_filter(text))["row"].to_pylist() == rows
+    assert (
+        ds.dataset(TABLE).to_table(filter=bind_filter(parse_filter(text), TABLE.schema))["row"].to_pylist()
+        == rows
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,15 +106,21 @@ def test_filter_selects(text: str, rows: list[int]):
         ("q in mode", "list of constants"),
         ("q in (1)", r"of one it is \[1\]"),
         ("q in (small, 1)", "list of constants"),
-        ("q in (1, 'x')", "no one type"),
-        ("q in (99999999999999999999,)", "no one type"),
-        ("q in {[]}", "list of constants"),
+        ("q in {[]}", "may contain"),
         ("'a'.b == 1", "name of a column"),
         ("q == b'x'", "b'x'"),
         ("q == 1j", "1j"),
-        ("q > 9223372036854775808", "64 bits"),
-        ("q + 9223372036854775808 > 1", "64 bits"),
-        ("q + -9223372036854775809 > 1", "64 bits"),
+        ("q > 1e400", "1e400 is beyond"),
+        ("q > 1e-400", "1e-400 is beyond"),
+        ("q > 1 / 0", "divides by 0"),
+        ("q / 0 > 1", "divides by 0"),
+        ("q + 'x' > 1", "'x'.* no number"),
+        ("q + True > 1", "'True' is no number"),
+        ("(q > 1) + 1 > 1", "no number"),
+        ("1 < 2", "constants only"),
+        ("1 in (1, 2)", "constants only"),
+        ("1 is None", "constants only"),
+        ("t > time('12:00+00:00')", "no offset"),
         ("(" * 1_000 + "q" + ")" * 1_000, "nested"),
         ("not " * 2_000 + "q", "nested"),
         ("q > 1 " * 3_000, "characters"),
