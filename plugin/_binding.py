@@ -280,7 +280,11 @@ def _against(column: _Typed, symbol: str, constant: Constant) -> pc.Expression:
         if below is None:  # the least value of the type is more
             return _nowhere(column) if is_less else ~_nowhere(column)
         symbol = "<=" if is_less else ">"
-    return _OPERATORS[symbol](column.expression, pc.scalar(below))
+    found: pc.Expression = _OPERATORS[symbol](column.expression, pc.scalar(below))
+    if not pa.types.is_floating(column.type) or symbol in ("==", "!="):
+        return found
+    # Statistics leave NaN out: a row group where all else is less has rows for the opposite, too.
+    return found & (column.expression == column.expression)
 
 
 def _nowhere(column: _Typed) -> pc.Expression:

@@ -419,3 +419,11 @@ def test_row_groups_are_skipped_by_their_statistics(values: pa.Array, text: str,
     condition = bind_filter(parse_filter(text), dataset.schema)
     (fragment,) = dataset.get_fragments()
     assert [group.id for group in fragment.subset(condition).row_groups] == [3]
+
+
+@pytest.mark.parametrize(("text", "rows"), [("not x < 10", [1]), ("x < 10", [0, 2]), ("x != 1", [1, 2])])
+def test_statistics_without_nan_skip_no_nan(text: str, rows: list[int], tmp_path):
+    pq.write_table(pa.table({"x": [1.0, NAN, 5.0], "row": [0, 1, 2]}), tmp_path / "x.parquet")
+    dataset = ds.dataset(tmp_path / "x.parquet")
+    condition = bind_filter(parse_filter(text), dataset.schema)
+    assert dataset.to_table(filter=condition)["row"].to_pylist() == rows
