@@ -109,7 +109,9 @@ class ScanReport:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    root: str
+    """What is scanned; folders below `root` name the partition, without one all of them do."""
+
+    root: str | None
     paths: list[str]
     sizes_bytes: list[int]
 
@@ -171,17 +173,18 @@ def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str |
     if fsspec.core.has_magic(path) and not filesystem.exists(path):
         found = filesystem.glob(path, detail=True)
         root = path[: path.index(next(char for char in path if char in "*?["))].rpartition("/")[0]
+        base = None
     elif (info := filesystem.info(path))["type"] == "directory":
-        found, root = filesystem.find(path, detail=True), path
+        found, root, base = filesystem.find(path, detail=True), path, path
     else:
-        return _Files(path.rpartition("/")[0], [path], [info["size"] or 0])
+        return _Files(None, [path], [info["size"] or 0])
     seen = {name: info for name, info in found.items() if not _is_hidden(name, root)}
     told = {name: _told(filesystem, name, info) for name, info in seen.items()}
     sizes = {name: info["size"] or 0 for name, info in told.items() if info["type"] == "file"}
     names = _of_format(list(sizes), file_format)
     if not names:
         raise FileNotFoundError(f"no data files at {path}")
-    return _Files(root, names, [sizes[name] for name in names])
+    return _Files(base, names, [sizes[name] for name in names])
 
 
 def _told(filesystem: fsspec.AbstractFileSystem, name: str, info: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,9 @@ examples:
 _FILTER_HELP = (
     "keep rows for which this holds: columns (a.b is a field of a), numbers, 'strings', True, False, "
     "== != < <= > >=, in [...], not in [...], is None, is not None, and/or/not, + - * /, "
-    'date("1994-01-01"), timestamp("1994-01-01T12:00") (with +00:00 where the column has a time zone), '
-    'col("odd name")'
+    'date("1994-01-01"), time("12:00"), timestamp("1994-01-01T12:00") (with +00:00 where the column has '
+    'a time zone), col("odd name"). Numbers are exact, but what is divided, or stands beside a float, is a '
+    "64-bit float"
 )
 _OPTION_HELP = (
     "option of the filesystem, repeatable: KEY=TEXT, where true, false, null, {...} and [...] are "
@@ -243,6 +244,8 @@ def _trace_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} ends with none of {' '.join(_TRACES)}")
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} may not be written")
     if path.suffix == ".png" and find_spec("matplotlib") is None:

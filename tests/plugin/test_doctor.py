@@ -395,6 +395,12 @@ def test_a_target_is_described(monkeypatch, tmp_path, form, mode):
     assert Path(found["path"]) == path
 
 
+def test_the_home_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
+    (tmp_path / "data.bin").write_bytes(bytes(7))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert describe_target("~/data.bin")["size_bytes"] == 7
+
+
 def test_a_target_is_described_with_its_options(tmp_path):
     (tmp_path / "data.bin").write_bytes(b"1")
     options = {"path": str(tmp_path), "target_protocol": "file"}
