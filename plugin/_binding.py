@@ -109,8 +109,6 @@ _KINDS_OF_VALUES = {bool: "bool", int: "number", Fraction: "number", str: "text"
 # Arrow cannot compare these, but a type that holds the same values.
 _COMPARABLE: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], pa.DataType]], ...] = (
     (pa.types.is_dictionary, lambda type_: _comparable(type_.value_type)),
-    (pa.types.is_string_view, lambda _: pa.string()),
-    (pa.types.is_binary_view, lambda _: pa.binary()),
     (pa.types.is_fixed_size_binary, lambda _: pa.binary()),
     (
         lambda type_: pa.types.is_decimal(type_) and type_.bit_width < 128,  # noqa: PLR2004

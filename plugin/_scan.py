@@ -45,6 +45,7 @@ _SUFFIXES = {
     ".orc": "orc",
 }
 _COMPRESSED = frozenset({".bz2", ".gz", ".lz4", ".zst"})
+_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 Progress = Callable[[int, int, int], None]
 """Called with (bytes of files done, bytes of files in all, rows so far)."""
@@ -238,14 +239,26 @@ def _dataset(filesystem: HeadraceFileSystem, files: _Files, file_format: str) ->
     )
 
 
-def _scanner(dataset: ds.Dataset, request: ScanRequest) -> ds.Scanner:
+def _scanner(dataset: ds.FileSystemDataset, request: ScanRequest) -> ds.Scanner:
     for name in request.columns or ():
         if name not in dataset.schema.names:
             there = ", ".join(dataset.schema.names)
             raise ScanRequestError(f"no column {name!r}; there are {there}")
-    where = None if request.where is None else _bound(request.where, dataset.schema)
+    where = None
+    if request.where is not None:
+        dataset = _without_views(dataset)
+        where = _bound(request.where, dataset.schema)
     batch_rows = {} if request.batch_rows is None else {"batch_size": request.batch_rows}
     return dataset.scanner(columns=request.columns, filter=where, **batch_rows)
+
+
+def _without_views(dataset: ds.FileSystemDataset) -> ds.FileSystemDataset:
+    """Return the dataset with plain strings for views, of which Arrow can drop no rows."""
+    fields = [field.with_type(_PLAIN.get(field.type, field.type)) for field in dataset.schema]
+    schema = pa.schema(fields)
+    if schema == dataset.schema:
+        return dataset
+    return ds.FileSystemDataset(list(dataset.get_fragments()), schema, dataset.format, dataset.filesystem)
 
 
 def _bound(condition: Node, schema: pa.Schema) -> pc.Expression:

@@ -251,6 +251,14 @@ def test_hive_partitions_are_columns(tmp_path, capsys):
     assert run_json(capsys, tmp_path, "--filter", "mode == 'RAIL'")["rows"] == ROWS / 2
 
 
+@pytest.mark.parametrize("type_", [pa.string_view(), pa.binary_view()], ids=str)
+def test_views_can_be_filtered(type_, tmp_path, capsys):
+    (tmp_path / "k=1").mkdir()
+    pq.write_table(pa.table({"x": pa.array(["a", "b", None], type_)}), tmp_path / "k=1" / "x.parquet")
+    assert run_json(capsys, tmp_path, "--filter", "x == 'a' and k == 1")["rows"] == 1
+    assert run_json(capsys, tmp_path)["rows"] == 3
+
+
 @pytest.mark.parametrize("suffix", [".png", ".json"])
 def test_trace_is_written(folder, tmp_path, capsys, suffix):
     path = tmp_path / f"timeline{suffix}"
