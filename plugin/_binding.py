@@ -14,7 +14,8 @@ or fails in the middle of a scan. So nothing is left to it: all casts are chosen
 4. Dates and times of several units compare by whole numbers of the finer unit.
 
 As in SQL a null passes no comparison, and neither ``in`` nor ``not in``, nor what is the opposite of
-any of these.
+any of these. NaN is a value, and passes ``!=`` and opposites, but where Arrow does not know of it:
+a Parquet row group in which all other values of a column are one and the same is to Arrow of that value.
 
 Pure functions, any thread.
 """
@@ -123,7 +124,11 @@ class _Typed:
 
     expression: pc.Expression
     type: pa.DataType
-    text: str
+    node: Node
+
+    @property
+    def text(self) -> str:
+        return self.node.text
 
     def cast(self, target: pa.DataType, *, is_rounded: bool = False) -> pc.Expression:
         return self.expression if self.type == target else self.expression.cast(target, safe=not is_rounded)
@@ -170,17 +175,17 @@ def bind_filter(condition: Node, schema: pa.Schema) -> pc.Expression:
         A column is not there, or is of a type that does not fit; the message says what would.
     """
     try:
-        return _condition(condition, schema)
+        return _condition(condition, ds.dataset(schema.empty_table()))
     except RecursionError as error:
         raise FilterError("the filter is nested too deeply") from error
 
 
-def _condition(node: Node, schema: pa.Schema) -> pc.Expression:
+def _condition(node: Node, empty: ds.Dataset) -> pc.Expression:
     if isinstance(node, Constant):
         if isinstance(node.value, bool):
             return pc.scalar(node.value)
         raise FilterError(f"{node.text!r} is a constant, not a condition")
-    found = _typed(node, schema)
+    found = _typed(node, empty)
     if pa.types.is_null(found.type):
         return _UNKNOWN
     if not pa.types.is_boolean(found.type):
@@ -188,26 +193,26 @@ def _condition(node: Node, schema: pa.Schema) -> pc.Expression:
     return found.expression
 
 
-def _typed(node: Node, schema: pa.Schema) -> _Typed:
+def _typed(node: Node, empty: ds.Dataset) -> _Typed:
     if isinstance(node, Column):
-        return _column(node, schema)
+        return _column(node, empty)
     if isinstance(node, Arithmetic):
-        return _calculate(node.operator, *_operands(node, schema), node.text)
-    return _Typed(_CONDITIONS[type(node)](node, schema), pa.bool_(), node.text)
+        return _calculate(node.operator, *_operands(node, empty), node)
+    return _Typed(_CONDITIONS[type(node)](node, empty), pa.bool_(), node)
 
 
-def _column(node: Column, schema: pa.Schema) -> _Typed:
+def _column(node: Column, empty: ds.Dataset) -> _Typed:
     expression = pc.field(*node.path)
     try:
-        scanner = ds.dataset(schema.empty_table()).scanner(columns={"it": expression})
+        scanner = empty.scanner(columns={"it": expression})
     except (ValueError, KeyError, TypeError) as error:
-        if node.path[0] in schema.names:
+        if node.path[0] in empty.schema.names:
             raise FilterError(str(error)) from error
-        there = ", ".join(schema.names)
+        there = ", ".join(empty.schema.names)
         raise FilterError(f"no column {node.path[0]!r}; there are {there}") from error
-    found = _Typed(expression, scanner.projected_schema.field(0).type, node.text)
+    found = _Typed(expression, scanner.projected_schema.field(0).type, node)
     target = _comparable(found.type)
-    return _Typed(found.cast(target), target, node.text)
+    return _Typed(found.cast(target), target, node)
 
 
 def _comparable(type_: pa.DataType) -> pa.DataType:
@@ -215,10 +220,10 @@ def _comparable(type_: pa.DataType) -> pa.DataType:
 
 
 def _operands(
-    node: Arithmetic | Comparison, schema: pa.Schema
+    node: Arithmetic | Comparison, empty: ds.Dataset
 ) -> tuple[_Typed | Constant, _Typed | Constant]:
     left, right = (
-        side if isinstance(side, Constant) else _typed(side, schema) for side in (node.left, node.right)
+        side if isinstance(side, Constant) else _typed(side, empty) for side in (node.left, node.right)
     )
     return left, right
 
@@ -226,20 +231,20 @@ def _operands(
 # --- comparisons ---------------------------------------------------------------------------------
 
 
-def _logic(node: Logic, schema: pa.Schema) -> pc.Expression:
-    return reduce(_OPERATORS[node.operator], [_condition(part, schema) for part in node.conditions])
+def _logic(node: Logic, empty: ds.Dataset) -> pc.Expression:
+    return reduce(_OPERATORS[node.operator], [_condition(part, empty) for part in node.conditions])
 
 
-def _opposite(node: Opposite, schema: pa.Schema) -> pc.Expression:
-    return ~_condition(node.condition, schema)
+def _opposite(node: Opposite, empty: ds.Dataset) -> pc.Expression:
+    return ~_condition(node.condition, empty)
 
 
-def _missing(node: Missing, schema: pa.Schema) -> pc.Expression:
-    return _typed(node.operand, schema).expression.is_null()
+def _missing(node: Missing, empty: ds.Dataset) -> pc.Expression:
+    return _typed(node.operand, empty).expression.is_null()
 
 
-def _membership(node: Membership, schema: pa.Schema) -> pc.Expression:
-    operand = _typed(node.operand, schema)
+def _membership(node: Membership, empty: ds.Dataset) -> pc.Expression:
+    operand = _typed(node.operand, empty)
     for value in node.values:
         _check(operand, _kind_of(value), value.text)
     if pa.types.is_null(operand.type):
@@ -252,8 +257,8 @@ def _membership(node: Membership, schema: pa.Schema) -> pc.Expression:
     return operand.expression.isin(pa.array(values, operand.type)) | _nowhere(operand)
 
 
-def _comparison(node: Comparison, schema: pa.Schema) -> pc.Expression:
-    left, right = _operands(node, schema)
+def _comparison(node: Comparison, empty: ds.Dataset) -> pc.Expression:
+    left, right = _operands(node, empty)
     if isinstance(right, Constant):
         return _against(cast("_Typed", left), node.operator, right)
     if isinstance(left, Constant):
@@ -325,7 +330,7 @@ def _below(value: Any, type_: pa.DataType) -> tuple[pa.Scalar | None, bool]:
 
 
 def _float_below(value: Number, type_: pa.DataType) -> tuple[pa.Scalar, bool]:
-    kind = type_.to_pandas_dtype()
+    kind = np.float32 if pa.types.is_float32(type_) else np.float64
     with np.errstate(over="ignore"):
         nearest = kind(_float(value))
     if isinf(nearest):
@@ -348,11 +353,10 @@ def _steps(type_: pa.DataType) -> tuple[Fraction, int, int]:
     if pa.types.is_decimal(type_):
         most = 10**type_.precision - 1
         return Fraction(10) ** -type_.scale, -most, most
-    if pa.types.is_integer(type_):
-        bounds = np.iinfo(type_.to_pandas_dtype())
-        return Fraction(1), int(bounds.min), int(bounds.max)
-    bits = type_.bit_width - 1
-    return Fraction(_unit_ns(type_)), -(2**bits), 2**bits - 1
+    if pa.types.is_unsigned_integer(type_):
+        return Fraction(1), 0, 2**type_.bit_width - 1
+    most = 2 ** (type_.bit_width - 1) - 1
+    return Fraction(1 if pa.types.is_integer(type_) else _unit_ns(type_)), -most - 1, most
 
 
 def _unit_ns(type_: pa.DataType) -> int:
@@ -389,7 +393,7 @@ def _alike_texts(left: _Typed, right: _Typed) -> tuple[_Typed, _Typed]:
 def _alike_moments(left: _Typed, right: _Typed) -> tuple[_Typed, _Typed]:
     units = _unit_ns(left.type), _unit_ns(right.type)
     sides = (
-        _multiplied(_Typed(side.cast(kind), kind, side.text), unit // min(units))
+        _multiplied(_Typed(side.cast(kind), kind, side.node), unit // min(units))
         for side, kind, unit in zip(
             (left, right), (_integer_of(left.type), _integer_of(right.type)), units, strict=True
         )
@@ -410,12 +414,11 @@ def _alike_numbers(left: _Typed, right: _Typed) -> tuple[_Typed, _Typed]:
     scale = max(side.scale for side in exact)
     ends = [side.at(scale) for side in exact]
     both = _Exact(min(side.least for side in ends), max(side.most for side in ends), scale)
-    text = f"{left.text!r} beside {right.text!r}"
-    return _both(left, right, pa.int64() if both.is_int64 else _decimal(both.digits, scale, text))
+    return _both(left, right, pa.int64() if both.is_int64 else _decimal(both.digits, scale, left.node))
 
 
 def _both(left: _Typed, right: _Typed, target: pa.DataType) -> tuple[_Typed, _Typed]:
-    one, other = (_Typed(side.cast(target), target, side.text) for side in (left, right))
+    one, other = (_Typed(side.cast(target), target, side.node) for side in (left, right))
     return one, other
 
 
@@ -436,35 +439,35 @@ _ALIKE: dict[str | None, Callable[[_Typed, _Typed], tuple[_Typed, _Typed]]] = {
 # --- arithmetic ----------------------------------------------------------------------------------
 
 
-def _calculate(symbol: str, left: _Typed | Constant, right: _Typed | Constant, text: str) -> _Typed:
+def _calculate(symbol: str, left: _Typed | Constant, right: _Typed | Constant, node: Node) -> _Typed:
     sides = (left, right)
     for side in sides:
         if isinstance(side, _Typed) and _kind(side.type) not in ("number", "null"):
             raise FilterError(f"{side.text!r} is {side.type}, no number to calculate with")
     if any(isinstance(side, _Typed) and pa.types.is_null(side.type) for side in sides):
-        return _Typed(pc.scalar(None), pa.null(), text)
+        return _Typed(pc.scalar(None), pa.null(), node)
     if symbol == "/" or any(map(_is_rounded, sides)):
         floats = (_as_float(side) for side in sides)
-        return _Typed(_OPERATORS[symbol](*floats), pa.float64(), text)
-    return _calculate_exactly(symbol, left, right, text)
+        return _Typed(_OPERATORS[symbol](*floats), pa.float64(), node)
+    return _calculate_exactly(symbol, left, right, node)
 
 
 def _multiplied(number: _Typed, factor: int) -> _Typed:
     times = Constant(ast.Constant(factor), factor)
-    return number if factor == 1 else _calculate_exactly("*", number, times, number.text)
+    return number if factor == 1 else _calculate_exactly("*", number, times, number.node)
 
 
-def _calculate_exactly(symbol: str, left: _Typed | Constant, right: _Typed | Constant, text: str) -> _Typed:
+def _calculate_exactly(symbol: str, left: _Typed | Constant, right: _Typed | Constant, node: Node) -> _Typed:
     one, other = _exact(left), _exact(right)
     if one.is_int64 and other.is_int64 and _result(symbol, one, other).is_int64:
         types = (pa.int64(),) * 3
     else:
-        types = _decimals(symbol, one, other, text)
+        types = _decimals(symbol, one, other, node)
     sides = (
         side.cast(kind) if isinstance(side, _Typed) else pc.scalar(_below(side.value, kind)[0])
         for side, kind in zip((left, right), types, strict=False)
     )
-    return _Typed(_OPERATORS[symbol](*sides), types[-1], text)
+    return _Typed(_OPERATORS[symbol](*sides), types[-1], node)
 
 
 def _result(symbol: str, one: _Exact, other: _Exact) -> _Exact:
@@ -473,7 +476,7 @@ def _result(symbol: str, one: _Exact, other: _Exact) -> _Exact:
     return _Exact(min(ends), max(ends), max(one.scale, other.scale))
 
 
-def _decimals(symbol: str, one: _Exact, other: _Exact, text: str) -> tuple[pa.DataType, ...]:
+def _decimals(symbol: str, one: _Exact, other: _Exact, node: Node) -> tuple[pa.DataType, ...]:
     """Return the types of both operands and of the result, by Arrow's rule for decimals.
 
     https://arrow.apache.org/docs/cpp/compute.html, "Arithmetic functions": (e1, s1) and (e2, s2).
@@ -483,15 +486,15 @@ def _decimals(symbol: str, one: _Exact, other: _Exact, text: str) -> tuple[pa.Da
     else:
         scale = max(one.scale, other.scale)
         digits = max(one.digits - one.scale, other.digits - other.scale) + scale + 1
-    result = _decimal(digits, scale, repr(text))
+    result = _decimal(digits, scale, node)
     kind = pa.decimal128 if digits <= _MOST_DIGITS_128 else pa.decimal256
     return kind(one.digits, one.scale), kind(other.digits, other.scale), result
 
 
-def _decimal(digits: int, scale: int, text: str) -> pa.DataType:
+def _decimal(digits: int, scale: int, node: Node) -> pa.DataType:
     if digits > _MOST_DIGITS_256:
         raise FilterError(
-            f"{text} may take {digits} digits, more than the {_MOST_DIGITS_256} of a decimal; "
+            f"{node.text!r} may take {digits} digits, more than the {_MOST_DIGITS_256} of a decimal; "
             "what is divided by 1 is a float"
         )
     return (pa.decimal128 if digits <= _MOST_DIGITS_128 else pa.decimal256)(digits, scale)
@@ -534,7 +537,7 @@ def _as_float(side: _Typed | Constant) -> pc.Expression:
     return side.cast(pa.float64(), is_rounded=True)
 
 
-_CONDITIONS: dict[type[Node], Callable[[Any, pa.Schema], pc.Expression]] = {
+_CONDITIONS: dict[type[Node], Callable[[Any, ds.Dataset], pc.Expression]] = {
     Logic: _logic,
     Opposite: _opposite,
     Missing: _missing,

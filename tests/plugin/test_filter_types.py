@@ -188,7 +188,7 @@ def number(text: str, type_: pa.DataType) -> Any:
     """Return the number that is meant: beside floats one that is not whole is the nearest of them."""
     if pa.types.is_floating(type_) and not text.lstrip("-").isdigit():
         with np.errstate(over="ignore"):
-            nearest = float(type_.to_pandas_dtype()(float(Fraction(text))))
+            nearest = float((np.float32 if type_ == pa.float32() else float)(float(Fraction(text))))
         if abs(nearest) != INF:
             return nearest
     return Fraction(text)
