@@ -71,7 +71,7 @@ def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     data = _new_bytes(None, length)
     begin = _place_of(data)
     _advise_long(begin, length)
-    return data, np.asarray(_Span(begin, length, data))
+    return data, np.asarray(_Span(begin, length, [data]))
 
 
 def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[int]]:
