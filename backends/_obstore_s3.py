@@ -178,7 +178,8 @@ class S3Client(Client):
 
     @override
     def asker(self, target: Any, **changed: Any) -> Any:
-        asker = super().asker(target, **_s3fs.reader_options(target, CONNECTIONS), **changed)
+        identity = _s3fs.reader_options(target, CONNECTIONS, self._client)
+        asker = super().asker(target, **identity, **changed)
         asker.retries = 1  # that is one attempt
         return asker
 
@@ -264,7 +265,8 @@ def _check_options(target: Any) -> None:
 def _client_arguments(target: Any) -> tuple[Any, dict[str, Any]]:
     """Ask s3fs which client it would make; returns the instance that was asked, and the arguments."""
     recorder = _Recorder()
-    options = {**target.storage_options, "session": recorder, "asynchronous": True, "loop": None}
+    options = {**target.storage_options, **_s3fs.identity_of(target)}
+    options |= {"session": recorder, "asynchronous": True, "loop": None}
     asker = type(target)(**{**options, "skip_instance_cache": True})
     connecting = asker.set_session()
     try:

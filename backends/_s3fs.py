@@ -63,15 +63,17 @@ def takes_conditions(target: Any) -> bool:
     return not getattr(target, "local_expiry_check", False)
 
 
-def reader_options(target: Any, connections: int) -> dict[str, Any]:
+def reader_options(target: Any, connections: int, client: Any = None) -> dict[str, Any]:
     """Return the options of the instance that reads: no retries of the client's, enough connections.
 
     Retries inside would hide a store's 503 from the scheduler. More ops in flight than connections would only
     queue inside the client; some more are for second requests.
     """
-    given = target.storage_options.get("config_kwargs") or {}
+    identity = identity_of(target, client)
+    given = identity.get("config_kwargs") or target.storage_options.get("config_kwargs") or {}
     session = target.storage_options.get("session") or _quick_session(target)
     return {
+        **identity,
         "session": session,
         "config_kwargs": {
             **_user_agent(session, given),
@@ -82,6 +84,42 @@ def reader_options(target: Any, connections: int) -> dict[str, Any]:
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         },
     }
+
+
+def identity_of(target: Any, client: Any = None) -> dict[str, Any]:
+    """Return the options of an instance that is who `client` is, or whom the target has connected as.
+
+    What its options leave to the environment and to files may be something else there by now: credentials,
+    region and endpoint. Credentials that are refreshed stay with their session: a copy would expire.
+    """
+    client = client or getattr(target, "_s3", None)
+    if client is None or target.storage_options.get("session") is not None:  # that keeps what it found
+        return {}
+    found = _plain_credentials(client)
+    config = dict(target.storage_options.get("config_kwargs") or {})
+    if not target.cache_regions:  # which ends where a region or an endpoint is given
+        found["region_name"] = client.meta.region_name
+        endpoint = client._ruleset_resolver._builtins["SDK::Endpoint"]  # noqa: SLF001 - nowhere else
+        if endpoint is None:
+            config["ignore_configured_endpoint_urls"] = True
+        else:
+            found["endpoint_url"] = endpoint
+    return {
+        "client_kwargs": {**found, **(target.storage_options.get("client_kwargs") or {})},
+        "config_kwargs": config,
+    }
+
+
+def _plain_credentials(client: Any) -> dict[str, Any]:
+    held = client._request_signer._credentials  # noqa: SLF001 - explicit ones are nowhere else
+    if held is None or hasattr(held, "refresh_needed"):
+        return {}
+    values = {
+        "aws_access_key_id": held.access_key,
+        "aws_secret_access_key": held.secret_key,
+        "aws_session_token": held.token,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _quick_session(target: Any) -> Any:

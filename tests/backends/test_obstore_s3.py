@@ -96,6 +96,17 @@ def test_endpoint_and_region_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert address(**LOCAL)[0] == "http://127.0.0.1:9000", "an argument goes before a variable"
 
 
+def test_what_s3fs_has_connected_with_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No endpoint is one, too."""
+    target = S3FileSystem(**KEYS, skip_instance_cache=True)
+    target.connect()
+    before = S3Client(target).store_options("a-bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://from.environment:1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    assert S3Client(target).store_options("a-bucket") == before
+    assert address(**KEYS)[0] == "http://from.environment:1"
+
+
 def test_endpoint_region_and_keys_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = tmp_path / "config", tmp_path / "credentials"
     files[0].write_text("[profile one]\nregion = eu-south-1\nendpoint_url = http://of.profile:2\n")

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATA = bytes(range(256))
+HEADERS = {"ETag": '"one"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
 
 
 @pytest.fixture
 def server() -> Iterator[PlainServer]:
     def answer(asked: Asked) -> Said:
-        return ranged(asked, DATA, **{"ETag": '"one"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+        return ranged(asked, DATA, **HEADERS)
 
     with PlainServer(answer) as server:
         yield server
@@ -79,6 +80,44 @@ def test_a_profile_that_is_not_there_is_s3fss_error(server: PlainServer) -> None
         fs.cat_file("bucket/key", start=3, end=9)
     with pytest.raises(type(ours.value), match="nobody"):
         target.cat_file("bucket/key", start=3, end=9)
+
+
+def who_signed(asked: Asked) -> str:
+    """Return key and region of a request."""
+    scope = asked.headers["authorization"].split("Credential=")[1].split("/")
+    return f"{scope[0]} in {scope[2]}"
+
+
+@pytest.mark.parametrize(
+    ("engine", "is_connected"), [("obstore", True), ("obstore", False), ("fsspec", True)]
+)
+def test_one_filesystem_is_one_identity_whatever_the_environment_becomes(
+    engine: str, is_connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads first says who all are: the wrapped filesystem, or the engine that did without it."""
+
+    def answer(asked: Asked) -> Said:
+        return Said(404) if "missing" in asked.path else ranged(asked, DATA, **HEADERS)
+
+    def environment(key: str, url: str, region: str) -> None:
+        given = {"ACCESS_KEY_ID": key, "SECRET_ACCESS_KEY": "s", "ENDPOINT_URL_S3": url}
+        for name, value in {**given, "DEFAULT_REGION": region}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+
+    with PlainServer(answer) as server:
+        environment("one", server.url, "eu-north-1")
+        target = S3FileSystem(skip_instance_cache=True)
+        fs = headrace.HeadraceFileSystem(fs=target, cloud_engine=engine, skip_instance_cache=True)
+        if is_connected:
+            target.connect()
+        else:
+            assert fs.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
+        environment("two", "http://127.0.0.1:9", "eu-south-1")
+        assert fs.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
+        with pytest.raises(FileNotFoundError):
+            fs.cat_file("bucket/missing", start=3, end=9)
+        assert {who_signed(asked) for asked in server.gets} == {"one in eu-north-1"}
+        assert len(server.gets) >= 2
 
 
 @pytest.mark.parametrize("is_given", [False, True])
