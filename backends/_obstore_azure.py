@@ -14,8 +14,6 @@ import re
 import weakref
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from typing_extensions import override
 
@@ -46,6 +44,12 @@ _NEUTRAL = PLAIN_OPTIONS | {
 
 _NOT_OVERRIDABLE = re.compile(r"AZURE_(STORAGE_)?ENCRYPTION_KEY", re.IGNORECASE)
 """Variables of the native library's own that no argument switches off."""
+
+_IDENTITY = (
+    "account_key", "account_name", "anon", "client_id", "client_secret", "connection_string", "sas_token",
+    "tenant_id",
+)  # fmt: skip
+"""What adlfs takes from the environment where it is not told, when an instance is made."""
 
 _SCOPE = "https://storage.azure.com/.default"
 _CONNECT_S, _READ_S = 20, 60
@@ -119,7 +123,14 @@ class AzureClient(Client):
 
     @override
     def asker(self, target: Any, **changed: Any) -> Any:
-        asker = super().asker(target, **changed)
+        from fsspec.asyn import get_loop  # noqa: PLC0415
+
+        who = {name: getattr(target, name) for name in _IDENTITY}
+        if target.loop is get_loop() and not target.asynchronous:  # else its connections are of another loop
+            who["credential"] = target.credential
+        asker = super().asker(target, **changed, **who)
+        vars(asker).update(who)  # what the target was told nowhere the environment may say by now
+        asker.do_connect()
         asker._timeout_kwargs["retry_total"] = 0  # noqa: SLF001 - goes with each download: one attempt
         return asker
 
@@ -167,9 +178,14 @@ def _token_maker(target: Any, held: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _proxy(url: str) -> dict[str, Any]:
-    """Return the proxy of the environment, which Azure's library asks."""
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    if proxy is None or proxy_bypass(parts.hostname or ""):
+    """Return the proxy of the environment that aiohttp, which Azure's library sends by, would take."""
+    from aiohttp.helpers import get_env_proxy_for_url  # noqa: PLC0415
+    from yarl import URL  # noqa: PLC0415
+
+    try:
+        proxy, who = get_env_proxy_for_url(URL(url))
+    except LookupError:
         return dict(NO_PROXY)
-    return {"proxy_url": check_proxy(proxy)}
+    if who is not None:
+        proxy = proxy.with_user(who.login).with_password(who.password)
+    return {"proxy_url": check_proxy(str(proxy))}

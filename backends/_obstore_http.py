@@ -81,7 +81,9 @@ class HttpClient(Client):
         self._encoded = bool(target.encoded)
         self._headers = _headers(session, options)
         self._client, self._total_s = _times(options.get("timeout", session.get("timeout")))
-        self._client |= _tls(options.get("ssl", True)) | _proxy(options.get("proxy", session.get("proxy")))
+        proxy = options.get("proxy")
+        proxy = session.get("proxy") if proxy is None else proxy
+        self._client |= _tls(options.get("ssl", True)) | _proxy(proxy)
         self._client["user_agent"] = self._headers.pop("user-agent")
 
     @override

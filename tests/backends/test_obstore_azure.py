@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -282,13 +283,63 @@ def test_default_credentials_wait_by_their_twin() -> None:
     assert asked.credentials()["token"] == "of-the-twin"
 
 
-def test_proxies_are_those_of_azures_library(monkeypatch: pytest.MonkeyPatch) -> None:
+OF_THE_ENVIRONMENT = {
+    "ACCOUNT_NAME": "two",
+    "ACCOUNT_KEY": "b3RoZXI=",
+    "ANON": "true",
+    "CONNECTION_STRING": "BlobEndpoint=http://127.0.0.1:9/two;AccountName=two;AccountKey=b3RoZXI=",
+    "SAS_TOKEN": "sig=two",
+    "TENANT_ID": "two",
+}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"ACCOUNT_NAME": "acc", "ACCOUNT_KEY": KEY},
+        {"ACCOUNT_NAME": "acc", "SAS_TOKEN": SAS},
+        {"ACCOUNT_NAME": "acc", "ANON": "true"},
+        {"ACCOUNT_NAME": "acc"},
+        {"ACCOUNT_NAME": "acc", "CLIENT_ID": "id", "CLIENT_SECRET": "s", "TENANT_ID": "one"},
+        {"CONNECTION_STRING": f"AccountName=acc;AccountKey={KEY}"},
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("after", [OF_THE_ENVIRONMENT, {}], ids=["another", "none"])
+def test_what_answers_for_the_native_engine_is_who_that_is(
+    before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment, which adlfs has looked at, has become."""
+    for name, value in before.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    fs = target()
+    for name in before:
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}")
+    for name, value in after.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    ours, theirs = AzureClient(fs).asker(fs).service_client, fs.service_client
+    assert ours.url == theirs.url
+    assert _who(ours.credential) == _who(theirs.credential)
+
+
+def _who(credential: Any) -> Any:
+    return getattr(credential, "account_key", credential)
+
+
+def test_proxies_are_those_of_azures_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"account_name": "acc", "account_key": KEY}
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     assert client(**options).store_options("box").client["proxy_excludes"] == "*,0.0.0.0/0,::/0"
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3")
     assert client(**options).store_options("box").client["proxy_url"] == "http://proxy:3"
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine proxy login user password p@ss\n")
+    assert client(**options).store_options("box").client["proxy_url"] == "http://user:p%40ss@proxy:3"
+    monkeypatch.setenv("HTTPS_PROXY", "https://proxy:3")  # aiohttp can ask none of these
+    assert client(**options).store_options("box").client["proxy_excludes"] == "*,0.0.0.0/0,::/0"
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3")
     monkeypatch.setenv("NO_PROXY", "windows.net")
     assert client(**options).store_options("box").client["proxy_excludes"] == "*,0.0.0.0/0,::/0"
 

@@ -178,6 +178,11 @@ def test_a_proxy_is_asked() -> None:
         assert proxy.gets[0].path == "http://nowhere.test/x"
 
 
+def test_a_proxy_of_the_session_holds_where_requests_name_none() -> None:
+    said = client(client_kwargs={"proxy": "http://proxy:3"}, proxy=None).store_options("http://h")
+    assert said.client["proxy_url"] == "http://proxy:3"
+
+
 def test_time_outs() -> None:
     said = client(client_kwargs={"timeout": aiohttp.ClientTimeout(total=7, sock_connect=2, sock_read=0.5)})
     options = said.store_options("http://h")
