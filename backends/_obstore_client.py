@@ -188,7 +188,8 @@ def check_environment(names: re.Pattern[str]) -> None:
 
 def check_proxy(url: str) -> str:
     """Refuse proxies of another kind than HTTP's."""
-    if urlsplit(url).scheme not in {"http", "https"}:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or parts.path not in {"", "/"}:  # http://socks5://, completed
         raise InexactError("the proxy is no HTTP proxy")
     return url
 

@@ -134,7 +134,7 @@ class S3Client(Client):
         asker._kwargs_helper = ParamKwargsHelper(self._client)  # noqa: SLF001 - as s3fs does it
         self._asker = asker
         self._sampling = threading.Lock()  # one sample at a time: its handler keeps it from being sent
-        self._verify = arguments.get("verify")
+        self._connections = self._client._endpoint.http_session  # noqa: SLF001 - nothing else says how they are
         self.takes_conditions = _s3fs.takes_conditions(target)
         self.store_options(BUCKET)  # refuses now what it would refuse for every bucket
 
@@ -232,22 +232,20 @@ class S3Client(Client):
         return options | self._proxy_options(url)
 
     def _tls_options(self) -> dict[str, Any]:
-        verify = self._session.get_config_variable("ca_bundle") if self._verify is None else self._verify
+        verify = self._connections._verify  # noqa: SLF001 - of four ways to say it, the one that counts
         if verify is False:
             return {"allow_invalid_certificates": True}
         if verify not in {None, True}:
             raise InexactError(
-                "a bundle of certificates (verify=, AWS_CA_BUNDLE) replaces the system's; obstore would add"
+                "a bundle of certificates (verify=, AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE) "
+                "replaces the system's; obstore would add"
             )
         return {}
 
     def _proxy_options(self, url: str) -> dict[str, Any]:
-        from botocore.utils import get_environ_proxies  # noqa: PLC0415
-
-        configured = self._client.meta.config.proxies
-        proxies = get_environ_proxies(url) if configured is None else configured
-        proxy = proxies.get(urlsplit(url).scheme)
-        return NO_PROXY if proxy is None else {"proxy_url": check_proxy(proxy)}
+        # It was chosen for the service's host, when the client was made.
+        proxy = self._connections._proxy_config.proxy_url_for(url)  # noqa: SLF001
+        return {"proxy_url": check_proxy(proxy)} if proxy else NO_PROXY
 
 
 def _check_options(target: Any) -> None:

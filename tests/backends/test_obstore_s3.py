@@ -221,6 +221,15 @@ def test_a_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inside["proxy_excludes"] == "*,0.0.0.0/0,::/0"
 
 
+def test_a_proxy_is_chosen_for_the_services_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for the bucket's; one without a scheme is completed."""
+    monkeypatch.setenv("HTTPS_PROXY", "proxy:3")
+    monkeypatch.setenv("NO_PROXY", "a-bucket.s3.amazonaws.com")
+    assert translated(**KEYS).client["proxy_url"] == "http://proxy:3"
+    monkeypatch.setenv("NO_PROXY", "amazonaws.com")
+    assert translated(**KEYS).client["proxy_excludes"] == "*,0.0.0.0/0,::/0"
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -250,8 +259,9 @@ def test_what_is_not_known_to_translate_is_refused(options: dict[str, Any], why:
     assert "an-id" not in str(raised.value)
 
 
-def test_a_bundle_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_CA_BUNDLE", "/bundle.pem")
+@pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+def test_a_bundle_in_the_environment_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "/bundle.pem")
     with pytest.raises(InexactError, match="bundle of certificates"):
         client(**KEYS)
     assert address(**LOCAL)[0] == "http://127.0.0.1:9000", "no TLS, no certificates"
