@@ -58,7 +58,7 @@ from headrace.reader import Reader
 from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
-from headrace.target import KeptAsTarget, is_kept, make_target
+from headrace.target import KeptAsTarget, make_target
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     Parameters
     ----------
     fs : fsspec.AbstractFileSystem, optional
-        The filesystem to wrap.
+        The filesystem to wrap. Of one of ours: what that wraps, with its settings where none are given.
     target_protocol : str, optional
         Or the protocol of the one to make.
     target_options : mapping, optional
@@ -205,10 +205,12 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         The way to give a whole scan a priority: Arrow opens most of a scan's files on threads of its own,
         which no context reaches. Same target, same scheduler; files opened with it are a scan of their own.
         """
-        ours = {name: value for name, value in self.storage_options.items() if name in _OURS}
-        options = {**ours, "priority": base, "skip_instance_cache": not is_kept(self)}
-        view: HeadraceFileSystem = type(self)(fs=self.target, **options)
+        view: HeadraceFileSystem = type(self)(fs=self, priority=base)
         return view
+
+    def own_options(self) -> dict[str, Any]:
+        """Return the options that are ours, and not the target's."""
+        return {name: value for name, value in self.storage_options.items() if name in _OURS}
 
     def _target_parent(self, path: Any) -> Any:
         """Return the folder of a path, as the target names it."""
@@ -742,7 +744,8 @@ def _is_stream(target: Any, block_size: int | None) -> bool:
 def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:
     """Return `fs` with its reads behind the scheduler; options as for `HeadraceFileSystem`.
 
-    One of ours is returned as it is, where there are no options.
+    One of ours is not wrapped again: without options it is returned as it is, and with some what it wraps is
+    wrapped, by its own settings but for those.
     """
     if isinstance(fs, HeadraceFileSystem) and not options:
         return fs

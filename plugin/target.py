@@ -72,3 +72,18 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if isinstance(cls._cache, dict):  # by fsspec's `weakref_instance_cache` it keeps none
             cls._cache = _Instances()
+
+    @override
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Make an instance; where one of ours is to be wrapped, of what that wraps, with its settings.
+
+        Around it reads would pass two schedulers, and the inner one holds nested reads to no limit.
+        """
+        fs: Any = args[0] if args else options.get("fs")
+        if isinstance(type(fs), KeptAsTarget):
+            options = {"skip_instance_cache": not is_kept(fs), **fs.own_options(), **options}
+            if args:
+                args = (fs.target, *args[1:])
+            else:
+                options["fs"] = fs.target
+        return super().__call__(*args, **options)

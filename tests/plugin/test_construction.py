@@ -29,9 +29,20 @@ def test_wrap(target: Target, mode: str) -> None:
 
 
 def test_what_is_wrapped_is_not_wrapped_again() -> None:
-    fs = headrace.HeadraceFileSystem(target_protocol="memory", priority=3)
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", scheduler="standard", priority=3)
     assert headrace.wrap(fs) is fs
-    assert headrace.wrap(fs, priority=2).target is fs
+    again = headrace.wrap(fs, priority=2)
+    assert again.target is fs.target
+    assert again.channel is fs.channel, "with its settings"
+    assert headrace.HeadraceFileSystem(fs).target is headrace.HeadraceFileSystem(fs=fs).target is fs.target
+    assert [one._base for one in (again, headrace.HeadraceFileSystem(fs=fs))] == [2, 3]
+    assert pickle.loads(pickle.dumps(again)).own_options() == {"scheduler": "standard", "priority": 2}
+
+
+def test_what_is_wrapped_under_off_is_not_scheduled_beneath_it(disk: Target) -> None:
+    fs = headrace.wrap(disk.headrace(scheduler="standard"), scheduler="off")
+    with fs.open(disk.small) as file:
+        assert not isinstance(file, headrace.HeadraceFile)
 
 
 def test_instances_are_kept_until_their_class_is_told_to_forget_them() -> None:
