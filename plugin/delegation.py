@@ -285,8 +285,13 @@ class Delegation:
                     return
                 yield step
         with redacted_errors():
-            listed = await self._in_thread(lambda: list(self.target.walk(path, *args, **kwargs)))
-        for step in listed:
+            steps = iter(await self._in_thread(self.target.walk, path, *args, **kwargs))
+        while True:
+            # What a step names is the caller's to prune before the next one.
+            with redacted_errors():
+                step = await self._in_thread(next, steps, None)
+            if step is None:
+                return
             yield step
 
     def invalidate_cache(self, path: str | None = None) -> None:
@@ -351,9 +356,13 @@ def _depth(name: str, root: str) -> int:
     return name.removeprefix(root).strip("/").count("/") + 1
 
 
+_NOT_RELATIVE = ("/", "~", *(f"{protocol}:" for protocol in LocalFileSystem.protocol))
+
+
 def _is_relative(path: Any) -> bool:
     """Whether a local path is relative to the working directory: no home, drive or protocol."""
-    return isinstance(path, str) and path != "" and not path.startswith(("/", "~")) and ":" not in path
+    is_whole = isinstance(path, str) and (path.startswith(_NOT_RELATIVE) or os.path.splitdrive(path)[0] != "")
+    return isinstance(path, str) and path != "" and not is_whole
 
 
 _PATH_NAMES = frozenset({"path", "path1", "path2", "rpath"})

@@ -248,15 +248,16 @@ def test_concurrent_scans_of_one_filesystem(disk: Store, options: dict[str, obje
         assert _is_same(got, disk.expected(operation)), operation.__name__
 
 
-@pytest.mark.parametrize("asked", ["data", "data/", "./data", "data/../data", "."])
+@pytest.mark.parametrize("asked", ["data", "data/", "./data", "data/../data", ".", "data_12:30"])
 def test_a_dataset_by_a_relative_path(
     tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     """Arrow wants what is found in a folder to be named by the folder as it was asked for."""
     monkeypatch.chdir(tmp_path)
     table = pa.table({"a": [1, 2], "b": ["x", "y"]})
+    folder = asked if ":" in asked else "data"
     ds.write_dataset(
-        table, "data", format="parquet", partitioning=["b"], partitioning_flavor="hive",
+        table, folder, format="parquet", partitioning=["b"], partitioning_flavor="hive",
         filesystem=headrace.HeadraceFileSystem(target_protocol="file", **options),
     )  # fmt: skip
     monkeypatch.chdir(tmp_path / "data" if asked == "." else tmp_path)

@@ -129,6 +129,18 @@ def test_what_is_found_under_a_relative_path(
     assert list(map(os.path.realpath, found)) == list(map(os.path.realpath, expected))
 
 
+@pytest.mark.parametrize("name", ["run_12:30", "c:", "filed:x"])
+def test_a_colon_in_a_relative_path_is_part_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "x").touch()
+    fs = headrace.HeadraceFileSystem(target_protocol="file")
+    assert set(fs.find(name, detail=True)) == {f"{name}/x"}
+    assert set(fs.find(f"file:{name}", detail=True)) == {f"{tmp_path}/{name}/x"}
+
+
 def test_what_is_found_from_the_root(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
@@ -228,10 +240,12 @@ class Listing(AbstractFileSystem):
         super().__init__()
         self.inside = threading.Lock()
         self.listed, self.is_entered = threading.Event(), threading.Event()
+        self.asked: list[str] = []
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         assert self.inside.acquire(blocking=False), "a thread was inside"
         self.inside.release()
+        self.asked.append(path)
         return [{"name": f"{path}/a", "type": "directory", "size": 0}] if path.count("a") < 3 else []
 
     def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> bytes:
@@ -261,6 +275,17 @@ def test_a_walk_goes_where_the_caller_says(mode: str) -> None:
         found.append(path)
         folders.clear()
     assert found == ["/r"]
+
+
+async def test_an_awaited_walk_goes_where_the_caller_says_too(mode: str) -> None:
+    """And no further: a folder that is not come to is not listed."""
+    target = Listing()
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=mode)
+    found = []
+    async for path, folders, _files in fs._walk("/r"):
+        found.append(path)
+        folders.clear()
+    assert found == target.asked == ["/r"]
 
 
 def test_folders_that_lead_to_each_other_end(
