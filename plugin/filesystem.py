@@ -26,6 +26,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.chained import ChainedFileSystem
+from fsspec.utils import tokenize
 from typing_extensions import override
 
 from headrace import ambient, lifecycle
@@ -230,6 +231,16 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         return f"<headrace.HeadraceFileSystem over {type(self.target).__name__}{given}, at {id(self):#x}>"
 
     __str__ = __repr__
+
+    def __dask_tokenize__(self) -> str:
+        """Name a filesystem that was given by its own token: by its text it would be named by its place.
+
+        That another may have when it is gone.
+        """
+        if not self.storage_args and "fs" not in self.storage_options:
+            return str(self._fs_token)
+        ours = sorted((name, value) for name, value in self.own_options().items() if name != "loop")
+        return str(tokenize(type(self), self.target.__dask_tokenize__(), ours))
 
     def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
         """As fsspec's; without passwords, nested options included, unless they are asked for."""

@@ -7,9 +7,11 @@ processes, where the filesystem arrives pickled and the workers have settings of
 from __future__ import annotations
 
 import math
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import dask
+import dask.base
 import dask.bytes
 import dask.dataframe as dd
 import data
@@ -23,6 +25,7 @@ import headrace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import pandas as pd
 
@@ -64,6 +67,27 @@ def test_read_parquet_with_an_arrow_filesystem(
     arrow = PyFileSystem(FSSpecHandler(_over_files({"scheduler": mode})))
     lazy = dd.read_parquet(lineitem.parquet, columns=COLUMNS, filesystem=arrow)
     assert_frame_equal(_frame(lazy), expected)
+
+
+def test_what_is_wrapped_is_named_by_itself_and_not_by_its_place(tmp_path: Path) -> None:
+    """In memory: another filesystem may be there by then."""
+    for name in "xy":
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("file", name)
+
+    def token(name: str, **options: Any) -> str:
+        fs = fsspec.filesystem("zip", fo=str(tmp_path / f"{name}.zip"))
+        wrapped.append(headrace.wrap(fs, **options))
+        found: str = dask.base.tokenize(wrapped[-1])
+        return found
+
+    wrapped: list[Any] = []  # all of them are there at once
+    assert token("x") == token("x")
+    assert len({token("x"), token("y"), token("x", priority=1), token("x", scheduler="lite")}) == 4
+    named = headrace.HeadraceFileSystem(target_protocol="file")
+    assert dask.base.tokenize(named) == dask.base.tokenize(
+        headrace.HeadraceFileSystem(target_protocol="file")
+    )
 
 
 def test_read_parquet_url(lineitem: data.Lineitem, expected: pd.DataFrame, environment_mode: str) -> None:
