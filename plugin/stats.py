@@ -197,7 +197,10 @@ def snapshot(channel: Channel | None) -> Stats:
 
 
 def stats() -> Stats:
-    """Return the stats of the whole process: the sum over its engines, which ordinarily are one."""
+    """Return the stats of the whole process: the sum over its engines, which ordinarily are one.
+
+    Where one of them has no limit there is none of the process. Peaks were not all at one moment.
+    """
     found = [_of_engine(engine) for engine in runtime().engines]
     if not found:
         return Stats()
@@ -206,4 +209,7 @@ def stats() -> Stats:
         for field in dataclasses.fields(Stats)
         if field.name not in ("mode", "backend", "engine_reason", "devices")
     }
+    for limit in ("buffer_bytes", "process_io_limit"):
+        if not all(getattr(one, limit) for one in found):
+            summed[limit] = 0
     return Stats(devices=tuple(device for one in found for device in one.devices), **summed)

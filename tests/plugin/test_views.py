@@ -10,6 +10,8 @@ import pytest
 from targets import OTHER, Target, at_rest
 
 import headrace
+from headrace.drivers.engine import Engine
+from headrace.runtime import runtime
 
 
 def test_stats(target: Target, scheduled_mode: str) -> None:
@@ -34,6 +36,16 @@ def test_process_stats_cover_all(targets: dict[str, Target], scheduled_mode: str
         target = targets[name]
         target.headrace(scheduler=scheduled_mode).cat_file(target.big, start=0, end=1_000)
     assert headrace.stats().bytes_delivered - before.bytes_delivered == 2_000
+
+
+@pytest.mark.parametrize(("limits", "expected"), [((3, 4), 7), ((3, 0), 0), ((0, 4), 0), ((3,), 3)])
+def test_a_process_has_no_limit_where_one_of_its_engines_has_none(
+    limits: tuple[int, ...], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = [Engine(buffer_bytes=limit, process_io_limit=limit) for limit in limits]
+    monkeypatch.setattr(type(runtime()), "engines", engines)
+    found = headrace.stats()
+    assert (found.buffer_bytes, found.process_io_limit) == (expected, expected)
 
 
 def test_off_counts_nothing(disk: Target) -> None:
