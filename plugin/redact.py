@@ -75,6 +75,10 @@ _ASSIGNMENT: Final = re.compile(
     r"(?i)(?P<before>\b(?:accountkey|sharedaccesskey|sharedaccesssignature|password|pwd)=)"
     r"(?P<value>[^;\s'\"]+)"
 )
+# A proxy is also given without a scheme: user:password@host:port, by itself.
+_LOGIN: Final = re.compile(
+    rf"(?<![^\s'\"(])(?P<before>[^:/?#@{_STOP}]+:)(?P<value>[^/@{_STOP}]+)(?=@[\w.\-]+:\d+)"
+)
 _SCHEME: Final = re.compile(r"(?i)(?:basic|bearer|digest)\s+(?P<value>\S+)")
 
 # gcsfs takes such words for `token`; they name a way to log in and are in half of all messages.
@@ -91,13 +95,15 @@ def is_secret_name(name: object) -> bool:
     Parameters
     ----------
     name : object
-        A mapping's key; anything but a string is no secret's name.
+        A mapping's key; anything but a string, or the bytes of one, is no secret's name.
 
     Returns
     -------
     bool
         True for ``key``, ``secret``, ``session_token``, ``AccountKey``, ``X-Amz-Signature``, ...
     """
+    if isinstance(name, bytes):  # of a header
+        name = name.decode("latin-1")
     words = [word.lower() for word in _WORD.findall(name)] if isinstance(name, str) else []
     while words and words[-1].isdecimal():  # api_key_2
         words.pop()
@@ -182,7 +188,7 @@ def _hides(name: object, value: object) -> bool:
 def _redact_string(text: str) -> str:
     tree = _json_tree(text)
     if tree is None:
-        return _ASSIGNMENT.sub(_mask_value, redact_url(text))
+        return _LOGIN.sub(_mask_value, _ASSIGNMENT.sub(_mask_value, redact_url(text)))
     clean = redact(tree)
     return text if clean == tree else json.dumps(clean)
 
@@ -252,7 +258,7 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     for form in sorted(forms, key=lambda form: (-len(form), form)):  # a secret within another
         text = _mask_form(text, form)
     text = redact_url(text)
-    for pattern in (_HEADER, _ASSIGNMENT):
+    for pattern in (_HEADER, _ASSIGNMENT, _LOGIN):
         text = pattern.sub(_mask_value, text)
     return text
 
@@ -367,7 +373,7 @@ def _secrets(obj: Any, *, secret: bool, parents: tuple[int, ...]) -> Iterator[st
     elif isinstance(obj, str):
         yield from _secrets_of_string(obj, secret=secret, parents=parents)
     elif secret and isinstance(obj, bytes):
-        yield obj.decode("utf-8", "replace")
+        yield from _secrets_of_string(obj.decode("utf-8", "replace"), secret=secret, parents=parents)
     elif secret and isinstance(obj, int | float) and not isinstance(obj, bool):
         yield str(obj)
 
@@ -386,6 +392,7 @@ def _secrets_of_string(text: str, *, secret: bool, parents: tuple[int, ...]) -> 
         yield from _secrets(tree, secret=secret, parents=parents)
     elif "://" in text:
         yield from _secrets_of_url(text)
+    yield from (match["value"] for match in _LOGIN.finditer(text))
     if secret:
         yield text
         yield from (match["value"] for match in _SCHEME.finditer(text))

@@ -182,6 +182,29 @@ def test_headers_may_be_pairs(kind):
     assert redact({"key_columns": kind(("key", "name"))})["key_columns"] == kind(("key", "name"))
 
 
+def test_headers_may_be_bytes():
+    headers = {b"Authorization": b"Bearer abc.def", b"Accept": b"a"}
+    assert redact(headers) == {b"Authorization": MASK, b"Accept": b"a"}
+    assert secrets_of(headers) == {"Bearer abc.def", "abc.def"}
+
+
+def test_a_proxy_without_a_scheme():
+    options = {"proxies": {"https": "me:pass-word@proxy.test:3128"}}
+    assert redact(options) == {"proxies": {"https": f"me:{MASK}@proxy.test:3128"}}
+    assert secrets_of(options) == {"pass-word"}
+    text = "Cannot connect to proxy 'me:pass-word@proxy.test:3128'"
+    assert redact_text(text) == text.replace("pass-word", MASK)
+
+
+@pytest.mark.parametrize(
+    "text", ["b/x:y@v:3", "C:/data/a@b:3", "C:\\a\\x", "a:b@c", "me@host:22", "12:30@5", "file:/a:b@c:3"]
+)
+def test_what_is_no_login(text):
+    assert (
+        redact(text) == redact_text(f"of {text}, again").removeprefix("of ").removesuffix(", again") == text
+    )
+
+
 def test_a_connection_string():
     text = "DefaultEndpointsProtocol=https;AccountName=me;AccountKey=Eby8vdM0==;EndpointSuffix=x"
     assert redact({"connection_string": text}) == {"connection_string": MASK}
