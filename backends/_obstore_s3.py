@@ -10,8 +10,10 @@ The native library would read ``AWS_*`` variables on its own, even over explicit
 of it that can change a GET is given explicitly, and where a variable sets one that cannot be, that is a
 refusal. Its proxies come from what botocore would use, too.
 
-Credentials are asked of botocore's session each time the native store wants them (`Client.credentials`), so
-a profile, an assumed role or an instance role is refreshed by the code that s3fs trusts.
+Who reads is found once: by s3fs, where that has connected, or else here. What answers for the native store is
+the same (`_s3fs.identity_of`). Credentials are asked of botocore's session each time the native store wants
+them (`Client.credentials`), so a profile, an assumed role or an instance role is refreshed by the code that
+s3fs trusts.
 
 What is not here: performing anything.
 """

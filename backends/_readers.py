@@ -1,7 +1,8 @@
 """The instance of an async filesystem that headrace reads with: for which loop it is, and what it shares.
 
-* It is another than the wrapped one, made of the same options for headrace's loop. Clients are told not to
-  try again by themselves, where that can be told them.
+* It is another than the wrapped one, made of the same options for headrace's loop. s3fs's is also who the
+  wrapped one has connected as, whatever the environment says by now (`_s3fs.identity_of`). Clients are told
+  not to try again by themselves, where that can be told them.
 * Not so where the options hold what may belong to a loop (`is_bound`): a session, a connector, a credential.
   What those wait for inside is of the loop that needed it first; on another one reads would fail, or hang.
   Such a filesystem is read where it lives, and so is adlfs's.
