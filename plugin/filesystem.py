@@ -631,7 +631,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         etag : str, optional
             The version of an object that goes with `size`: reads are of that one, or an `ObjectChangedError`.
         version_id, headers, ... : optional
-            Which version, or what else the wrapped filesystem's ``cat_file`` takes.
+            Which version, or what else the wrapped filesystem's ``cat_file`` takes: over HTTP all that
+            aiohttp's requests do (``params``, ``auth``, ``cookies``).
 
         Returns
         -------

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fsspec.implementations.dirfs import DirFileSystem
 
 from headrace.arenas import arenas
 from headrace.backends.abc import InlineBackend, PathSource
@@ -350,14 +351,24 @@ class SingleReader(QuickReader):
         return backend.open(path, etag=etag, options=options), size
 
     def read_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return those options of `open` that say what is read, and that ``cat_file`` of a store takes."""
+        """Return those options of `open` that say what is read, and that ``cat_file`` of a store takes.
+
+        What reads by URL gives all of them to each request.
+        """
         return {name: value for name, value in options.items() if value is not None and self._is_taken(name)}
 
     def _is_taken(self, name: str) -> bool:
-        method = getattr(self.channel.backend.target, "_cat_file", None)
+        method = getattr(self._told, "_cat_file", None)
         taken = {} if method is None else inspect.signature(method).parameters
-        is_http = "url" in taken and name == "headers"
-        return is_http or (name in taken and name not in _SAY_HOW)
+        return "url" in taken or (name in taken and name not in _SAY_HOW)
+
+    @property
+    def _told(self) -> Any:
+        """The filesystem that is told the options: ``dir`` hands them on."""
+        target = self.channel.backend.target
+        while isinstance(target, DirFileSystem):
+            target = target.fs
+        return target
 
     def only_target_opens(self, options: dict[str, Any]) -> bool:
         """Whether a version, or who pays, is asked for that ``cat_file`` of the store cannot be told."""
@@ -368,8 +379,12 @@ class SingleReader(QuickReader):
 
     def _pays(self, options: dict[str, Any]) -> bool:
         """Whether who pays for a file, by an option of s3fs's ``open``, is who pays for all of them."""
-        payer = options.get("requester_pays") if self.channel.backend.is_s3fs else None
-        return payer is None or bool(payer) == bool(self.channel.backend.target.requester_pays)
+        payer = options.get("requester_pays")
+        if payer is None:
+            return True
+        from headrace.backends import _s3fs  # noqa: PLC0415 - seldom wanted
+
+        return not _s3fs.is_s3fs(self._told) or bool(payer) == bool(self._told.requester_pays)
 
     @property
     def block_bytes(self) -> int:

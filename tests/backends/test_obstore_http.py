@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
+import pickle
 import socket
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 from plain_http import Asked, PlainServer, Said, ranged
 from targets import outcome
@@ -510,6 +512,43 @@ def test_a_body_of_unknown_length_is_read(engine: str) -> None:
     chunked = Said(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")
     with PlainServer(lambda _: chunked) as plain:
         assert reader(engine).cat_file(f"{plain.url}/x") == b"hello"
+
+
+OF_REQUESTS: list[dict[str, Any]] = [
+    {"headers": {"X-Of": "one"}},
+    {"params": {"of": "one"}, "headers": {"X-Of": "two"}},
+    {"cookies": {"of": "one"}},
+    {"auth": password("one")},
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize("length", [{}, {"Transfer-Encoding": "chunked"}], ids=["ranged", "unknown length"])
+@pytest.mark.parametrize("by", ["obstore", "fsspec", "folder"])
+@pytest.mark.parametrize("options", OF_REQUESTS)
+def test_a_file_is_of_the_requests_that_its_options_make(
+    by: str, options: dict[str, Any], length: dict[str, str]
+) -> None:
+    """As by path: what those are answered with is the server's to say."""
+
+    def answer(asked: Asked) -> Said:
+        told = [asked.path.partition("?")[2], *map(asked.headers.get, ("x-of", "cookie", "authorization"))]
+        data = repr(told).encode()
+        return (
+            Said(200, length, b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)) if length else ranged(asked, data)
+        )
+
+    with PlainServer(answer) as plain:
+        fs, path = reader("fsspec" if by == "folder" else by), f"{plain.url}/x"
+        if by == "folder":
+            fs, path = headrace.wrap(DirFileSystem(path=plain.url, fs=fs.target)), "x"
+        usual, expected = fs.cat_file(path), fs.cat_file(path, **options)
+        with fs.open(path, **options) as file:
+            assert file.read() == expected != usual
+            if not length:
+                assert pickle.loads(pickle.dumps(file)).size == len(expected)
+        with fs.open(path) as file:
+            assert file.read() == usual
 
 
 def test_two_identities_share_nothing() -> None:

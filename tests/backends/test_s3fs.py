@@ -17,6 +17,7 @@ import botocore.loaders
 import botocore.session
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.implementations.dirfs import DirFileSystem
 from plain_http import Asked, PlainServer, Said, ranged
 from s3fs import S3FileSystem
 
@@ -137,18 +138,21 @@ def test_a_session_that_was_given_is_left_as_it_is(server: PlainServer, is_given
 
 @pytest.mark.parametrize("is_of_all", [False, True])
 @pytest.mark.parametrize("is_of_one", [False, True, None])
+@pytest.mark.parametrize("path", ["bucket/key", "key"])
 def test_who_pays_for_a_file_that_is_opened(
-    server: PlainServer, cloud_engine: str, is_of_all: bool, is_of_one: bool | None
+    server: PlainServer, cloud_engine: str, is_of_all: bool, is_of_one: bool | None, path: str
 ) -> None:
     """As s3fs has it; where all are paid for so, the file is scheduled."""
     target = S3FileSystem(
         key="k", secret="s", endpoint_url=server.url, requester_pays=is_of_all, skip_instance_cache=True
     )
+    if path == "key":
+        target, cloud_engine = DirFileSystem(path="bucket", fs=target), "auto"
     fs = headrace.wrap(target, cloud_engine=cloud_engine)
     seen = []
     for opened in (fs, target):
         server.log.clear()
-        with opened.open("bucket/key", requester_pays=is_of_one) as file:
+        with opened.open(path, requester_pays=is_of_one) as file:
             assert file.read() == DATA
             is_scheduled = isinstance(file, headrace.HeadraceFile)
             seen.append({asked.headers.get("x-amz-request-payer") for asked in server.gets})
