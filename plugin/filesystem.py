@@ -59,7 +59,7 @@ from headrace.reader import Reader
 from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
-from headrace.target import KeptAsTarget, make_target
+from headrace.target import NOT_KEPT, KeptAsTarget, make_target
 from headrace.types import Priority
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ if TYPE_CHECKING:
     from headrace.ranges import Asked, Single
     from headrace.stats import Stats
 
-_OURS = OPTION_NAMES | {"priority", "loop", "batch_size", "asynchronous"}
+_OF_ASYNC = frozenset({"asynchronous", "batch_size", "loop"})
+"""Options of every async filesystem, and so of ours and of what is wrapped."""
+_OURS = OPTION_NAMES | _OF_ASYNC | {"priority"}
 _POSITION_BITS = 48
 """Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
 
@@ -128,7 +130,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     mirror_sync_methods = False
     cachable = True
     is_headrace = True
-    _strip_tokenize_options: ClassVar[tuple[str, ...]] = ("fo",)
+    _strip_tokenize_options: ClassVar[tuple[str, ...]] = ("fo", NOT_KEPT)
     _strip_protocol = _OfClassOrTarget("_target_path")
     _parent = _OfClassOrTarget("_target_parent")
 
@@ -142,11 +144,13 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         **options: Any,
     ) -> None:
         ours = {name: options[name] for name in OPTION_NAMES & options.keys()}
-        super().__init__(**{k: v for k, v in options.items() if k in ("asynchronous", "loop", "batch_size")})
+        of_async = {name: options[name] for name in _OF_ASYNC & options.keys() if options[name]}
+        super().__init__(**of_async)
+        skips = {"skip_instance_cache": True} if options.pop(NOT_KEPT, False) else {}
         flat = {name: value for name, value in options.items() if name not in _OURS}
         if fs is None:
             warn_misspelt(flat)
-        made = make_target(fs, target_protocol, target_options, flat, self.asynchronous)
+        made = make_target(fs, target_protocol, target_options, flat | skips, of_async)
         self._target, self._target_pid = of_this_process(made), os.getpid()
         # On the instance: fsspec reads them off the class, before there is a target.
         self.sep, self.root_marker = self.target.sep, self.target.root_marker

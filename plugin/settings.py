@@ -282,7 +282,7 @@ def warn_misspelt(options: Iterable[str]) -> None:
         like = _nearest(name, _MISSPELT)
         if like and name not in like:  # ``timeout`` is what many call theirs
             text = f"option {name!r} goes to the wrapped filesystem; headrace's own is called {like!r}"
-            warnings.warn(text, HeadraceWarning, stacklevel=5)
+            warnings.warn(text, HeadraceWarning, stacklevel=5)  # who makes the filesystem
 
 
 _warned: dict[str, object] = {}

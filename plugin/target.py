@@ -2,7 +2,8 @@
 
 fsspec keeps most filesystems for the life of the process, by their options, but not those that hold an open
 archive or a connection, nor those made with ``skip_instance_cache``. One of ours holds what it wraps, so it
-is kept where that is: an archive that was replaced is opened again, and closed when nobody has it any more.
+is kept where that is, and for as long: an archive that was replaced is opened again, and closed when nobody
+has it any more. Who asks for one of ours that is not kept is given what it wraps anew, too.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ def make_target(
     protocol: str | None,
     options: dict[str, Any] | None,
     flat: dict[str, Any],
-    asynchronous: bool,
+    of_async: dict[str, Any],
 ) -> Any:
-    """Return the filesystem to wrap, made where it was only named."""
+    """Return the filesystem to wrap, made where it was only named.
+
+    `of_async` are options that every async filesystem has, ours too, and no sync one need know.
+    """
     if (fs is None) == (protocol is None):
         msg = (
             "HeadraceFileSystem takes either fs= or target_protocol=; a URL chains, as in headrace::s3://, "
@@ -44,8 +48,8 @@ def make_target(
             msg = f"option {name!r} is given twice, flat and in target_options"
             raise TypeError(msg)
     merged = {**given, **flat}
-    if asynchronous and issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
-        merged.setdefault("asynchronous", True)
+    if issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
+        merged = {**of_async, **merged}
     return fsspec.filesystem(protocol, **merged)
 
 
@@ -61,6 +65,15 @@ class _Instances(dict[str, Any]):
     def __setitem__(self, token: str, fs: Any) -> None:
         if is_kept(fs.target):
             super().__setitem__(token, fs)
+
+    @override
+    def get(self, token: str, default: Any = None) -> Any:
+        found = super().get(token)
+        return default if found is None or not is_kept(found.target) else found
+
+
+NOT_KEPT = "_is_target_not_kept"
+"""The option by which the constructor learns of ``skip_instance_cache``, which fsspec takes away."""
 
 
 class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
@@ -80,6 +93,8 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
         Around it reads would pass two schedulers, and the inner one holds nested reads to no limit.
         """
         fs: Any = args[0] if args else options.get("fs")
+        if fs is None and options.get("skip_instance_cache"):
+            options[NOT_KEPT] = True
         if isinstance(type(fs), KeptAsTarget):
             options = {"skip_instance_cache": not is_kept(fs), **fs.own_options(), **options}
             if args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import json
 import pickle
@@ -13,6 +15,7 @@ import fsspec
 import pyarrow.fs
 import pytest
 import recording
+from fsspec.implementations.memory import MemoryFileSystem
 from targets import LOG, OTHER, Target
 
 import headrace
@@ -53,6 +56,40 @@ def test_instances_are_kept_until_their_class_is_told_to_forget_them() -> None:
     again = headrace.HeadraceFileSystem(target_protocol="memory", priority=4)
     assert again is not fs
     assert again.target is fs.target
+
+
+def test_what_is_not_kept_wraps_nothing_that_is() -> None:
+    """Or it had the listings of others; a pickle of it is of those that are kept, as of any filesystem."""
+    kept = fsspec.filesystem("memory")
+    alone = headrace.HeadraceFileSystem(target_protocol="memory", skip_instance_cache=True)
+    by_position = headrace.HeadraceFileSystem(None, "memory", skip_instance_cache=True)
+    by_url, _ = fsspec.core.url_to_fs("headrace::memory://x", skip_instance_cache=True)
+    targets = [fs.target for fs in (alone, by_position, by_url)]
+    assert len({id(target) for target in (kept, *targets)}) == 4
+    assert pickle.loads(pickle.dumps(alone)).target is kept
+
+
+class Forgotten(MemoryFileSystem):  # type: ignore[misc]
+    """Its class may be told to forget its instances, and no other test's."""
+
+
+def test_what_the_class_of_the_target_was_told_to_forget_is_wrapped_no_more() -> None:
+    fsspec.register_implementation("forgotten", Forgotten, clobber=True)
+    fs = headrace.HeadraceFileSystem(target_protocol="forgotten")
+    assert headrace.HeadraceFileSystem(target_protocol="forgotten") is fs
+    Forgotten.clear_instance_cache()
+    again = headrace.HeadraceFileSystem(target_protocol="forgotten")
+    assert again.target is fsspec.filesystem("forgotten")
+    assert again.target is not fs.target
+    assert headrace.HeadraceFileSystem(target_protocol="forgotten") is again
+
+
+def test_options_of_every_async_filesystem_go_to_the_target_too() -> None:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        fs = headrace.HeadraceFileSystem(target_protocol="http", batch_size=3, loop=loop)
+        assert (fs.batch_size, fs.target.batch_size) == (3, 3)
+        assert fs.target.loop is loop
+    assert headrace.HeadraceFileSystem(target_protocol="memory", batch_size=3).batch_size == 3
 
 
 def test_flat_options_go_to_the_target(tmp_path: Path, mode: str) -> None:
