@@ -179,7 +179,9 @@ class Backend(abc.ABC):
 
         Options it does not know it ignores. `bounds` and `options` are those of `PathSource`. A file that
         stays open is opened with `etag` on async and bulk backends: the version that its reads must match, or
-        None for the one that the first of them meets. On all others it is opened with `as_file`.
+        None for the one that the first of them meets. On all others it is opened with `as_file`, on threaded
+        ones also with `caching`, where its caller said something: ``block_size``, ``cache_type`` and
+        ``cache_options``, of a handle that reads ahead.
 
         Raises
         ------

@@ -74,7 +74,10 @@ def _close_if_free(lock: Any, close: Callable[[], object]) -> None:
 
 
 class HandleSource:
-    """A file that the filesystem holds open, with `options`; one thread at a time reads it."""
+    """A file that the filesystem holds open; one thread at a time reads it.
+
+    `options` are those that its ``info`` is asked with, too.
+    """
 
     __slots__ = ("_size", "handle", "lock", "options", "path")
 
@@ -151,12 +154,16 @@ class SyncBackend(ThreadedBackend):
         return self.store
 
     @override
-    def open(self, path: str, *, as_file: bool = False, **options: Any) -> Any:
-        """Return a path to be read with ``cat_file``, or an open handle."""
+    def open(
+        self, path: str, *, as_file: bool = False, caching: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Return a path to be read with ``cat_file``, or an open handle, with a cache of its own."""
         if not as_file:
             return PathSource(path, **options)
         with self.guard():
-            return HandleSource(path, self.target.open(path, mode="rb", **options), options)
+            return HandleSource(
+                path, self.target.open(path, mode="rb", **(caching or {}), **options), options
+            )
 
     @override
     def close(self, source: Any) -> None:

@@ -76,6 +76,8 @@ class HeadraceFile(io.BufferedIOBase):
         Priority of its reads; the position is that of offset 0.
     block_bytes
         Read-ahead of small reads; 0 for none.
+    given
+        What the caller said of priority, blocks and caches, for where it is opened again.
     prefetcher
         What reads ahead of large ones, where the storage is far away.
     """
@@ -96,6 +98,7 @@ class HeadraceFile(io.BufferedIOBase):
         size: int | None,
         urgency: Urgency,
         block_bytes: int,
+        given: dict[str, Any],
         prefetcher: Prefetcher | None = None,
     ) -> None:
         self.fs = fs
@@ -105,6 +108,8 @@ class HeadraceFile(io.BufferedIOBase):
         self._source = source
         self._size = size
         self._urgency = urgency
+        self._given = given
+        self._options: dict[str, Any] = getattr(source, "options", {})
         self._prefetcher = prefetcher
         self._lock = threading.RLock()
         self._pid = os.getpid()
@@ -594,10 +599,9 @@ class HeadraceFile(io.BufferedIOBase):
         # The length of an object is that of a version: without one it is asked for anew.
         is_length_known = etag is not None or not self._reader.channel.is_by_path
         options = {
-            **getattr(self._source, "options", {}),
-            "priority": self._urgency.priority.base,
+            **self._options,
+            **self._given,
             **({"size": self._size, "etag": etag} if is_length_known else {}),
-            **({"block_size": self.blocksize} if self.blocksize else {"cache_type": "none"}),
         }
         return _reopen, (self.fs, self.path, self._now_at(), options)
 

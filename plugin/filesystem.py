@@ -630,6 +630,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         cache_type : str, optional
             "none" has small reads take no block; anything else is the default. What a scan wants next is read
             ahead all the same, on object stores (`prefetch`).
+        cache_options : dict, optional
+            As `block_size` and `cache_type`, for files of sync filesystems, which have caches of their own.
         size : int, optional
             Length of the file, where the caller knows it: saves a look-up.
         etag : str, optional
@@ -689,12 +691,16 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return self._counting_parts(self._of_target("_open", path, mode, **how, **given), path, mode)
         lifecycle.check_not_exiting()
         block_bytes = _block_bytes(block_size, cache_type, reader.block_bytes)
-        open_of_target = partial(self._of_target, "open", path, "rb", block_size=block_size, **kwargs)
+        caching = {"block_size": block_size, "cache_type": cache_type, "cache_options": cache_options}
+        caching = {name: value for name, value in caching.items() if value is not None}
+        open_of_target = partial(self._of_target, "open", path, "rb", **caching, **kwargs)
         if reader.only_target_opens(kwargs) or _is_stream(self.target, block_size):
             return open_of_target()
         try:
             with redacted_errors():
-                source, size = self._exclusively(reader.open_source, path, size, kwargs, etag, look)
+                source, size = self._exclusively(
+                    reader.open_source, path, size, kwargs, etag=etag, info=look, caching=caching
+                )
         except UnsizedFileError:
             return self._of_target("open", path, "rb")  # there is nothing in it to schedule
         urgency = self._urgency(priority, number=next(self._file_numbers))
@@ -711,6 +717,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             size=size,
             urgency=urgency,
             block_bytes=block_bytes,
+            given=_given_again(caching, priority),
             prefetcher=self._prefetcher(reader, source, path, size, urgency, (look or {}).get("end")),
         )
 
@@ -735,7 +742,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         if reader.channel.keeps_open:
             return reader, source  # a descriptor is inherited, and its file is the one that was opened
         options, etag = getattr(source, "options", {}), getattr(source, "etag", None)
-        return reader, self._exclusively(reader.open_source, path, size, options, etag)[0]
+        return reader, self._exclusively(reader.open_source, path, size, options, etag=etag)[0]
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""
@@ -750,6 +757,14 @@ def _block_bytes(given: Any, cache_type: str | None, default: int) -> int:
     if cache_type == "none":
         return 0
     return default if given is None else operator.index(given)
+
+
+def _given_again(caching: dict[str, Any], priority: int | None) -> dict[str, Any]:
+    """Return what `open` is given where a pickled file is opened again: not what a cache was filled with."""
+    given = dict(caching) if priority is None else {**caching, "priority": priority}
+    if given.pop("cache_options", None) is not None:
+        given.pop("cache_type", None)
+    return given
 
 
 def _is_stream(target: Any, block_size: int | None) -> bool:

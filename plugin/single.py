@@ -15,7 +15,7 @@ import numpy as np
 from fsspec.implementations.dirfs import DirFileSystem
 
 from headrace.arenas import arenas
-from headrace.backends.abc import InlineBackend, PathSource
+from headrace.backends.abc import InlineBackend, PathSource, ThreadedBackend
 from headrace.columns import ZERO
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
@@ -318,20 +318,25 @@ class SingleReader(QuickReader):
         path: str,
         size: int | None,
         options: dict[str, Any],
+        *,
         etag: str | None = None,
         info: dict[str, Any] | None = None,
+        caching: dict[str, Any] | None = None,
     ) -> tuple[Any, int | None]:
         """Open a file for `HeadraceFile`; returns its source and length.
 
         Both are None where the store cannot tell the length, the source where it has no ranges of the file.
 
-        `info` is what the filesystem has just said of it, if it was asked.
+        `info` is what the filesystem has just said of it, if it was asked, `caching` what the caller said of
+        blocks and caches: handles of the filesystem's have some of their own.
 
         On object stores the reads are of the version that ``info`` tells of, from a listing if there is one;
         with neither that nor `etag`, of the version that the first of them meets.
         """
         backend = self.channel.backend
         if not self.channel.is_by_path:
+            if caching and isinstance(backend, ThreadedBackend):
+                options = {**options, "caching": caching}
             return backend.open(path, as_file=True, **options), size
         options = self.read_options(options)
         has_no_ranges = False

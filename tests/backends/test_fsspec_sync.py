@@ -6,6 +6,7 @@ import gc
 import gzip
 import io
 import os
+import pickle
 import tarfile
 import threading
 import zipfile
@@ -15,11 +16,13 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.implementations.tar import TarFileSystem
 from fsspec.implementations.zip import ZipFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 import headrace
 from headrace.backends import fsspec_sync
@@ -140,3 +143,69 @@ def test_a_handle_that_does_not_seek_from_its_end_is_as_long_as_the_filesystem_s
         file.seek(5)
         assert file.read() == b"bytes"
     target.rm_file("/forward")
+
+
+LONG = bytes(1 << 20)
+
+
+class Fetching(AbstractBufferedFile):  # type: ignore[misc]
+    """Notes what its cache asks for."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.fetched.append((start, end))
+        return LONG[start:end]
+
+
+class FetchingFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """Has one file, read by blocks as those of FTP and WebHDFS are."""
+
+    cachable = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.fetched: list[tuple[int, int]] = []
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Take no options: none of those below is about the file."""
+        return {"name": path, "size": len(LONG), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        return Fetching(self, path, mode, block_size or "default", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cache_type": "none"},
+        {"block_size": 5000},
+        {"cache_type": "bytes", "block_size": 5000},
+    ],
+    ids=str,
+)
+def test_a_handle_has_the_cache_that_is_asked_for(options: dict[str, Any], scheduled_mode: str) -> None:
+    """Dask asks for none, and would else fetch five MiB for each footer."""
+    plain = FetchingFileSystem()
+    fs = headrace.HeadraceFileSystem(fs=FetchingFileSystem(), scheduler=scheduled_mode)
+    with plain.open("x", **options) as expected, fs.open("x", **options) as file:
+        for one in (expected, file):
+            one.seek(100_000)
+        pickled = pickle.dumps(file)
+        assert file.read(10) == expected.read(10)
+    assert fs.target.fetched == plain.fetched
+    with pickle.loads(pickled) as again:
+        again.read(10)
+        assert again.fs.target.fetched == plain.fetched
+
+
+def test_a_handle_has_the_parts_of_its_file_that_are_given(scheduled_mode: str) -> None:
+    """They are this one's: where it is opened again it has none."""
+    fs = headrace.HeadraceFileSystem(fs=FetchingFileSystem(), scheduler=scheduled_mode)
+    parts = {"data": {(100_000, 100_500): b"known" * 100}}
+    with fs.open("x", cache_type="parts", cache_options=parts) as file:
+        file.seek(100_000)
+        pickled = pickle.dumps(file)
+        assert file.read(10) == b"knownknown"
+    assert not fs.target.fetched
+    with pickle.loads(pickled) as again:
+        assert again.read(10) == LONG[:10]

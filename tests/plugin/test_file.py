@@ -698,6 +698,22 @@ def test_a_pickled_file_is_as_urgent_as_it_was(scheduled: headrace.HeadraceFileS
             assert again.read(20) == CONTENT[7:27]
 
 
+def test_a_pickled_file_that_was_given_no_priority_is_as_urgent_as_who_opens_it_again(
+    scheduled: headrace.HeadraceFileSystem, path: str
+) -> None:
+    """As a task of Dask's, or a view, whose priority goes with it."""
+    with (
+        headrace.priority(-3),
+        scheduled.open(path) as file,
+        scheduled.with_priority(4).open(path) as of_view,
+    ):
+        assert (file._urgency.priority.base, of_view._urgency.priority.base) == (-3, 4)
+        pickled = pickle.dumps([file, of_view])
+    with headrace.priority(2):
+        again = pickle.loads(pickled)
+    assert [one._urgency.priority.base for one in again] == [2, 4]
+
+
 def test_a_pickled_file_of_no_version_is_as_long_as_it_is_now(tmp_path: Path, scheduled_mode: str) -> None:
     """Its length is asked for again, where nothing would tell that it is another one's."""
     path = tmp_path / "object"
