@@ -165,8 +165,8 @@ class HeadraceFile(io.BufferedIOBase):
         return self.info()
 
     def info(self) -> dict[str, Any]:
-        """Return what the wrapped filesystem's `info` says of it."""
-        found: dict[str, Any] = self.fs.info(self.path)
+        """Return what the wrapped filesystem's `info` says of it, of the version that was opened."""
+        found: dict[str, Any] = self.fs.info(self.path, **self._options)
         return found
 
     @override

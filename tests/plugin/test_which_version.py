@@ -83,6 +83,8 @@ def test_of_a_file_that_is_opened(scheduled_mode: str) -> None:
     with fs.open("a", version_id="1") as file:
         assert isinstance(file, headrace.HeadraceFile)
         assert (file.size, file.read()) == (len(OLD), OLD)
+        assert file.info()["size"] == len(OLD)
+    assert file.details["size"] == len(OLD)
     with fs.open("a") as file:
         assert file.read() == NEW
     with fs.open("a", fill_cache=False) as file:
