@@ -753,6 +753,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
 def _block_bytes(given: Any, cache_type: str | None, default: int) -> int:
     given = None if given == "default" else given  # fsspec's word for it
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)  # 5e6, say
     check_bytes("block_size", given)
     if cache_type == "none":
         return 0

@@ -755,6 +755,12 @@ def test_the_usual_blocks_by_fsspecs_names(scheduled: Any, path: str, block_size
         assert file.read(10) == CONTENT[:10]
 
 
+def test_a_number_of_bytes_may_be_written_as_a_float(scheduled: Any, path: str) -> None:
+    with scheduled.open(path, block_size=5e3) as file:
+        assert file.blocksize == 5000
+        assert file.read(10) == CONTENT[:10]
+
+
 @pytest.mark.parametrize(("block_size", "error"), [("1MiB", TypeError), (1.5, TypeError), (-5, ValueError)])
 def test_what_is_no_size_of_blocks(
     scheduled: Any, path: str, block_size: Any, error: type[Exception]
