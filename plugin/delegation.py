@@ -315,6 +315,15 @@ class Delegation:
     def _intrans(self, value: bool) -> None:
         """Set by fsspec's constructor; the target keeps its own."""
 
+    @property
+    def dircache(self) -> Any:
+        """The listings that the wrapped filesystem keeps."""
+        return self.target.dircache
+
+    @dircache.setter
+    def dircache(self, value: Any) -> None:
+        """As for `_intrans`."""
+
 
 def _sync(name: str, remote: tuple[int, ...]) -> Callable[..., Any]:
     """Make the method that forwards `name`, with the arguments at `remote` as paths of the target."""

@@ -59,6 +59,24 @@ def test_sign_is_the_wrapped_filesystems(targets: dict[str, Target], mode: str) 
     assert url.startswith(f"{target.options['endpoint_url']}/{target.big}")
 
 
+def test_listings_are_the_wrapped_filesystems(targets: dict[str, Target], mode: str) -> None:
+    """Who empties what keeps them is told of what is there now."""
+    target = targets["s3"]
+    folder = f"{target.root}/listed-{mode}"
+    fs, other = (
+        target.headrace(scheduler=mode),
+        type(target.plain)(**target.options, skip_instance_cache=True),
+    )
+    other.pipe_file(f"{folder}/a", b"a")
+    assert fs.ls(folder, detail=False) == [f"{folder}/a"]
+    other.pipe_file(f"{folder}/b", b"b")
+    assert fs.ls(folder, detail=False) == [f"{folder}/a"]
+    fs.dircache.clear()
+    assert fs.ls(folder, detail=False) == [f"{folder}/a", f"{folder}/b"]
+    assert [info["name"] for info in fs._ls_from_cache(folder)] == [f"{folder}/a", f"{folder}/b"]
+    fs.rm(folder, recursive=True)
+
+
 def test_writes(tmp_path: Path, options: dict[str, object]) -> None:
     fs = headrace.HeadraceFileSystem(target_protocol="file", **options)
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
