@@ -611,6 +611,28 @@ class HeadraceFile(io.BufferedIOBase):
         return f"<headrace.HeadraceFile {redact_url(self.path)!r}, {state}>"
 
 
+class WholeFile(io.BytesIO):
+    """A file whose length only its end tells: it was read when it was opened."""
+
+    def __init__(self, fs: Any, path: str, data: bytes) -> None:
+        super().__init__(data)
+        self.fs = fs
+        self.path = path
+        self.size = len(data)
+
+    @property
+    @override
+    def name(self) -> str:
+        """The path."""
+        return self.path
+
+    @property
+    @override
+    def mode(self) -> str:
+        """That of reading bytes."""
+        return "rb"
+
+
 _reopening: dict[int, Any] = {}
 """A lock for each process: in a forked child nobody may be left to free its parent's."""
 

@@ -13,7 +13,6 @@ Scheduler state is the process's (`headrace.runtime`), so instances are cheap: `
 
 from __future__ import annotations
 
-import io
 import itertools
 import operator
 import os
@@ -35,7 +34,7 @@ from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
 from headrace.errors import UnsizedFileError
-from headrace.file import HeadraceFile
+from headrace.file import HeadraceFile, WholeFile
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
 from headrace.looks import Looks
@@ -708,7 +707,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return open_of_target()
         if source is None:
             # The store does not know the length (a stream): read it once, through the scheduler.
-            return io.BytesIO(reader.cat(path, (None, None), urgency, reader.read_options(kwargs)))
+            return WholeFile(self, path, reader.cat(path, (None, None), urgency, reader.read_options(kwargs)))
         return HeadraceFile(
             self,
             path,

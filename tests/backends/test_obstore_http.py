@@ -511,7 +511,12 @@ def test_a_body_of_unknown_length_that_goes_on_is_not_waited_for(monkeypatch: py
 def test_a_body_of_unknown_length_is_read(engine: str) -> None:
     chunked = Said(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")
     with PlainServer(lambda _: chunked) as plain:
-        assert reader(engine).cat_file(f"{plain.url}/x") == b"hello"
+        fs, path = reader(engine), f"{plain.url}/x"
+        assert fs.cat_file(path) == fs.read_block(path, 0, None) == b"hello"
+        with fs.open(path) as file:
+            assert (file.fs, file.path, file.name, file.mode, file.size) == (fs, path, path, "rb", 5)
+            assert file.read(2) == b"he"
+            assert pickle.loads(pickle.dumps(file)).read() == b"llo"
 
 
 OF_REQUESTS: list[dict[str, Any]] = [
