@@ -20,7 +20,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -163,10 +163,10 @@ class RangeBatch:
         return self._length.size
 
     @overload
-    def __getitem__(self, index: int) -> memoryview: ...
+    def __getitem__(self, index: SupportsIndex) -> memoryview: ...
     @overload
     def __getitem__(self, index: slice) -> list[memoryview]: ...
-    def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
+    def __getitem__(self, index: SupportsIndex | slice) -> memoryview | list[memoryview]:
         """View one range, or a list of views; a failed range raises its own error."""
         if isinstance(index, slice):
             return [self._view(i) for i in range(*index.indices(len(self)))]

@@ -140,7 +140,7 @@ class Delegation:
 
     # -- reads, under `off`
 
-    def _open_of_target(self, path: str, mode: str, block_size: int | None, options: dict[str, Any]) -> Any:
+    def _open_of_target(self, path: Any, mode: str, block_size: int | None, options: dict[str, Any]) -> Any:
         if options.get("cache_options") is None:
             options.pop("cache_options", None)
         if block_size is not None:
@@ -160,7 +160,7 @@ class Delegation:
     def _cat_ranges_of_target(self, *args: Any, **kwargs: Any) -> list[Any]:
         return redacted_answers(self._of_target("cat_ranges", *args, **kwargs))
 
-    def _cat_of_target(self, path: str, start: int | None, end: int | None, **kwargs: Any) -> bytes:
+    def _cat_of_target(self, path: Any, start: int | None, end: int | None, **kwargs: Any) -> bytes:
         data: bytes = self._of_target("cat_file", self._file_path(path), start=start, end=end, **kwargs)
         return data
 

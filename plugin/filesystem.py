@@ -59,7 +59,7 @@ from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
 from headrace.target import NOT_KEPT, KeptAsTarget, make_target
-from headrace.types import Priority
+from headrace.types import AnyPath, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -309,7 +309,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     def read_ranges(
         self,
-        paths: str | Sequence[str],
+        paths: AnyPath | Sequence[AnyPath],
         starts: Any,
         ends: Any,
         priority: int | None = None,
@@ -347,7 +347,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         return reader.read(ranges, urgency, out)
 
     def submit_ranges(
-        self, paths: str | Sequence[str], starts: Any, ends: Any, priority: int | None = None
+        self, paths: AnyPath | Sequence[AnyPath], starts: Any, ends: Any, priority: int | None = None
     ) -> Read:
         """Start what `read_ranges` does, and return a handle: ``result(timeout)``, ``cancel()``, ``done()``.
 
@@ -362,7 +362,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     async def _read_ranges(
         self,
-        paths: str | Sequence[str],
+        paths: AnyPath | Sequence[AnyPath],
         starts: Any,
         ends: Any,
         priority: int | None = None,
@@ -492,7 +492,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         firsts, lasts = (list(b) if isinstance(b, Iterable) else b for b in (starts, ends))
         return names, firsts, lasts
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+    def cat_file(
+        self, path: AnyPath, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
         """Return the bytes ``[start, end)`` of a file, as the wrapped filesystem understands them.
 
         Negative bounds count from the end; None is the start or the end of the file.
@@ -500,15 +502,15 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         reader = self._reader
         if reader is None:
             return self._cat_of_target(path, start, end, **kwargs)
-        path = self._file_path(path)
+        name: str = self._file_path(path)
         if start is not None and end is not None and 0 <= start < end and not kwargs:
-            few = reader.cat_few([path], [start], [end], str, self._base_here)
+            few = reader.cat_few([name], [start], [end], str, self._base_here)
             if few is not None:
                 return few[0]
         self._begin_read(reader)
         if self._opens_for(reader, kwargs):
-            return self._cat_opened((path, (start, end)), kwargs)
-        return reader.cat(path, (start, end), self._urgency(None), kwargs)
+            return self._cat_opened((name, (start, end)), kwargs)
+        return reader.cat(name, (start, end), self._urgency(None), kwargs)
 
     def _opens_for(self, reader: Reader, options: dict[str, Any]) -> bool:
         """Whether ``cat_file`` of the target hands these options on to ``open``: of local files it does."""
@@ -536,7 +538,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         return await reader.cat_many_async(asked, self._urgency(None), options)
 
     async def _cat_file(
-        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+        self, path: AnyPath, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
         """Async twin of `cat_file`."""
         reader = self._reader
@@ -605,7 +607,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     def open(
         self,
-        path: str,
+        path: AnyPath,
         mode: str = "rb",
         block_size: int | None = None,
         cache_options: dict[str, Any] | None = None,

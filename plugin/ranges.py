@@ -23,7 +23,7 @@ from headrace.columns import first_bad
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
-    from headrace.types import Int64Array, UInt8Array
+    from headrace.types import AnyPath, Int64Array, UInt8Array
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -78,7 +78,7 @@ class Ranges:
 
 
 def as_ranges(
-    paths: str | os.PathLike[str] | Sequence[str], starts: Any, ends: Any, normalise: Any = lambda path: path
+    paths: AnyPath | Sequence[AnyPath], starts: Any, ends: Any, normalise: Any = lambda path: path
 ) -> Ranges:
     """Bring a caller's arguments into columns.
 

@@ -1,5 +1,7 @@
 """The wheel is the source tree, and works in an environment that has nothing but the wheel.
 
+The source distribution has what the README speaks of besides.
+
 A subpackage missing from ``packages`` in pyproject.toml imports in an editable install and is not
 in the wheel, so the folders are compared with the built wheel, and the wheel is then installed
 into a fresh environment and run from an empty folder.
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -61,6 +65,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _sources(folder: str) -> list[Path]:
     found = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     return [path for path in found if path.suffix == ".py" or path.name == "py.typed"]
+
+
+def test_the_source_distribution_has_what_the_readme_speaks_of(tmp_path: Path) -> None:
+    named = set(re.findall(r"\]\(([\w./-]+)\)", (ROOT / "README.md").read_text()))
+    assert {"CHANGELOG.md", "docs/architecture.md"} <= named
+    wanted = {*named, "tests/conftest.py", "benchmarks/cloud.py", "plugin/py.typed"}
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, tmp_path, cwd=source)
+    [built] = tmp_path.glob("headrace-*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert wanted <= names | {"."}
 
 
 @pytest.fixture(scope="session")
