@@ -306,6 +306,10 @@ class InlineBackend(Backend):
 class ThreadedBackend(Backend):
     """Blocks in each op; runs on daemon threads, so that an interrupted caller can leave."""
 
+    def reads_in_order(self, ops: Ops) -> bool:  # noqa: ARG002
+        """Whether `ops` are to be read one after the other, as those of one handle that seeks at a price."""
+        return False
+
     @abc.abstractmethod
     def read(self, ops: Ops, row: int) -> None:
         """Perform op `row` to its end."""

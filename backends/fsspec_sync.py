@@ -5,8 +5,8 @@ read wrong bytes in a fifth of their reads), so one lock for each instance lets 
 it, for reads and for everything else. `THREAD_SAFE` names the classes that were tested to need none.
 
 A path is read with the filesystem's own ``cat_file``, so that its answer past the end, to a missing file
-or to a negative bound is its own (I8). An open file keeps one handle of the filesystem's and seeks in it:
-formats that cannot seek backwards cheaply are not opened anew for each op.
+or to a negative bound is its own (I8). An open file keeps one handle of the filesystem's and seeks in it, to
+one op after the other: formats that cannot seek backwards cheaply are neither opened anew nor start over.
 """
 
 from __future__ import annotations
@@ -192,6 +192,11 @@ class SyncBackend(ThreadedBackend):
                 if not isinstance(found, int):
                     raise
                 return found  # of a handle that does not seek from its end
+
+    @override
+    def reads_in_order(self, ops: Ops) -> bool:
+        """Whether they are of an open file: its handle is one, and a decompressor starts over to go back."""
+        return len(ops.sources) == 1 and isinstance(ops.sources[0], HandleSource)
 
     @override
     def read(self, ops: Ops, row: int) -> None:

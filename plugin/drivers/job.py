@@ -39,7 +39,8 @@ class Job:
     meanwhile
         Called by its consumer, where that drives, while ops are under way: with how many first ones are done.
     hands
-        Held by the thread that starts grants, on inline backends: its consumer or a passer-by.
+        Held by the thread that starts grants, on inline backends: its consumer or a passer-by. On
+        threaded ones by the worker that performs them, where they are to be performed in order.
     fault
         What the last attempt that failed said, secrets and all: in words, as an error would keep its frames.
     lost

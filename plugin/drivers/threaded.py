@@ -4,6 +4,9 @@ Even in lite the consumer does not block in the storage's code itself: a read st
 interrupted, and Ctrl-C would wait for it. The consumer waits on its own lock instead and can leave while
 the op ends by itself; its reservation is released when the op has ended (I3, I9).
 
+Ops of several files are performed side by side, those of one open file in order, by one worker at a time
+(`ThreadedBackend.reads_in_order`): the others would wait for its handle, and whoever got it next would seek.
+
 A nested read (one that runs inside an op of ours) is performed on the thread it came from: waiting for a
 worker would wait for its own parent when the pool is full.
 """
@@ -13,16 +16,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from headrace.backends.abc import ThreadedBackend
 from headrace.core.request import State
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import Permit, permitted
 from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.drivers.workers import Workers
 from headrace.errors import ShortReadError
+from headrace.threads import call_if_free
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
-    from headrace.backends.abc import ThreadedBackend
     from headrace.core.request import Grant, Request
     from headrace.drivers.job import Job
 
@@ -76,24 +80,53 @@ class ThreadedDriver:
 
     def _wake(self, job: Job, request: Request) -> None:
         """Have what was granted performed."""
-        for _ in range(len(request.inbox)):
-            self._workers_of(job).put(partial(self._perform_inbox, job))
+        for _ in range(_wanted(job)):
+            self._workers_of(job).put(partial(self._perform_called, job))
         if request.is_over:
             job.notify()
+
+    def _perform_called(self, job: Job) -> None:
+        """Perform what is granted; on a worker."""
+        if job.request.is_over or not _is_in_order(job):
+            self._perform_inbox(job)
+            return
+        try:
+            # Who finds another at it leaves; that one looks once more when it has let go.
+            while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
+                pass
+        except BaseException:
+            self._wake(job, job.request)  # nobody was called while this one was at it
+            raise
 
     def _workers_of(self, job: Job) -> Workers:
         return self._nested_workers if job.request.is_nested else self.workers
 
-    def _perform_inbox(self, job: Job) -> None:
-        """Perform the grants in the job's inbox."""
+    def _perform_inbox(self, job: Job) -> bool:
+        """Perform the grants in the job's inbox, and those that come meanwhile; True."""
         while (grant := job.take()) is not None:
             self._perform_grant(job, grant)
+        return True
 
     def _perform_grant(self, job: Job, grant: Grant) -> None:
         if job.request.is_over:
             forfeit(job, grant)
         else:
             _perform(job, grant)
+
+
+def _is_in_order(job: Job) -> bool:
+    """Whether one op of a job is to be performed after the other."""
+    backend = job.backend
+    return job.request.n_ops > 1 and isinstance(backend, ThreadedBackend) and backend.reads_in_order(job.ops)
+
+
+def _wanted(job: Job) -> int:
+    """Count the workers to be called for what is in the inbox."""
+    granted = len(job.request.inbox)
+    if granted and _is_in_order(job):
+        is_at_it = job.hands._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001
+        return 0 if is_at_it else 1  # this thread goes on with it itself
+    return granted
 
 
 def _perform(job: Job, grant: Grant) -> None:
