@@ -171,6 +171,7 @@ class Scheduler:
         """Admit all its ops."""
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
         grant = self._hand_out(request, request.n_ops, now)
+        self.hub.wake(request)
         self._count(request, *grant.in_flight())
 
     def may_copy(self, nbytes: int) -> bool:
@@ -208,6 +209,7 @@ class Scheduler:
         self.room.note_urgent(request, now)
         self._reserve(request)
         grant = self._hand_out(request, count, now)
+        self.hub.wake(request)
         if is_head:
             units = grant.bytes_left
             if self.room.turn_bytes:
@@ -273,7 +275,6 @@ class Scheduler:
         self.hub.counters.ops_admitted += count
         self.hub.counters.bytes_admitted += grant.bytes_left
         self.hub.traced("admitted", request, lo, grant.hi, now)
-        self.hub.wake(request)
         return grant
 
     def _grant_nested(self, request: Request, now: float) -> None:
@@ -283,6 +284,7 @@ class Scheduler:
         """
         while request.next_op < request.n_ops:
             self._hand_out(request, self.room.slice_ops(request), now)
+        self.hub.wake(request)  # once: a driver has all of it performed then
         self.hub.counters.requests_nested += 1
 
     def _count(self, request: Request, ops: int, nbytes: int, calls: int = 0) -> None:

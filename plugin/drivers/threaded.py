@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _MANY = 1024
 """Threads for nested reads that were launched, which must not wait for any pool of limited size."""
 
+_MANY_OF_ONE = 64
+"""Workers called for one of those, which is granted at once. They start under the lock of all reads."""
+
 
 class ThreadedDriver:
     """Hands each op to a worker.
@@ -123,6 +126,8 @@ def _is_in_order(job: Job) -> bool:
 def _wanted(job: Job) -> int:
     """Count the workers to be called for what is in the inbox."""
     granted = len(job.request.inbox)
+    if job.request.is_nested:
+        granted = min(granted, _MANY_OF_ONE)
     if granted and _is_in_order(job):
         is_at_it = job.hands._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001
         return 0 if is_at_it else 1  # this thread goes on with it itself

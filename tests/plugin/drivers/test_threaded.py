@@ -1,4 +1,4 @@
-"""The driver of blocking reads: which worker performs what."""
+"""The driver of blocking reads: which worker performs what, and how many are called for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from headrace.drivers.permit import Permit, permitted
 from headrace.drivers.threaded import ThreadedDriver
 from headrace.filesystem import HeadraceFileSystem
 
@@ -72,6 +73,7 @@ def fs(scheduled_mode: str, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch) ->
     driver = fs.channel.driver
     assert isinstance(driver, ThreadedDriver)
     monkeypatch.setattr(driver, "workers", by_hand)
+    monkeypatch.setattr(driver, "_nested_workers", by_hand)
     yield fs
     target.rm_file("/file")
 
@@ -132,3 +134,16 @@ def test_what_is_granted_while_the_worker_leaves_is_performed(
         by_hand.work[0]()
         assert has_ended(reader)
     assert found == [DATA]
+
+
+@pytest.mark.parametrize(("ops", "called"), [(16, 16), (200, 64)])
+def test_workers_are_called_once_for_what_is_granted_at_once(
+    fs: HeadraceFileSystem, by_hand: ByHand, ops: int, called: int
+) -> None:
+    """Not once more with each op: that is done with the lock of all reads."""
+    starts = np.arange(ops) * 300
+    with permitted(Permit(1, "/outer", 0, 1)):
+        read = fs.submit_ranges("/file", starts, starts + 100)
+    assert len(by_hand.work) == called
+    by_hand.work[0]()
+    assert b"".join(read.result().to_pylist()) == b"".join(DATA[start : start + 100] for start in starts)
