@@ -329,7 +329,10 @@ class AsyncBackend(Backend):
 
     @abc.abstractmethod
     async def read(self, ops: Ops, row: int) -> None:
-        """Perform op `row` to its end."""
+        """Perform op `row` to its end; what fails is raised, or stored with ``ops.fail``.
+
+        It is called again where `verdict` allows that, and at once for an op that is late, with other ops.
+        """
 
     async def aclose(self) -> None:
         """Close sessions; on the loop it was bound to."""

@@ -123,7 +123,11 @@ class Ops:
         return Ops.of([self.sources[self.file[row]]], columns, np.empty(max(length, 0), np.uint8))
 
     def take(self, row: int, found: Ops) -> None:
-        """Deliver what `found`, made by `alone`, was answered."""
+        """Deliver what `found`, made by `alone`, was answered, whatever became of the op itself."""
+        self.errors.pop(row, None)
+        if found.errors:
+            self.fail(row, found.errors[0])
+            return
         data = found.whole.get(0)
         self.deliver(row, found.buffer[: int(found.got[0])].data if data is None else data)
 

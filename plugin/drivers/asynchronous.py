@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 from headrace.columns import ascending
 from headrace.core.request import State
 from headrace.core.retry import Attempts
-from headrace.drivers.hedged import hedged
+from headrace.drivers.hedged import hedged, read_op
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import permitted
-from headrace.drivers.threaded import check_delivery, permit_of
+from headrace.drivers.threaded import permit_of
 from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.errors import ReadTimeoutError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
@@ -256,7 +256,6 @@ class AsyncDriver:
     async def _perform(self, job: Job, grant: Grant, ended: Callable[[asyncio.Task[None]], object]) -> None:
         for row in range(grant.lo, grant.hi):
             await self._perform_row(job, row)
-            check_delivery(job, row)
         # Here, and not in the callback: a turn of the loop costs one of the GIL, too.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is one
@@ -289,17 +288,17 @@ class AsyncDriver:
         with permitted(permit_of(job, row)):
             try:
                 async with limit:
-                    await self._read(job, row)
+                    if job.is_hedged(row):
+                        await self._hedged(job, row)
+                    else:
+                        await read_op(self.backend, job.ops, row)
             except TimeoutError as error:
                 if limit.expired():
                     msg = f"{job.request.label}: an attempt took longer than {limit_s} s"
                     raise ReadTimeoutError(msg) from error
                 raise
 
-    async def _read(self, job: Job, row: int) -> None:
-        if not job.is_hedged(row):
-            await self.backend.read(job.ops, row)
-            return
+    async def _hedged(self, job: Job, row: int) -> None:
         began_s = perf_counter()
         await hedged(self.backend, job, row)
         job.note_latency(int(job.ops.length[row]), perf_counter() - began_s)

@@ -215,7 +215,7 @@ def _call(job: Job, rows: Int64Array) -> None:
     except BaseException as error:  # noqa: BLE001 - a panic of Rust's is no Exception, and ends nothing here
         _fail(job, rows, RuntimeError(f"the engine broke down: {error}"))
     for row in rows[job.ops.got[rows] == NOT_YET].tolist():
-        check_delivery(job, row)
+        check_delivery(backend, job.ops, row)
 
 
 def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:

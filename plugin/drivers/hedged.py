@@ -1,7 +1,8 @@
-"""A read with a second request beside it, should it be late: the first answer wins, the other is cancelled.
+"""One attempt of an op, and one with a second request beside it, should it be late.
 
-When, and whether the budget allows it, the core says (`core.hedge`). The second request reads into memory of
-its own: the first may have written a part of the result already, and goes on until it has lost.
+Of two the first answer wins, which no failure is, and the other is cancelled. When, and whether the budget
+allows it, the core says (`core.hedge`). The second request reads into memory of its own: the first may have
+written a part of the result already, and goes on until it has lost.
 """
 
 from __future__ import annotations
@@ -10,26 +11,40 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from headrace.drivers.threaded import check_delivery
+from headrace.types import NOT_YET
+
 if TYPE_CHECKING:
     from headrace.backends.abc import AsyncBackend
     from headrace.drivers.job import Job
-
+    from headrace.types import Ops
 
 LOOK_S = 0.05
 """An op that may not be asked for twice, or not yet, is looked at again after so long."""
 
 
+async def read_op(backend: AsyncBackend, ops: Ops, row: int) -> None:
+    """Read op `row` once; raises what it failed with, whether its backend raised that or stored it."""
+    await backend.read(ops, row)
+    check_delivery(backend, ops, row)
+    error = ops.errors.get(row)
+    if isinstance(error, Exception):  # any other would end more than this read
+        del ops.errors[row]
+        ops.got[row] = NOT_YET
+        raise error
+
+
 async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:
     """Read op `row`, by two requests where it is late and the budget allows it."""
     ops = job.ops
-    first = asyncio.ensure_future(backend.read(ops, row))
+    first = asyncio.ensure_future(read_op(backend, ops, row))
     reads: list[asyncio.Future[None]] = [first]
     try:
         if not await _is_late(first, job, int(ops.length[row])):
             await first
             return
         twin = ops.alone(row)
-        reads.append(asyncio.ensure_future(backend.read(twin, 0)))
+        reads.append(asyncio.ensure_future(read_op(backend, twin, 0)))
         if await _winner(reads) is first:
             return
     finally:

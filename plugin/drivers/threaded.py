@@ -27,8 +27,10 @@ from headrace.threads import call_if_free
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
+    from headrace.backends.abc import Backend
     from headrace.core.request import Grant, Request
     from headrace.drivers.job import Job
+    from headrace.types import Ops
 
 _MANY = 1024
 """Threads for nested reads that were launched, which must not wait for any pool of limited size."""
@@ -143,7 +145,7 @@ def _perform(job: Job, grant: Grant) -> None:
                 backend.read(job.ops, row)
         except BaseException as error:  # noqa: BLE001 - the op's own (I10)
             job.ops.fail(row, error)
-        check_delivery(job, row)
+        check_delivery(backend, job.ops, row)
         job.complete(grant, 1, charged)
 
 
@@ -155,8 +157,7 @@ def permit_of(job: Job, row: int) -> Permit:
     return Permit(job.request.seq, str(path), int(ops.start[row]), int(ops.length[row]))
 
 
-def check_delivery(job: Job, row: int) -> None:
+def check_delivery(backend: Backend, ops: Ops, row: int) -> None:
     """Fail an op that its backend left without an answer."""
-    if job.ops.got[row] == NOT_YET and row not in job.ops.errors:
-        backend = type(job.backend).__name__
-        job.ops.fail(row, ShortReadError(f"backend {backend} left op {row} without an answer"))
+    if ops.got[row] == NOT_YET and row not in ops.errors:
+        ops.fail(row, ShortReadError(f"backend {type(backend).__name__} left op {row} without an answer"))

@@ -20,6 +20,7 @@ from headrace.drivers.job import Job
 from headrace.drivers.loop import LoopThread
 from headrace.errors import ReadTimeoutError
 from headrace.filesystem import HeadraceFileSystem
+from headrace.types import Ops
 
 DATA = bytes(range(256)) * 16
 WAIT_S = 30.0
@@ -79,6 +80,26 @@ def test_an_error_that_cannot_be_printed_is_an_error(mode: str) -> None:
     found = fs.cat_ranges(["untold", "b"], [0, 0], [4, 4], on_error="return")
     assert isinstance(found[0], UntoldError)
     assert found[1] == DATA[:4]
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard"])
+def test_what_a_backend_stores_is_tried_again_as_what_it_raises(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
+    backend: Any = fs.channel.backend
+    failures, read = [ConnectionResetError("once"), ConnectionResetError("twice")], backend.read
+
+    async def failing(ops: Ops, row: int) -> None:
+        if failures:
+            ops.fail(row, failures.pop())
+        else:
+            await read(ops, row)
+
+    monkeypatch.setattr(backend, "read", failing)
+    monkeypatch.setattr("random.random", lambda: 0.0)  # no wait before another attempt
+    assert fs.cat_file("a", start=4, end=8) == DATA[4:8]
+    assert not failures
 
 
 @pytest.mark.parametrize("mode", ["lite", "standard"])
