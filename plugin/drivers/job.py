@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.drivers.waiter import Waiter
 from headrace.types import UNKNOWN_LENGTH
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.engine import Engine
     from headrace.types import Int64Array, Ops
+
+T = TypeVar("T")
 
 
 class Job:
@@ -189,21 +191,26 @@ class Job:
     def hedge_delay_s(self, length: int) -> float | None:
         """Return after how long an op is late; None while that is not known."""
         hedge = self.scheduler.hedge
-        with self.engine.lock:
-            return None if hedge is None else hedge.delay_s(length)
+        return None if hedge is None else self._ask(hedge.delay_s, length)
 
     def may_hedge(self) -> bool:
         """Say whether the store's budget allows a second request now."""
         hedge = self.scheduler.hedge
-        with self.engine.lock:
-            return hedge is not None and hedge.may_send()
+        return hedge is not None and self._ask(hedge.may_send)
 
     def note_latency(self, length: int, latency_s: float) -> None:
         """Tell the core how long an op took."""
         hedge = self.scheduler.hedge
         if hedge is not None:
+            self._ask(hedge.note, length, latency_s)
+
+    def _ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what concerns no request, and owes nothing to a section's end."""
+        try:
             with self.engine.lock:
-                hedge.note(length, latency_s)
+                return function(*args)
+        finally:
+            self.engine.drain_dropped()
 
     def cancel(self, error: BaseException | None = None) -> None:
         """End the request; does nothing when it is over and drained."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import types
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from headrace.core.request import Request, State
 from headrace.drivers import engine as engine_
 from headrace.drivers.engine import Engine
+from headrace.drivers.job import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,6 +137,52 @@ def test_who_had_it_without_a_section_tells_them_afterwards(
     thread.join(WAIT_S)
     assert sections.made == 1
     assert not lock.waited.is_set()
+
+
+class AskedHedge:
+    """Somebody comes to stand by whenever it is asked for anything."""
+
+    def __init__(self, come: Callable[[], None]) -> None:
+        self._come = come
+
+    def delay_s(self, _length: int) -> float:
+        self._come()
+        return 1.0
+
+    def may_send(self) -> bool:
+        self._come()
+        return True
+
+    def note(self, _length: int, _latency_s: float) -> None:
+        self._come()
+
+
+ASK: dict[str, Callable[[Job], object]] = {
+    "when": lambda job: job.hedge_delay_s(1),
+    "whether": lambda job: job.may_hedge(),
+    "afterwards": lambda job: job.note_latency(1, 0.1),
+}
+
+
+@pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
+def test_who_asks_for_a_second_request_tells_them_afterwards(
+    ask: Callable[[Job], object],
+    engine: Engine,
+    in_thread: Callable[..., threading.Thread],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_, "STAND_BY_S", 2 * WAIT_S)
+    sections, threads = Sections(engine), []
+
+    def come() -> None:
+        threads.append(in_thread(sections.make))
+        stand_by(engine, 1)
+
+    scheduler: Any = types.SimpleNamespace(hedge=AskedHedge(come))
+    nothing: Any = None
+    ask(Job(engine, scheduler, nothing, nothing, nothing))
+    threads[0].join(WAIT_S)
+    assert sections.made == 1
 
 
 def test_who_is_not_told_looks(
