@@ -40,7 +40,7 @@ from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.loop import Dispatcher, LoopThread
 from headrace.drivers.threaded import ThreadedDriver
 from headrace.drivers.turns import Turns
-from headrace.drivers.workers import Workers
+from headrace.drivers.workers import Pools, Workers
 from headrace.errors import BackendError
 from headrace.limits import soft_limit
 from headrace.tails import Tails
@@ -59,7 +59,7 @@ QUICK_BYTES = 64 << 10
 """Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""
 
 DISK_WORKERS = 8
-"""Threads that wait for the disk on behalf of the loop thread."""
+"""Threads that wait for a disk on behalf of the loop thread, of each device."""
 
 NATIVE = "obstore"
 """Name of the native cloud engine's backend."""
@@ -224,7 +224,7 @@ class Runtime:
         self._channels: weakref.WeakValueDictionary[tuple[Any, ...], Channel] = weakref.WeakValueDictionary()
         self._loop_thread: LoopThread | None = None
         self._dispatcher = Dispatcher()
-        self._disk_workers = Workers(DISK_WORKERS, "headrace-disk")
+        self._disk_workers = Pools(DISK_WORKERS, "headrace-disk")
         self.turns = Turns(self.is_reading)
         self.copies = Copies()
         self._traces: tuple[TraceSink, ...] = ()

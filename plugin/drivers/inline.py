@@ -9,7 +9,8 @@
 
 It drains or forfeits all it took before it returns or raises, so nothing is in flight without a driver.
 
-`LoopDriver` does step 1 on the loop thread, which never blocks, and step 3 on a few worker threads.
+`LoopDriver` does step 1 on the loop thread, which never blocks, and step 3 on a few worker threads of each
+device: one that hangs, as a network mount may, leaves the others theirs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from headrace.core.request import Grant, Request
     from headrace.drivers.job import Job
     from headrace.drivers.loop import Dispatcher
-    from headrace.drivers.workers import Workers
+    from headrace.drivers.workers import Pools
     from headrace.types import Int64Array
 
 T = TypeVar("T")
@@ -273,13 +274,13 @@ class LoopDriver:
     ----------
     thread
         The process's loop thread.
-    workers
-        Threads for what must wait for the disk.
+    pools
+        Threads for what must wait for a disk, those of each device by its scheduler.
     """
 
-    def __init__(self, thread: Dispatcher, workers: Workers) -> None:
+    def __init__(self, thread: Dispatcher, pools: Pools) -> None:
         self.thread = thread
-        self.workers = workers
+        self.pools = pools
 
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
@@ -291,18 +292,19 @@ class LoopDriver:
         job.request.is_awaited = True
         try:
             self.launch(job)
-            wait_until_over(job, timeout_s, revive=self._revive)
+            wait_until_over(job, timeout_s, revive=partial(self._revive, job))
         finally:
             if job.request.state is not State.COMPLETE:
                 job.cancel()
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
-        wait_until_over(job, timeout_s, revive=self._revive)
+        wait_until_over(job, timeout_s, revive=partial(self._revive, job))
 
-    def _revive(self) -> None:
+    def _revive(self, job: Job) -> None:
         self.thread.ensure()
-        self.workers.start_needed()  # a start may have failed, where there were too many threads for a moment
+        # A start may have failed, where there were too many threads for a moment.
+        self.pools.of(job.scheduler).start_needed()
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that does not block on the loop thread, and return what it returns."""
@@ -322,16 +324,17 @@ class LoopDriver:
 
     def _drive(self, job: Job) -> None:
         """Take what was granted; on the loop thread, which does not wait."""
+        workers = self.pools.of(job.scheduler)
         while (grant := job.take()) is not None:
             if job.request.is_over:
                 forfeit(job, grant)
                 continue
             if _is_bound(job):
-                self.workers.put(partial(_perform, job, grant))
+                workers.put(partial(_perform, job, grant))
                 continue
             for rows in _shares(job, start(job, grant)):
-                self.workers.put(partial(_finish_share, job, grant, rows), starts=False)
-            self.workers.start_needed()
+                workers.put(partial(_finish_share, job, grant, rows), starts=False)
+            workers.start_needed()
 
 
 def _shares(job: Job, rows: Int64Array) -> list[Int64Array]:

@@ -18,13 +18,14 @@ import threading
 from collections import deque
 from functools import partial
 from operator import is_not, methodcaller
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.drivers.starting import Daemon, call_unbroken, start_thread
 from headrace.drivers.waiter import Waiter
-from headrace.threads import call_if_free
+from headrace.threads import call_if_free, forget_with
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable
 
 IDLE_S = 1.0
@@ -173,3 +174,25 @@ class Workers:
             # It may have been taken for dead while an interrupt held up its start.
             self._threads = list(filter(partial(is_not, threading.current_thread()), self._threads))
             return True
+
+
+class Pools:
+    """Workers for each of some things, which go with it: where those of one hang, the others have theirs.
+
+    Parameters
+    ----------
+    most, name
+        Of each, as `Workers` takes them.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._pools: dict[int, tuple[Workers, weakref.ref[Any]]] = {}
+
+    def of(self, thing: object) -> Workers:
+        """Return its workers; of those who make them at once the first one's are they."""
+        found = self._pools.get(id(thing)) or self._pools.setdefault(
+            id(thing), (Workers(self._most, self._name), forget_with(thing, self._pools))
+        )
+        return found[0]

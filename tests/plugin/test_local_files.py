@@ -20,7 +20,7 @@ import pytest
 import headrace
 from headrace import _scan
 from headrace.drivers import workers as workers_
-from headrace.drivers.workers import Workers
+from headrace.drivers.workers import Pools
 from headrace.reader import Reader
 
 DATA = bytes(range(256)) * 40
@@ -249,7 +249,7 @@ def test_a_thread_that_could_not_be_started_is_started_later(
 ) -> None:
     """There were too many for a moment: who waits looks after it."""
     fs = filesystem(scheduler="standard", timeout_s=30)
-    monkeypatch.setattr(fs.channel.driver, "workers", Workers(2, "test-disk"))
+    monkeypatch.setattr(fs.channel.driver, "pools", Pools(2, "test-disk"))
     monkeypatch.setattr(fs.channel.backend, "start", lambda _ops, lo, hi: np.arange(lo, hi))
     monkeypatch.setattr(fs.channel.backend, "probe_rows", lambda *_, **__: False)
     monkeypatch.setattr(fs.channel.backend, "is_bound", lambda _ops: False)

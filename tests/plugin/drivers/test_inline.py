@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,15 @@ from headrace.core.request import Request, State
 from headrace.core.room import Limits
 from headrace.drivers import inline, waiting
 from headrace.drivers.engine import Engine
-from headrace.drivers.inline import LiteDriver, _finish_half, _shares, _start_granted
+from headrace.drivers.inline import LiteDriver, LoopDriver, _finish_half, _shares, _start_granted
 from headrace.drivers.job import Job
+from headrace.drivers.loop import Dispatcher
 from headrace.drivers.waiter import Waiter
+from headrace.drivers.workers import Pools
 from headrace.errors import ReadTimeoutError
 from headrace.types import Ops
+
+WAIT_S = 10.0
 
 
 class Started:
@@ -222,3 +227,43 @@ def test_a_worker_finishes_its_rows_beside_a_read_that_cannot_be_woken(
     inline._finish_share(job, grant, np.arange(10))
     assert job.request.state is State.COMPLETE
     assert isinstance(other.error, RuntimeError)
+
+
+class Hanging(MemoryBackend):
+    """Hangs where a device does, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.gate = threading.Event()
+
+    def start(self, _ops: Ops, lo: int, hi: int) -> Any:
+        return np.arange(lo, hi)
+
+    def finish(self, ops: Ops, rows: Any) -> None:
+        if ops.sources[0] == "hung":
+            assert self.gate.wait(WAIT_S)
+        ops.got[rows] = ops.length[rows]
+
+
+def test_a_device_that_hangs_takes_no_thread_from_another() -> None:
+    """As a network mount does whose server is gone."""
+    backend, engine = Hanging(), Engine(buffer_bytes=0, process_io_limit=0)
+    thread = Dispatcher("test-loop")
+    driver = LoopDriver(thread, Pools(2, "test-disk"))
+    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+
+    def job(device: str) -> Job:
+        ops = Ops.of([device], (zero, zero, one, zero), np.zeros(1, np.uint8))
+        return Job(engine, engine.hub.scheduler(device), Request(one, result_bytes=1), ops, backend)
+
+    hung = [job("hung") for _ in range(4)]
+    for one_of_them in hung:
+        driver.launch(one_of_them)
+    sound = job("sound")
+    driver.run(sound, WAIT_S)
+    assert sound.request.state is State.COMPLETE
+    backend.gate.set()
+    for one_of_them in hung:
+        driver.wait(one_of_them, WAIT_S)
+        assert one_of_them.request.state is State.COMPLETE
+    thread.close()

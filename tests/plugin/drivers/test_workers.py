@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pytest
 from headrace.drivers import starting
 from headrace.drivers import workers as workers_
 from headrace.drivers.starting import Daemon, start_thread
-from headrace.drivers.workers import Workers
+from headrace.drivers.workers import Pools, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -258,3 +259,18 @@ def test_nobody_waits_for_who_was_interrupted_with_the_lock() -> None:
     assert pool._threads == []
     pool.start_needed()
     assert done.wait(10)
+
+
+class Device:
+    """Has workers."""
+
+
+def test_each_thing_has_workers_of_its_own_for_as_long_as_it_is_there() -> None:
+    pools = Pools(2, "test-pool")
+    kept, gone = Device(), Device()
+    workers = pools.of(kept)
+    assert pools.of(kept) is workers
+    assert pools.of(gone) is not workers
+    del gone
+    gc.collect()
+    assert [known for known, _ in pools._pools.values()] == [workers]
