@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,13 +61,15 @@ if TYPE_CHECKING:
     from headrace.core.plan import Settled
     from headrace.core.request import Request
     from headrace.ranges import Bounds, Ranges, Single
-    from headrace.single import Begun
 
 FEW_REQUESTS = 10_000
 """Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
 
 LONG_BYTES = 256 << 10
 """From here on, copying a range out of a common buffer costs more than an op of its own."""
+
+TURNS = 2
+"""Of many whole files that are awaited so many times as may be in flight are begun: some wait for room."""
 
 FINAL_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ObjectChangedError,
@@ -240,26 +242,44 @@ class Reader(SingleReader):
     ) -> list[bytes | Exception]:
         """Async twin of `cat_many`: what is given up ends, and holds no thread till then.
 
-        Each is taken as soon as it and those before it are there: the budget may not hold all of them.
+        Each is taken as soon as it is there, and then another begun: the budget may not hold all of them, nor
+        the caller's loop wait until all are submitted.
         """
         if not self.channel.is_by_path:
             return await call_apart(self.cat_many, asked, urgency, options)
-        loop, jobs, ends = asyncio.get_running_loop(), list[Job](), dict[Job, asyncio.Future[None]]()
+        jobs, answers, left = set[Job](), list[bytes | Exception](), iter(enumerate(asked))
+        answers += repeat(b"", len(asked))
 
-        def launch(job: Job) -> None:
-            ends[job] = self._launch_awaited(job, loop)
+        async def take_turns() -> None:
+            for row, one in left:
+                answers[row] = await self._cat_async(one, jobs, urgency, options)
 
-        async def end(one: Begun | Exception) -> bytes | Exception:
-            if isinstance(one, tuple) and one[0] in ends:  # and neither failed nor is over
-                await ends[one[0]]
-            return or_error(self._end_cat, one)
-
+        tasks: list[asyncio.Task[None]] = []
         try:
-            begun = [or_error(self._begin_cat, one, jobs, launch, urgency, options) for one in asked]
-            return [await end(one) for one in begun]
+            for _ in range(min(len(asked), TURNS * self.channel.most_ops) - 1):
+                tasks.append(asyncio.create_task(take_turns()))
+                await asyncio.sleep(0)  # it begins one
+            await take_turns()
+            await asyncio.gather(*tasks)
+            return answers
         finally:
+            for task in tasks:
+                task.cancel()
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
+
+    async def _cat_async(
+        self, one: Single | Exception, jobs: set[Job], urgency: Urgency, options: dict[str, Any]
+    ) -> bytes | Exception:
+        ends: list[asyncio.Future[None]] = []
+
+        def launch(job: Job) -> None:
+            ends.append(self._launch_awaited(job, asyncio.get_running_loop()))
+
+        begun = or_error(self._begin_cat, one, jobs, launch, urgency, options)
+        # What failed or is there needs no waiting, but many of those would hold the loop, too.
+        await (ends[0] if ends and isinstance(begun, tuple) else asyncio.sleep(0))
+        return or_error(self._end_cat, begun, jobs)
 
     def submit(self, ranges: Ranges, urgency: Urgency) -> Read:
         """Start a read whose result is taken later."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
 
 Begun = tuple[Job | bytes, Bounds]
 """A single range whose read has begun, or is over."""
+
+AHEAD = 16
+"""Of many whole files so many times as may be in flight are begun before the first of them is taken.
+
+One that is late holds up none of the others then, unless it takes as long as so many after each other.
+"""
 
 LOCAL_BLOCK_BYTES = 128 << 10
 REMOTE_BLOCK_BYTES = 1 << 20
@@ -264,11 +271,14 @@ class SingleReader(QuickReader):
         reader = self.of_one_call()
         if self.channel.keeps_open:
             return [or_error(reader._cat_single, one, urgency, options) for one in asked]  # noqa: SLF001
-        jobs: list[Job] = []
+        jobs, answers, begun = set[Job](), list[bytes | Exception](), deque[Begun | Exception]()
+        launch, most = self.channel.driver.launch, AHEAD * self.channel.most_ops
         try:
-            launch = self.channel.driver.launch
-            begun = [or_error(reader._begin_cat, one, jobs, launch, urgency, options) for one in asked]  # noqa: SLF001
-            return [or_error(reader._end_cat, one) for one in begun]  # noqa: SLF001
+            for one in asked:
+                begun.append(or_error(reader._begin_cat, one, jobs, launch, urgency, options))  # noqa: SLF001
+                if len(begun) > most:
+                    answers.append(or_error(reader._end_cat, begun.popleft(), jobs))  # noqa: SLF001
+            return answers + [or_error(reader._end_cat, one, jobs) for one in begun]  # noqa: SLF001
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
@@ -279,7 +289,7 @@ class SingleReader(QuickReader):
     def _begin_cat(
         self,
         single: Single,
-        jobs: list[Job],
+        jobs: set[Job],
         launch: Callable[[Job], None],
         urgency: Urgency,
         options: dict[str, Any],
@@ -289,16 +299,21 @@ class SingleReader(QuickReader):
         if self._is_nothing(bounds, options) or not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds
         job = self._whole_job(source, urgency, self._charged_bytes(bounds))
-        jobs.append(job)
+        jobs.add(job)
         launch(job)
         return job, bounds
 
-    def _end_cat(self, begun: Begun) -> bytes:
+    def _end_cat(self, begun: Begun, jobs: set[Job]) -> bytes:
+        """Return what was begun; `jobs` are those that still have something to give back."""
         job, bounds = begun
         if isinstance(job, bytes):
             return job
-        call_until(self.channel.driver.wait, job, self.until_s, self.channel.settings.timeout_s)
-        return _within(bounds, _take_whole(job))
+        try:
+            call_until(self.channel.driver.wait, job, self.until_s, self.channel.settings.timeout_s)
+            return _within(bounds, _take_whole(job))
+        finally:
+            if job.request.state is State.RETIRED:
+                jobs.discard(job)
 
     def _whole_job(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> Job:
         """Make the job of an op of unknown length, which reserves `nbytes`, or those of the longest op.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
-from headrace import filesystem, reader
+from headrace import filesystem, reader, single
 from headrace.reader import LONG_BYTES
 
 
@@ -479,6 +480,68 @@ def test_whole_files_of_more_than_the_budget_are_read_side_by_side(
     paths = [f"store/{name}" for name in "abcdef"]
     found = asyncio.run(fs._cat(paths)) if is_async else fs.cat(paths)
     assert found == {path: path.encode() for path in paths}
+    assert at_rest(fs)
+
+
+class Late(Meeting):
+    """Answers to "late" when all others have been taken."""
+
+    protocol = "late"
+    are_taken = threading.Event()
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        if path == "store/late":
+            assert await asyncio.to_thread(self.are_taken.wait, 20)
+        return path.encode()
+
+
+def test_a_whole_file_that_is_late_holds_up_no_other_that_is_awaited(
+    scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are there are taken, and leave the budget to more."""
+    end, taken = reader.Reader._end_cat, list[None]()
+
+    def counted(self: Any, *args: Any) -> Any:
+        taken.append(None)
+        if len(taken) == 40:
+            Late.are_taken.set()
+        return end(self, *args)
+
+    monkeypatch.setattr(Late, "are_taken", threading.Event())
+    monkeypatch.setattr(reader.Reader, "_end_cat", counted)
+    fs = headrace.HeadraceFileSystem(fs=Late(), scheduler=scheduled_mode, retries=0, io_parallelism=3)
+    paths = ["store/late", *(f"store/other-{number}" for number in range(40))]
+    assert asyncio.run(fs._cat(paths)) == {path: path.encode() for path in paths}
+    assert at_rest(fs)
+
+
+@pytest.mark.parametrize(("is_async", "most"), [(False, single.AHEAD * 4 + 1), (True, reader.TURNS * 4)])
+def test_many_whole_files_are_begun_as_others_are_taken(
+    scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, *, is_async: bool, most: int
+) -> None:
+    """Neither are there thousands of requests at once, nor does the caller's loop wait for all of them."""
+    begin, end = reader.Reader._begin_cat, reader.Reader._end_cat
+    under_way, counts = set[str](), list[int]()
+
+    def noted(self: Any, one: Any, *args: Any) -> Any:
+        under_way.add(one[0])
+        counts.append(len(under_way))
+        return begin(self, one, *args)
+
+    def taken(self: Any, begun: Any, *args: Any) -> Any:
+        under_way.discard(begun[0].ops.sources[0].path)
+        return end(self, begun, *args)
+
+    monkeypatch.setattr(reader.Reader, "_begin_cat", noted)
+    monkeypatch.setattr(reader.Reader, "_end_cat", taken)
+    fs = headrace.HeadraceFileSystem(fs=Meeting(expected=4), scheduler=scheduled_mode, io_parallelism=4)
+    paths = [*(f"first/{number:02}" for number in range(50)), "gone"]
+    paths += [f"store/{number:02}" for number in range(50)]
+    found = asyncio.run(fs._cat(paths, on_error="return")) if is_async else fs.cat(paths, on_error="return")
+    assert list(found) == paths
+    assert isinstance(found.pop("gone"), FileNotFoundError)
+    assert found == {path: f"{path} None None new".encode() for path in found}
+    assert (len(counts), max(counts)) == (101, most)
     assert at_rest(fs)
 
 
