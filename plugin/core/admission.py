@@ -48,7 +48,7 @@ def is_unlimited(budget: ByteBudget) -> bool:
 
 
 def is_most_urgent(request: Request, budget: ByteBudget) -> bool:
-    """Whether the request is more urgent than all demand that holds a reservation.
+    """Whether the request is more urgent than all demand that holds a reservation, or all who do.
 
     Deadlock prevented: the consumer reads in another order than the scheduler admitted; what it waits for
     is behind results that it will only take afterwards. Those held are less urgent, so they wait their
@@ -57,7 +57,7 @@ def is_most_urgent(request: Request, budget: ByteBudget) -> bool:
     *Strictly* more urgent: among equals the queue is FIFO, the holders came first, and a consumer slower
     than the storage would otherwise never be held back at all. Equals that really wait are `is_stuck`.
     """
-    least = budget.least_of_demand()
+    least = budget.least_of_demand() or budget.least_priority()
     return least is not None and request.priority < least
 
 

@@ -116,14 +116,19 @@ class ByteBudget:
 
         Of those that are not it is said whether they are speculative.
         """
-        holds = {key: hold for key, hold in self._holds.items() if key in live}
-        self._holds.clear()
-        self._groups.clear()
-        self._demand.clear()
-        self._speculation.clear()
-        self.reserved_bytes = 0
-        for key, (nbytes, priority, group, _) in holds.items():
-            self.hold(key, nbytes, priority, group, is_speculative=live[key])  # type: ignore[index]
+        rankings = {False: self._demand, True: self._speculation}
+        # In one step: they are the facts, and what follows may be cut as well.
+        self._holds = {
+            key: (nbytes, priority, group, rankings[live[key]])  # type: ignore[index]
+            for key, (nbytes, priority, group, _) in self._holds.items()
+            if key in live
+        }
+        self.reserved_bytes = sum(nbytes for nbytes, *_ in self._holds.values())
+        self._groups = self._count_groups()
+        for ranking in rankings.values():
+            ranking.clear()
+        for key, (_, priority, _, ranking) in self._holds.items():
+            ranking.rank(key, priority)
 
     def _count_groups(self) -> dict[Hashable, int]:
         return dict(Counter(group for _, _, group, _ in self._holds.values() if group is not None))

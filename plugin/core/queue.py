@@ -10,8 +10,8 @@ Three levels, each a heap, so that every operation is O(log n):
    Goyal, Vin and Cheng, SIGCOMM 1996): the scan with the least virtual start goes next, ties in order of
    arrival.
 3. *Requests.* Inside a scan, `(age, position, sequence)`: earlier files and offsets first, FIFO among
-   equals. The age is in steps of `ageing_s`: whoever waited through one is not overtaken by what comes later,
-   or an early file that is read all the time would keep out the others of its scan.
+   equals. The age is in steps of `ageing_s` since the scan became backlogged: what came in one is not
+   overtaken by what comes in the next, or an early file that is read all the time would keep out the others.
 
 A request stays at the head until its last op was admitted, or those of its round, and is let go of then: a
 row would keep its buffer alive. Removal of any other is lazy: a request which is no longer `is_waiting` is
@@ -43,7 +43,7 @@ class Queueable(Protocol):
     priority: Priority
     scan: Hashable
     queue_ticket: int
-    age_step: int | None
+    queued_s: float | None
 
     @property
     def is_waiting(self) -> bool:
@@ -56,6 +56,40 @@ Row = tuple[int, int, int, int, R]
 """Of a request: age, position, sequence, ticket, and itself."""
 
 
+class _Scan(Generic[R]):
+    """Requests of one scan, and since when any wait."""
+
+    __slots__ = ("rows", "since_s")
+
+    def __init__(self, since_s: float) -> None:
+        self.since_s = since_s
+        self.rows: list[Row[R]] = []
+
+    def push(self, request: R, now: float) -> None:
+        if request.queued_s is None:
+            request.queued_s = now
+        age = int((request.queued_s - self.since_s) // AGEING_S)
+        row = (age, request.priority.position, request.seq, request.queue_ticket, request)
+        heapq.heappush(self.rows, row)
+
+    def head(self) -> R | None:
+        rows = self.rows
+        while rows and not _is_live(rows[0]):
+            heapq.heappop(rows)
+        return rows[0][-1] if rows else None
+
+    def sweep(self) -> int:
+        self.rows[:] = filter(_is_live, self.rows)
+        heapq.heapify(self.rows)
+        return len(self.rows)
+
+
+def _is_live(row: Row[R]) -> bool:
+    """Whether a heap row still speaks for its request (it may have left, or been pushed anew)."""
+    *_, ticket, request = row
+    return request.is_waiting and request.queue_ticket == ticket
+
+
 class _Level(Generic[R]):
     """Requests of one base priority, by scan."""
 
@@ -64,61 +98,46 @@ class _Level(Generic[R]):
         self.since(since)
         self.virtual = 0
         self.turns: list[tuple[int, int, Hashable]] = []
-        self.scans: dict[Hashable, list[Row[R]]] = {}
+        self.scans: dict[Hashable, _Scan[R]] = {}
 
     def since(self, now: float) -> None:
         self.key = self.base * AGEING_S + now
 
     def push(self, request: R, now: float) -> None:
-        if request.age_step is None:
-            request.age_step = int(now // AGEING_S)
-        rows = self.scans.get(request.scan)
-        if rows is None:
-            rows = self.scans[request.scan] = []
+        scan = self.scans.get(request.scan)
+        if scan is None:
+            scan = self.scans[request.scan] = _Scan(now)
             heapq.heappush(self.turns, (self.virtual, request.seq, request.scan))
-        place = request.age_step, request.priority.position, request.seq
-        heapq.heappush(rows, (*place, request.queue_ticket, request))
+        elif scan.head() is None:
+            scan.since_s = now
+        scan.push(request, now)
 
     def head(self) -> R | None:
         while self.turns:
-            start, _, scan = self.turns[0]
-            rows = self.scans[scan]
-            _drop_dead(rows)
-            if rows:
-                return rows[0][-1]
+            start, _, name = self.turns[0]
+            head = self.scans[name].head()
+            if head is not None:
+                return head
             # A scan that comes back at once shall not overtake those which were served as much.
             self.virtual = max(self.virtual, start)
-            del self.scans[scan]
+            del self.scans[name]
             heapq.heappop(self.turns)
         return None
 
     def served(self, units: int, now: float) -> None:
-        start, order, scan = self.turns[0]
+        start, order, name = self.turns[0]
         self.virtual = start
-        heapq.heapreplace(self.turns, (start + units, order, scan))
+        heapq.heapreplace(self.turns, (start + units, order, name))
         self.since(now)
-        _drop_dead(self.scans[scan])
+        self.scans[name].head()  # what was served is let go of
 
     def sweep(self) -> int:
         """Drop every dead row; returns how many are left."""
-        for rows in self.scans.values():
-            rows[:] = [row for row in rows if _is_live(row)]
-            heapq.heapify(rows)
-        self.scans = {scan: rows for scan, rows in self.scans.items() if rows}
+        left = {name: scan.sweep() for name, scan in self.scans.items()}
+        self.scans = {name: scan for name, scan in self.scans.items() if left[name]}
         self.turns = [turn for turn in self.turns if turn[2] in self.scans]
         heapq.heapify(self.turns)
-        return sum(len(rows) for rows in self.scans.values())
-
-
-def _drop_dead(rows: list[Row[R]]) -> None:
-    while rows and not _is_live(rows[0]):
-        heapq.heappop(rows)
-
-
-def _is_live(row: Row[R]) -> bool:
-    """Whether a heap row still speaks for its request (it may have left, or been pushed anew)."""
-    *_, ticket, request = row
-    return request.is_waiting and request.queue_ticket == ticket
+        return sum(left.values())
 
 
 class PriorityQueue(Generic[R]):
@@ -194,5 +213,5 @@ class PriorityQueue(Generic[R]):
 
     def __iter__(self) -> Iterator[R]:
         for level in self._levels.values():
-            for rows in level.scans.values():
-                yield from (row[-1] for row in rows if _is_live(row))
+            for scan in level.scans.values():
+                yield from (row[-1] for row in scan.rows if _is_live(row))

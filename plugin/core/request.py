@@ -137,7 +137,6 @@ class Request:
 
     __slots__ = (
         "__weakref__",
-        "age_step",
         "cumulative",
         "error",
         "grants",
@@ -153,6 +152,7 @@ class Request:
         "ops_done",
         "priority",
         "queue_ticket",
+        "queued_s",
         "result_bytes",
         "scan",
         "seq",
@@ -199,7 +199,7 @@ class Request:
         self.error: BaseException | None = None
         self.seq = 0
         self.queue_ticket = 0
-        self.age_step: int | None = None
+        self.queued_s: float | None = None
         self.next_op = 0
         self.ops_done = 0
         self.grants: list[Grant] = []

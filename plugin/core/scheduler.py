@@ -168,7 +168,8 @@ class Scheduler:
         return is_idle and is_one and self.has_room(request.result_bytes)
 
     def _start_all(self, request: Request, now: float) -> None:
-        """Admit all its ops."""
+        """Admit all its ops: there is room."""
+        self.room.is_held_back = False
         self.hub.budget.hold(request.seq, request.result_bytes, request.priority, request.group)
         grant = self._hand_out(request, request.n_ops, now)
         self.hub.wake(request)
@@ -199,7 +200,7 @@ class Scheduler:
         while helps and self.hub.shed_speculation():
             if budget.fits(request.result_bytes):
                 return True
-        return passes or can_reserve(request, budget, self.room.in_flight_ops)
+        return passes
 
     def _is_outranked(self, base: int) -> bool:
         """Whether a more urgent request is in a round: what comes free meanwhile is for its next one (I4)."""
@@ -445,6 +446,8 @@ class Scheduler:
             self._move(request, Priority(*priority))
         if moved or was_speculative:
             self.hub.budget.reprioritise(request.seq, request.priority)
+        if was_speculative:
+            request.queued_s = None  # what nobody waited for has no age
         if request.is_waiting and (moved or was_speculative):
             self._list_awaited(request)
             self.queue.push(request, now)

@@ -62,6 +62,7 @@ class Naive:
     lengths: list[int]
     asked_series_ops: int = 1
     is_queued: bool = True
+    queued_s: float | None = None
     age: int = 0
     next_op: int = 0
     flying: dict[Grant, tuple[int, int]] = field(default_factory=dict)
@@ -150,6 +151,7 @@ class World:
         self.is_budget_awaited = False  # at the end of the last section
         self.turns_between_devices = 0  # admissions in whose place another device's could have been
         self.largest = 0
+        self.scans: dict[tuple[Level, Any], float] = {}  # since when any of it waits
         self.log: list[tuple[Any, ...]] = []
 
     # -- sections
@@ -176,13 +178,11 @@ class World:
         """Start again from the facts."""
         since: dict[Level, float] = {}
         self.histories, self.ahead, self.is_budget_awaited = [since], {}, True
+        self.scans.clear()
         self.unsure.clear()
         for scheduler in self.schedulers.values():
             cut = [r.label for r in scheduler.requests.values() if r.label not in self.known]
-            for label in cut:
-                assert isinstance(label, Naive)
-                label.age = int(self.now // AGEING_S)
-                self.known.append(label)
+            self.known.extend(naive for naive in cut if isinstance(naive, Naive))
         for naive in self.known:
             request = naive.request
             naive.next_op = request.next_op
@@ -192,7 +192,8 @@ class World:
             is_holding = self.hub.budget.is_holding(request.seq)
             naive.holds = request.result_bytes if is_holding else None
             if naive.is_waiting:
-                since[naive.level] = self.now
+                since[naive.level] = self.scans[self._scan(naive)] = self.now
+                self._queue(naive)
 
     # -- commands
 
@@ -249,6 +250,7 @@ class World:
             was_waiting = naive.is_waiting
             self._landed(naive)
             if naive.is_waiting and not was_waiting:
+                self._queue(naive)
                 before = [since for since in self.histories if naive.level in since]
                 self._pushed(naive)
                 self.histories = _distinct([*self.histories, *before])  # its age may go on
@@ -296,9 +298,14 @@ class World:
             self._of(naive).note_awaited(naive.request)
 
     def raise_priority(self, naive: Naive, base: int, position: int) -> None:
-        before = naive.level
+        before, request = naive.level, naive.request
+        is_moved, was_speculative = Priority(base, position) < request.priority, request.is_speculative
         with self.section():
-            self._of(naive).raise_priority(naive.request, (base, position), self.now)
+            self._of(naive).raise_priority(request, (base, position), self.now)
+            if was_speculative:
+                naive.queued_s = None  # nobody waited for it
+            if naive.is_waiting and (is_moved or was_speculative):
+                self._queue(naive)
             # One that moves inside its base keeps the age of that.
             if naive.is_waiting and naive.level != before:
                 self._pushed(naive)
@@ -348,9 +355,9 @@ class World:
         assert isinstance(naive, Naive)
         if event == "queued":
             self.known.append(naive)
-            naive.age = int(self.now // AGEING_S)
             naive.is_over = not naive.lengths
             if naive.is_waiting and not request.is_nested:
+                self._queue(naive)
                 self._pushed(naive)
         elif event == "admitted":
             self._shed()
@@ -362,6 +369,18 @@ class World:
             grant = request.grants[-1]
             naive.next_op = hi
             naive.flying[grant] = (hi - lo, sum(naive.lengths[lo:hi]))
+
+    def _scan(self, naive: Naive) -> tuple[Level, Any]:
+        return naive.level, naive.request.scan
+
+    def _queue(self, naive: Naive) -> None:
+        """Give it its age, in steps since its scan became backlogged."""
+        scan = self._scan(naive)
+        if not any(self._scan(n) == scan for n in self.waiting() if n is not naive):
+            self.scans[scan] = self.now
+        if naive.queued_s is None:
+            naive.queued_s = self.now
+        naive.age = int((naive.queued_s - self.scans[scan]) // AGEING_S)
 
     def _pushed(self, naive: Naive) -> None:
         others = [n for n in self.waiting() if n.level == naive.level and n is not naive]
@@ -518,9 +537,9 @@ class World:
             return True
         holders = [n for n in self.known if n.holds is not None]
         droppable = [n for n in holders if n.request.is_speculative and not n.flying]
-        demand = [n.request.priority for n in holders if not n.request.is_speculative]
+        demand = [n for n in holders if not n.request.is_speculative] or holders
         passes = (
-            (bool(demand) and request.priority < min(demand))
+            request.priority < min(n.request.priority for n in demand)
             or (request.group is not None and request.group in {n.request.group for n in holders})
             or (request.is_awaited and not self.flying(naive.device))
         )

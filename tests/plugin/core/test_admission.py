@@ -312,6 +312,13 @@ def test_what_was_read_ahead_keeps_nobody_from_passing() -> None:
     assert is_admitted(submit(hub, nbytes=90, is_awaited=True))
 
 
+def test_a_more_urgent_read_passes_read_ahead_that_is_in_flight() -> None:
+    hub = Hub(buffer_bytes=100)
+    ahead = submit(hub, nbytes=100, is_speculative=True)
+    assert is_admitted(ahead)
+    assert is_admitted(submit(hub, nbytes=10, base=-5))
+
+
 def test_speculation_stays_where_demand_waits_for_other_demand_all_the_same() -> None:
     """Somebody waits for it; but what was read ahead would be read again, and nothing won."""
     hub = Hub(buffer_bytes=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from pathlib import Path
@@ -518,6 +519,30 @@ def test_the_program_ends_well_when_left_alone() -> None:
     program.check()
     complete = [r for _, r in program.all if r not in program.given_up]
     assert len(complete) == 6
+
+
+def test_an_exception_inside_a_recovery_costs_no_reservation() -> None:
+    """At each of its lines: the next section recovers once more."""
+    bomb = LineBomb(0)
+    while bomb.lines >= bomb.at:
+        bomb = LineBomb(bomb.at + 1)
+        hub = Hub(buffer_bytes=100)
+        for request in [submit(hub, "a", group="g") for _ in range(3)]:
+            hub.settle(0.0)
+            hub.scheduler("a").complete(request.inbox.pop(), 1, 10, 0.0)
+            hub.settle(0.0)
+        before, bomb.is_armed = sys.gettrace(), True
+        sys.settrace(bomb)
+        try:
+            with contextlib.suppress(Boom):
+                hub.recover(0.0)
+        finally:
+            sys.settrace(before)
+        hub.recover(0.0)
+        hub.settle(0.0)
+        hub.validate()
+        assert (hub.budget.reserved_bytes, hub.budget.is_group_holding("g")) == (30, True), bomb.at
+    assert bomb.at > 20
 
 
 def test_an_exception_at_any_line_costs_nobody_else_a_read() -> None:

@@ -30,7 +30,7 @@ class Item:
         self.priority = Priority(base, position)
         self.scan = scan
         self.queue_ticket = 0
-        self.age_step: int | None = None
+        self.queued_s: float | None = None
         self.is_waiting = True
 
 
@@ -83,6 +83,15 @@ def test_who_waited_through_a_step_of_age_is_not_overtaken_by_an_earlier_positio
         served.append(head.seq)
     assert served[:2] == [2, 3], "at first in the order of the files"
     assert 1 in served
+
+
+def test_the_clock_has_no_marks_at_which_positions_mean_nothing() -> None:
+    """Ages count from when the scan became backlogged, also where it was so before."""
+    queue: Queue = PriorityQueue()
+    for begin_s in (0.0, AGEING_S * 1.4):
+        push_all(queue, [Item(1, position=9)], begin_s)
+        push_all(queue, [Item(2, position=0)], begin_s + AGEING_S * 0.9)
+        assert served_seqs(queue) == [2, 1]
 
 
 def test_age_is_kept_where_a_request_is_pushed_again() -> None:
@@ -384,4 +393,4 @@ def test_many_that_are_cancelled_leave_no_rows() -> None:
 
 
 def rows_of(queue: Queue) -> int:
-    return sum(len(rows) for level in queue._levels.values() for rows in level.scans.values())
+    return sum(len(scan.rows) for level in queue._levels.values() for scan in level.scans.values())

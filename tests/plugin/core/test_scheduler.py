@@ -76,6 +76,17 @@ def test_one_op_with_nothing_beside_it_is_admitted_as_it_is_submitted() -> None:
     assert state_of(scheduler) == (0,) * 6
 
 
+def test_one_op_alone_tells_of_no_device_that_held_it_back() -> None:
+    """The window cut a request that is gone: that is no reason to try another size."""
+    _, scheduler = a_scheduler(window=20)
+    cut = submit(scheduler, 15, 15)
+    assert scheduler.room.is_held_back
+    scheduler.cancel(cut)
+    complete(scheduler, cut.inbox.pop())
+    submit(scheduler, 10)
+    assert not scheduler.room.is_held_back
+
+
 @pytest.mark.parametrize(
     "what", ["in flight", "waits here", "waits elsewhere", "is written", "is speculative", "several", "long"]
 )
@@ -934,6 +945,20 @@ def test_an_op_has_a_least_price_where_ops_are_limited(limits: dict[str, Any], t
     assert small.next_op / large.next_op == pytest.approx(turns, abs=1 + turns / 2)
 
 
+def test_what_nobody_waited_for_has_no_age() -> None:
+    """What was read ahead and is wanted now does not pass who waits at an earlier position."""
+    _, scheduler = a_scheduler(ops=1)
+    blocker = submit(scheduler, 1)
+    ahead = a_request(10, is_speculative=True)
+    ahead.priority = Priority(0, 9)
+    scheduler.submit(ahead, 0.0)
+    waits = a_request(10)
+    scheduler.submit(waits, AGEING_S + 1)
+    scheduler.raise_priority(ahead, (0, 9), 2 * AGEING_S)
+    complete(scheduler, blocker.inbox.pop())
+    assert (len(waits.inbox), len(ahead.inbox)) == (1, 0)
+
+
 def columns_of(n: int) -> tuple[Any, ...]:
     draw = np.random.default_rng(5)
     start = draw.integers(0, 1 << 40, n)
@@ -1030,7 +1055,7 @@ def test_many_small_requests_cancelled_leave_nothing_behind() -> None:
     assert hub.counters.requests_submitted == REQUESTS
     hub.validate()
     assert (hub.budget.reserved_bytes, hub.in_flight_ops, len(scheduler.requests)) == (0, 0, 0)
-    assert not any(rows for level in scheduler.queue._levels.values() for rows in level.scans.values())
+    assert not any(scan.rows for level in scheduler.queue._levels.values() for scan in level.scans.values())
     gc.collect()
     assert not any(gone() for gone in sample)
 
