@@ -69,7 +69,9 @@ if TYPE_CHECKING:
     from headrace.stats import Stats
 
 _OF_ASYNC = frozenset({"asynchronous", "batch_size", "loop"})
-"""Options of every async filesystem, and so of ours and of what is wrapped."""
+"""Options of every async filesystem, and so of ours."""
+_SHARED = frozenset({"asynchronous", "loop"})
+"""Those that what is wrapped is given, too: s3fs and fsspec's HTTP take a `batch_size` for something else."""
 _OURS = OPTION_NAMES | _OF_ASYNC | {"priority"}
 _POSITION_BITS = 48
 """Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
@@ -143,13 +145,13 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         **options: Any,
     ) -> None:
         ours = {name: options[name] for name in OPTION_NAMES & options.keys()}
-        of_async = {name: options[name] for name in _OF_ASYNC & options.keys() if options[name]}
-        super().__init__(**of_async)
+        super().__init__(**{name: options[name] for name in _OF_ASYNC & options.keys()})
         skips = {"skip_instance_cache": True} if options.pop(NOT_KEPT, False) else {}
         flat = {name: value for name, value in options.items() if name not in _OURS}
         if fs is None:
             warn_misspelt(flat)
-        made = make_target(fs, target_protocol, target_options, flat | skips, of_async)
+        shared = {name: options[name] for name in _SHARED & options.keys() if options[name]}
+        made = make_target(fs, target_protocol, target_options, flat | skips, shared)
         self._target, self._target_pid = of_this_process(made), os.getpid()
         # On the instance: fsspec reads them off the class, before there is a target.
         self.sep, self.root_marker = self.target.sep, self.target.root_marker

@@ -21,11 +21,11 @@ def make_target(
     protocol: str | None,
     options: dict[str, Any] | None,
     flat: dict[str, Any],
-    of_async: dict[str, Any],
+    shared: dict[str, Any],
 ) -> Any:
     """Return the filesystem to wrap, made where it was only named.
 
-    `of_async` are options that every async filesystem has, ours too, and no sync one need know.
+    `shared` are options of ours that an async filesystem is given too, and no sync one need know.
     """
     if (fs is None) == (protocol is None):
         msg = (
@@ -49,7 +49,7 @@ def make_target(
             raise TypeError(msg)
     merged = {**given, **flat}
     if issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
-        merged = {**of_async, **merged}
+        merged = {**shared, **merged}
     return fsspec.filesystem(protocol, **merged)
 
 

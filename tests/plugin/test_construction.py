@@ -16,6 +16,7 @@ import pyarrow.fs
 import pytest
 import recording
 from fsspec.implementations.memory import MemoryFileSystem
+from plain_http import PlainServer, ranged
 from targets import LOG, OTHER, Target
 
 import headrace
@@ -84,12 +85,25 @@ def test_what_the_class_of_the_target_was_told_to_forget_is_wrapped_no_more() ->
     assert headrace.HeadraceFileSystem(target_protocol="forgotten") is again
 
 
-def test_options_of_every_async_filesystem_go_to_the_target_too() -> None:
+def test_a_loop_goes_to_an_async_target_too() -> None:
     with contextlib.closing(asyncio.new_event_loop()) as loop:
-        fs = headrace.HeadraceFileSystem(target_protocol="http", batch_size=3, loop=loop)
-        assert (fs.batch_size, fs.target.batch_size) == (3, 3)
-        assert fs.target.loop is loop
-    assert headrace.HeadraceFileSystem(target_protocol="memory", batch_size=3).batch_size == 3
+        assert headrace.HeadraceFileSystem(target_protocol="http", loop=loop).target.loop is loop
+        assert headrace.HeadraceFileSystem(target_protocol="memory", loop=loop).loop is loop
+
+
+@pytest.mark.parametrize("protocol", ["memory", "http", "s3"])
+def test_a_batch_size_is_ours_alone(protocol: str, targets: dict[str, Target]) -> None:
+    """By plain URLs s3fs makes its session of it, and fsspec's HTTP its requests: neither takes it."""
+    options: dict[str, Any] = targets[protocol].options if protocol in targets else {}
+    fs = headrace.HeadraceFileSystem(
+        target_protocol=protocol, batch_size=3, skip_instance_cache=True, **options
+    )
+    assert fs.batch_size == 3
+    if protocol == "s3":
+        assert fs.info(targets["s3"].small)["size"] == len(OTHER)
+    if protocol == "http":
+        with PlainServer(lambda asked: ranged(asked, OTHER)) as server:
+            assert fs.info(f"{server.url}/x")["size"] == len(OTHER)
 
 
 def test_flat_options_go_to_the_target(tmp_path: Path, mode: str) -> None:
