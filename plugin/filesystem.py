@@ -103,7 +103,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     Parameters
     ----------
     fs : fsspec.AbstractFileSystem, optional
-        The filesystem to wrap. Of one of ours: what that wraps, with its settings where none are given.
+        The filesystem to wrap. Of one of ours: what that wraps, with its settings where none are given;
+        unless its class was derived from this one, and what that does would be lost.
     target_protocol : str, optional
         Or the protocol of the one to make.
     target_options : mapping, optional
@@ -156,6 +157,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         # On the instance: fsspec reads them off the class, before there is a target.
         self.sep, self.root_marker = self.target.sep, self.target.root_marker
         self._settings_options = ours
+        self._names_of_target = {"fs", "target_protocol", "target_options", "fo", *flat}
         self._base = None if priority is None else ambient.checked_base(priority)
         self._bound: tuple[Any, Settings, Reader | None] | None = None
         self._file_numbers = itertools.count(1)
@@ -215,8 +217,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         return view
 
     def own_options(self) -> dict[str, Any]:
-        """Return the options that are ours, and not the target's."""
-        return {name: value for name, value in self.storage_options.items() if name in _OURS}
+        """Return the options that are not the target's: ours, and those of a derived class."""
+        given = self.storage_options.items()
+        return {name: value for name, value in given if name not in self._names_of_target}
 
     def _target_parent(self, path: Any) -> Any:
         """Return the folder of a path, as the target names it."""
@@ -242,10 +245,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
         That another may have when it is gone.
         """
-        if not self.storage_args and "fs" not in self.storage_options:
+        if not self.storage_args and self.storage_options.get("fs") is None:
             return str(self._fs_token)
         ours = sorted((name, value) for name, value in self.own_options().items() if name != "loop")
-        return str(tokenize(type(self), self.target.__dask_tokenize__(), ours))
+        return str(tokenize(type(self), self.target.__dask_tokenize__(), ours, self.storage_args[1:]))
 
     def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
         """As fsspec's; without passwords, nested options included, unless they are asked for."""
@@ -781,8 +784,8 @@ def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:
     """Return `fs` with its reads behind the scheduler; options as for `HeadraceFileSystem`.
 
     One of ours is not wrapped again: without options it is returned as it is, and with some what it wraps is
-    wrapped, by its own settings but for those.
+    wrapped, by its own class and settings but for those.
     """
-    if isinstance(fs, HeadraceFileSystem) and not options:
-        return fs
-    return HeadraceFileSystem(fs=fs, **options)
+    if not isinstance(fs, HeadraceFileSystem):
+        return HeadraceFileSystem(fs=fs, **options)
+    return type(fs)(fs=fs, **options) if options else fs

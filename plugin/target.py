@@ -8,6 +8,8 @@ has it any more. Who asks for one of ours that is not kept is given what it wrap
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -90,15 +92,43 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
     def __call__(cls, *args: Any, **options: Any) -> Any:
         """Make an instance; where one of ours is to be wrapped, of what that wraps, with its settings.
 
-        Around it reads would pass two schedulers, and the inner one holds nested reads to no limit.
+        Around it reads would pass two schedulers, and the inner one holds nested reads to no limit. One of a
+        derived class is wrapped as it is, but by its class: what that does to reads is not ours to leave out.
         """
+        if args and (named := _by_name(cls, args)):
+            return cls(**named, **options)
+        options = cls._unchained(options)
         fs: Any = args[0] if args else options.get("fs")
         if fs is None and options.get("skip_instance_cache"):
             options[NOT_KEPT] = True
-        if isinstance(type(fs), KeptAsTarget):
+        if cls._is_derived_from(type(fs)):
             options = {"skip_instance_cache": not is_kept(fs), **fs.own_options(), **options}
             if args:
                 args = (fs.target, *args[1:])
             else:
                 options["fs"] = fs.target
         return super().__call__(*args, **options)
+
+    def _is_derived_from(cls, kind: type) -> bool:
+        """Whether `kind` is one of our classes, and this one does all that it does."""
+        return isinstance(kind, KeptAsTarget) and issubclass(cls, kind)
+
+    def _unchained(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options by which to name at once what one of ours, that is named, would wrap."""
+        while options.get("fs") is None and (protocol := options.get("target_protocol")) is not None:
+            if not cls._is_derived_from(fsspec.get_filesystem_class(protocol)):
+                break
+            outer = {name: value for name, value in options.items() if name not in _NAMING}
+            options = {**(options.get("target_options") or {}), **outer}
+        return options
+
+
+_NAMING = ("fs", "target_protocol", "target_options")
+
+
+def _by_name(kind: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return arguments by the names that the constructor has for them; none where it takes any number."""
+    signature = inspect.signature(partial(kind.__init__, None))
+    if any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values()):
+        return {}
+    return signature.bind_partial(*args).arguments

@@ -43,6 +43,38 @@ def test_what_is_wrapped_is_not_wrapped_again() -> None:
     assert pickle.loads(pickle.dumps(again)).own_options() == {"scheduler": "standard", "priority": 2}
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        {"target_protocol": "headrace", "target_options": {"target_protocol": "memory", "priority": 3}},
+        {"target_protocol": "headrace", "target_options": {"fs": fsspec.filesystem("memory"), "priority": 3}},
+    ],
+)
+def test_what_would_be_made_to_be_wrapped_is_not_wrapped_again(chain: dict[str, Any]) -> None:
+    fs = headrace.HeadraceFileSystem(**chain, scheduler="standard")
+    assert fs.target is fsspec.filesystem("memory")
+    assert (fs._base, fs.mode) == (3, "standard")
+    assert fs.with_priority(2).mode == "standard"
+    assert headrace.HeadraceFileSystem(**chain, priority=4)._base == 4
+
+
+def test_a_url_that_chains_ours_twice_is_scheduled_once(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(OTHER)
+    fs, path = fsspec.core.url_to_fs(f"headrace::headrace::{(tmp_path / 'x').as_uri()}")
+    assert fs.target is fsspec.filesystem("file")
+    assert fs.cat_file(path) == OTHER
+
+
+def test_what_is_given_by_position_is_as_if_by_name() -> None:
+    plain = fsspec.filesystem("memory")
+    fs = headrace.HeadraceFileSystem(plain, None, None, None, 3)
+    assert fs.own_options()["priority"] == headrace.wrap(fs, scheduler="standard")._base == 3
+    assert headrace.HeadraceFileSystem(fs, None, None, None, 5)._base == 5
+    assert headrace.HeadraceFileSystem(plain) is headrace.HeadraceFileSystem(fs=plain)
+    with pytest.raises(TypeError, match="'fs'"):
+        headrace.HeadraceFileSystem(plain, fs=plain)
+
+
 def test_what_is_wrapped_under_off_is_not_scheduled_beneath_it(disk: Target) -> None:
     fs = headrace.wrap(disk.headrace(scheduler="standard"), scheduler="off")
     with fs.open(disk.small) as file:
@@ -341,6 +373,54 @@ def test_a_class_derived_from_ours_keeps_what_ours_does(tmp_path: Path) -> None:
     made = [Ours(target_protocol="zip", target_options=options) for _ in range(2)]
     assert made[0] is not made[1]
     assert Ours._strip_protocol("headrace://x") == "x"  # without an instance there is no target to ask
+
+
+class Shifted(headrace.HeadraceFileSystem):
+    """Reads files whose bytes were shifted."""
+
+    def __init__(self, fs: Any = None, shift: int = 0, **options: Any) -> None:
+        super().__init__(fs=fs, **options)
+        self._shift = shift
+
+    def cat_file(self, path: Any, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        return bytes((one - self._shift) % 256 for one in super().cat_file(path, start, end, **options))
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+def test_what_a_derived_class_does_is_not_unwrapped(disk: Target, is_made: bool) -> None:
+    target = {"target_protocol": "file", "auto_mkdir": False} if is_made else {"fs": disk.plain}
+    shifted = Shifted(shift=1, priority=3, **target)
+    expected = bytes((one - 1) % 256 for one in OTHER)
+    again = headrace.wrap(shifted, scheduler="standard")
+    assert again.own_options() == {"shift": 1, "priority": 3, "scheduler": "standard"}
+    for fs in (shifted, again, headrace.wrap(shifted), shifted.with_priority(2), Shifted(shifted)):
+        assert fs.cat_file(disk.small) == expected
+        assert fs.target is disk.plain or is_made
+    assert headrace.HeadraceFileSystem(fs=shifted).cat_file(disk.small) == expected
+    assert Shifted(headrace.HeadraceFileSystem(fs=disk.plain), 1).cat_file(disk.small) == expected
+
+
+class Free(headrace.HeadraceFileSystem):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(args[0], **options)
+        self.others = args[1:]
+
+
+def test_a_derived_class_may_take_any_number_of_arguments() -> None:
+    fs = Free(fsspec.filesystem("memory"), "a", "b", priority=3)
+    again = Free(fs, "c")
+    assert again.target is fs.target
+    assert (again.others, again._base) == (("c",), 3)
+
+
+def test_dask_tokens_tell_options_of_a_derived_class_apart(disk: Target) -> None:
+    def made(kind: Any, *args: Any, **options: Any) -> Any:
+        return kind(disk.headrace().target, *args, skip_instance_cache=True, **options)
+
+    assert made(Shifted, 1).__dask_tokenize__() == made(Shifted, shift=1).__dask_tokenize__()
+    assert made(Free, 1).__dask_tokenize__() == made(Free, 1).__dask_tokenize__()
+    few = [made(Shifted, 1), made(Shifted, 2), made(Free, 1), made(Free, 2), made(Free, 2, priority=1)]
+    assert len({fs.__dask_tokenize__() for fs in few}) == len(few)
 
 
 def test_unstrip_protocol(target: Target, mode: str) -> None:
