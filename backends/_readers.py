@@ -45,14 +45,15 @@ def _has_coroutines(value: Any) -> bool:
 
 def make(target: Any, loop: Any, connections: int, *, is_home: bool) -> Any:
     """Make the instance that reads on `loop`, which with `is_home` is the target's own."""
-    options = {**target.storage_options, "asynchronous": not is_home, "loop": loop}
+    args, options = target.storage_args, {**target.storage_options, "asynchronous": not is_home, "loop": loop}
     is_s3fs = _s3fs.is_s3fs(target)
-    is_lent = _package(type(target)) == "gcsfs" and not target.storage_args
+    is_lent = _package(type(target)) == "gcsfs" and not args
     if is_s3fs:
-        options |= _s3fs.reader_options(target, connections)
+        args = ()
+        options = _s3fs.options_of(target) | options | _s3fs.reader_options(target, connections)
     if is_lent:
         options |= NOBODY
-    reader = type(target)(*target.storage_args, skip_instance_cache=True, **options)
+    reader = type(target)(*args, skip_instance_cache=True, **options)
     if is_s3fs:
         reader.retries = 1  # that is one attempt
     if is_lent:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends._answers import part_of
 from headrace.backends._faults import PRECONDITION_FAILED, status_of
-from headrace.backends.abc import take_up
+from headrace.backends.abc import arguments_by_name, take_up
 from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
@@ -63,6 +63,11 @@ def takes_conditions(target: Any) -> bool:
     return not getattr(target, "local_expiry_check", False)
 
 
+def options_of(target: Any) -> dict[str, Any]:
+    """Return what s3fs was made of, by name."""
+    return {**arguments_by_name(type(target), target.storage_args), **target.storage_options}
+
+
 def reader_options(target: Any, connections: int, client: Any = None) -> dict[str, Any]:
     """Return the options of the instance that reads: no retries of the client's, enough connections.
 
@@ -70,8 +75,8 @@ def reader_options(target: Any, connections: int, client: Any = None) -> dict[st
     queue inside the client; some more are for second requests.
     """
     identity = identity_of(target, client)
-    given = identity.get("config_kwargs") or target.storage_options.get("config_kwargs") or {}
-    session = target.storage_options.get("session") or _quick_session(target)
+    given = identity.get("config_kwargs") or target.config_kwargs
+    session = options_of(target).get("session") or _quick_session(target)
     return {
         **identity,
         "session": session,
@@ -93,10 +98,9 @@ def identity_of(target: Any, client: Any = None) -> dict[str, Any]:
     region and endpoint. Credentials that are refreshed stay with their session: a copy would expire.
     """
     client = client or getattr(target, "_s3", None)
-    if client is None or target.storage_options.get("session") is not None:  # that keeps what it found
+    if client is None or options_of(target).get("session") is not None:  # that keeps what it found
         return {}
-    found = _plain_credentials(client)
-    config = dict(target.storage_options.get("config_kwargs") or {})
+    found, config = {}, dict(target.config_kwargs)
     if not target.cache_regions:  # which ends where a region or an endpoint is given
         found["region_name"] = client.meta.region_name
         endpoint = client._ruleset_resolver._builtins["SDK::Endpoint"]  # noqa: SLF001 - nowhere else
@@ -104,8 +108,12 @@ def identity_of(target: Any, client: Any = None) -> dict[str, Any]:
             config["ignore_configured_endpoint_urls"] = True
         else:
             found["endpoint_url"] = endpoint
+    held = _plain_credentials(client)
+    # A token alone is none to botocore, but beside its keys it would be: s3fs is given the one that is used.
+    token = {"token": held["aws_session_token"]} if held else {}
     return {
-        "client_kwargs": {**found, **(target.storage_options.get("client_kwargs") or {})},
+        **token,
+        "client_kwargs": {**found, **target.client_kwargs, **held},
         "config_kwargs": config,
     }
 
@@ -114,12 +122,11 @@ def _plain_credentials(client: Any) -> dict[str, Any]:
     held = client._request_signer._credentials  # noqa: SLF001 - explicit ones are nowhere else
     if held is None or hasattr(held, "refresh_needed"):
         return {}
-    values = {
+    return {
         "aws_access_key_id": held.access_key,
         "aws_secret_access_key": held.secret_key,
         "aws_session_token": held.token,
     }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _quick_session(target: Any) -> Any:

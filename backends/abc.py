@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import inspect
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headrace.columns import ascending
@@ -422,6 +423,14 @@ def store_of(target: Any) -> tuple[str, str]:
     kind = type(target)
     options = {k: v for k, v in target.storage_options.items() if k not in _NOT_IDENTITY}
     return (f"{kind.__module__}.{kind.__qualname__}", tokenize(target.storage_args, options))
+
+
+def arguments_by_name(kind: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return arguments of a constructor by the names that it has for them; none where it takes any number."""
+    signature = inspect.signature(partial(kind.__init__, None))
+    if any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values()):
+        return {}
+    return signature.bind_partial(*args).arguments
 
 
 def take_up(ops: Ops, row: int) -> Any:

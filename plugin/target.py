@@ -8,14 +8,14 @@ has it any more. Who asks for one of ours that is not kept is given what it wrap
 
 from __future__ import annotations
 
-import inspect
-from functools import partial
 from typing import Any
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
 from typing_extensions import override
+
+from headrace.backends.abc import arguments_by_name
 
 
 def make_target(
@@ -77,6 +77,9 @@ class _Instances(dict[str, Any]):
 NOT_KEPT = "_is_target_not_kept"
 """The option by which the constructor learns of ``skip_instance_cache``, which fsspec takes away."""
 
+_NAMING = ("fs", "target_protocol", "target_options")
+"""Options that say what is wrapped."""
+
 
 class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
     """The class of `HeadraceFileSystem`: its `cachable` cannot say what is of each instance."""
@@ -95,7 +98,7 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
         Around it reads would pass two schedulers, and the inner one holds nested reads to no limit. One of a
         derived class is wrapped as it is, but by its class: what that does to reads is not ours to leave out.
         """
-        if args and (named := _by_name(cls, args)):
+        if args and (named := arguments_by_name(cls, args)):
             return cls(**named, **options)
         options = cls._unchained(options)
         fs: Any = args[0] if args else options.get("fs")
@@ -121,14 +124,3 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
             outer = {name: value for name, value in options.items() if name not in _NAMING}
             options = {**(options.get("target_options") or {}), **outer}
         return options
-
-
-_NAMING = ("fs", "target_protocol", "target_options")
-
-
-def _by_name(kind: Any, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return arguments by the names that the constructor has for them; none where it takes any number."""
-    signature = inspect.signature(partial(kind.__init__, None))
-    if any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values()):
-        return {}
-    return signature.bind_partial(*args).arguments

@@ -121,6 +121,46 @@ def test_one_filesystem_is_one_identity_whatever_the_environment_becomes(
         assert len(server.gets) >= 2
 
 
+@pytest.mark.parametrize("held", ["T", None])
+@pytest.mark.parametrize(
+    "given", [{"token": ""}, {"token": "t"}, {"client_kwargs": {"aws_session_token": "t"}}], ids=str
+)
+def test_a_token_that_botocore_does_not_use_is_not_sent(
+    server: PlainServer,
+    cloud_engine: str,
+    given: dict[str, Any],
+    held: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a key and a secret those of the environment are used, with their own token, or none."""
+    for name, value in {"ACCESS_KEY_ID": "E", "SECRET_ACCESS_KEY": "s", "SESSION_TOKEN": held}.items():
+        if value is not None:
+            monkeypatch.setenv(f"AWS_{name}", value)
+    target = S3FileSystem(endpoint_url=server.url, skip_instance_cache=True, **given)
+    target.connect()
+    fs = headrace.HeadraceFileSystem(fs=target, cloud_engine=cloud_engine, skip_instance_cache=True)
+    for opened in (target, fs):
+        assert opened.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
+    assert {asked.headers.get("x-amz-security-token") for asked in server.gets} == {held}
+    assert {who_signed(asked) for asked in server.gets} == {"E in us-east-1"}
+
+
+def test_what_was_given_by_position_is_known_by_name(server: PlainServer) -> None:
+    client, config = {"region_name": "eu-west-1"}, {"user_agent": "mine/1"}
+    few = (False, server.url, "k", "s", "t", True, client)
+    all_of_them = (*few, False, None, True, "readahead", False, config)
+    for args in (few, all_of_them):
+        server.log.clear()
+        target = S3FileSystem(*args, skip_instance_cache=True)
+        target.connect()
+        fs = headrace.HeadraceFileSystem(fs=target, skip_instance_cache=True)
+        assert fs.cat_file("bucket/key", start=3, end=9) == DATA[3:9]
+        (asked,) = server.gets
+        assert who_signed(asked) == "k in eu-west-1"
+        assert asked.headers["x-amz-security-token"] == "t"
+        assert asked.headers["user-agent"].startswith("mine/1" if args is all_of_them else "headrace/")
+
+
 @pytest.mark.parametrize("is_given", [False, True])
 def test_a_session_that_was_given_is_left_as_it_is(server: PlainServer, is_given: bool) -> None:
     """Without one the reader has its own, which looks for less; the wrapped filesystem's does not."""
