@@ -464,6 +464,15 @@ def bucket_of(path: str) -> str:
     return scheme + separator + rest.lstrip("/").partition("/")[0]
 
 
+def beneath_folders(target: Any) -> Any:
+    """Return the filesystem that is told what a ``dir``, of a ``dir`` even, is asked."""
+    from fsspec.implementations.dirfs import DirFileSystem  # noqa: PLC0415
+
+    while isinstance(target, DirFileSystem):
+        target = target.fs
+    return target
+
+
 def wrapped_filesystems(target: Any) -> list[Any]:
     """Return the filesystems that `target` holds."""
     from fsspec import AbstractFileSystem  # noqa: PLC0415

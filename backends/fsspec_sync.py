@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from headrace.backends.abc import Defaults, PathSource, ThreadedBackend
+from headrace.backends.abc import Defaults, PathSource, ThreadedBackend, beneath_folders
 from headrace.threads import after_fork_in_child, call_if_free, forget_with, raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -71,6 +71,14 @@ def _close_if_free(lock: Any, close: Callable[[], object]) -> None:
         close()
     else:
         call_if_free(lock, close)
+
+
+def _untaken_caching(target: Any) -> frozenset[str]:
+    """Return what files of `target` cannot be told of their caches: those of ``blockcache`` have its own."""
+    from fsspec.implementations.cached import CachingFileSystem  # noqa: PLC0415
+
+    opener = getattr(type(beneath_folders(target)), "_open", None)
+    return frozenset({"cache_type"} if opener is CachingFileSystem._open else ())  # noqa: SLF001
 
 
 class HandleSource:
@@ -136,6 +144,7 @@ class SyncBackend(ThreadedBackend):
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._lock = None if is_thread_safe(target) else instance_lock(target)
+        self._untaken_caching = _untaken_caching(target)
 
     @classmethod
     @override
@@ -160,10 +169,9 @@ class SyncBackend(ThreadedBackend):
         """Return a path to be read with ``cat_file``, or an open handle, with a cache of its own."""
         if not as_file:
             return PathSource(path, **options)
+        caching = {name: v for name, v in (caching or {}).items() if name not in self._untaken_caching}
         with self.guard():
-            return HandleSource(
-                path, self.target.open(path, mode="rb", **(caching or {}), **options), options
-            )
+            return HandleSource(path, self.target.open(path, mode="rb", **caching, **options), options)
 
     @override
     def close(self, source: Any) -> None:

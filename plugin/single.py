@@ -13,10 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fsspec.implementations.dirfs import DirFileSystem
 
 from headrace.arenas import arenas
-from headrace.backends.abc import InlineBackend, PathSource, ThreadedBackend
+from headrace.backends.abc import InlineBackend, PathSource, ThreadedBackend, beneath_folders
 from headrace.columns import ZERO
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
@@ -385,10 +384,7 @@ class SingleReader(QuickReader):
     @property
     def _told(self) -> Any:
         """The filesystem that is told the options: ``dir`` hands them on."""
-        target = self.channel.backend.target
-        while isinstance(target, DirFileSystem):
-            target = target.fs
-        return target
+        return beneath_folders(self.channel.backend.target)
 
     def only_target_opens(self, options: dict[str, Any]) -> bool:
         """Whether a version, or who pays, is asked for that ``cat_file`` of the store cannot be told."""

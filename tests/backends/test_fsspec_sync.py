@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
@@ -196,6 +197,20 @@ def test_a_handle_has_the_cache_that_is_asked_for(options: dict[str, Any], sched
     with pickle.loads(pickled) as again:
         again.read(10)
         assert again.fs.target.fetched == plain.fetched
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fsspec leaves its cache open
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_block_cache_is_told_of_no_other(tmp_path: Path, is_folder: bool, scheduled_mode: str) -> None:
+    """It asks for files without one itself, and fails where it is told the same."""
+    cache = CachingFileSystem(fs=FetchingFileSystem(), cache_storage=str(tmp_path))
+    target = DirFileSystem(path="folder", fs=cache) if is_folder else cache
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    for _ in range(2):
+        with fs.open("x", cache_type="none") as file:
+            assert file.read(10) == LONG[:10]
+    assert len(cache.fs.fetched) == 1
+    gc.collect()  # of fsspec's files, which are in cycles, before the warnings of another test
 
 
 def test_a_handle_has_the_parts_of_its_file_that_are_given(scheduled_mode: str) -> None:
