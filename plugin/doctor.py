@@ -448,7 +448,8 @@ def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) 
 def _plain(url: str) -> str:
     url = url.removeprefix("headrace::")
     if "://" not in url and "::" not in url:  # a path, of Windows perhaps
-        url = f"file://{Path(url).expanduser().absolute().as_posix()}"
+        path = os.path.expanduser(url)  # noqa: PTH111 - as it is where it names no home
+        url = f"file://{Path(path).absolute().as_posix()}"
     return url
 
 

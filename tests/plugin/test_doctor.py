@@ -399,6 +399,9 @@ def test_the_home_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
     (tmp_path / "data.bin").write_bytes(bytes(7))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert describe_target("~/data.bin")["size_bytes"] == 7
+    (tmp_path / "~nobody.bin").write_bytes(bytes(8))
+    monkeypatch.chdir(tmp_path)
+    assert describe_target("~nobody.bin")["size_bytes"] == 8, "a name that is no one's home"
 
 
 def test_a_target_is_described_with_its_options(tmp_path):
