@@ -191,7 +191,9 @@ class HeadraceFile(io.BufferedIOBase):
         with _reopening.setdefault(os.getpid(), threading.RLock()):
             if self._pid == os.getpid():
                 return
-            self._reader, self._source = self.fs.open_again(self.path, self._size, self._reader, self._source)
+            caching = {name: value for name, value in self._given.items() if name != "priority"}
+            place = (self.path, self._size, self._reader, self._source)
+            self._reader, self._source = self.fs.open_again(*place, caching)
             self._prefetcher = None  # its reads stayed in the parent
             self._lock = threading.RLock()
             self._pid = os.getpid()  # last: what was cut, or failed, is done again

@@ -742,13 +742,16 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return None
         return Prefetcher(reader, source, path, size, urgency, self._habits, end)
 
-    def open_again(self, path: str, size: int | None, reader: Reader, source: Any) -> tuple[Reader, Any]:
+    def open_again(
+        self, path: str, size: int | None, reader: Reader, source: Any, caching: dict[str, Any]
+    ) -> tuple[Reader, Any]:
         """Return the reader and the source with which a file goes on in a forked child."""
         reader = Reader(runtime().channel(self.target, reader.channel.settings))
         if reader.channel.keeps_open:
             return reader, source  # a descriptor is inherited, and its file is the one that was opened
         options, etag = getattr(source, "options", {}), getattr(source, "etag", None)
-        return reader, self._exclusively(reader.open_source, path, size, options, etag=etag)[0]
+        again = partial(reader.open_source, path, size, options, etag=etag, caching=caching)
+        return reader, self._exclusively(again)[0]
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a stream of the wrapped filesystem, which is not scheduled."""

@@ -51,6 +51,10 @@ def test_a_file_that_is_read_at_a_fork_is_closed_in_the_child(
     _passes("fork_close", protocol, content, scheduled_mode)
 
 
+def test_a_handle_has_the_cache_in_the_child_that_it_was_given(content: Path, scheduled_mode: str) -> None:
+    _passes("fork_cached", "slow", content, scheduled_mode)
+
+
 @pytest.mark.parametrize("work", ["fork_replaced", "fork_removed"])
 def test_a_local_file_is_the_one_that_was_opened(
     work: str, tmp_path: Path, content: Path, scheduled_mode: str

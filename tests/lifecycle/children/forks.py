@@ -206,6 +206,19 @@ def fork_removed(fs: Any) -> None:
     goes_on_in_a_child(file)
 
 
+def fork_cached(fs: Any) -> None:
+    """Fork with an open file of a filesystem whose files have caches; the child opens it as it was."""
+    file = fs.open(PATH, "rb", cache_type="none", block_size=5000, priority=3)
+    given = file._source.handle.options
+    assert (given["cache_type"], given["block_size"]) == ("none", 5000)
+    pid = os.fork()
+    if pid == 0:
+        is_read = file.read(10) == CONTENT[:10]
+        os._exit(not is_read or file._source.handle.options != given)
+    assert_ended_well(pid)
+    file.close()
+
+
 def goes_on_in_a_child(file: Any) -> None:
     pid = os.fork()
     if pid == 0:

@@ -64,9 +64,10 @@ def _read(path: str, start: int | None, end: int | None) -> bytes:
 class SlowFile:
     """An open file whose reads take `delay_s`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, options: dict[str, Any]) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
         self.path = path
+        self.options = options
         self.closed = False
 
     def read(self, length: int = -1) -> bytes:
@@ -96,7 +97,7 @@ class SlowFileSystem(LocalFileSystem):
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if mode != "rb":
             return super()._open(path, mode, **options)
-        return SlowFile(self._strip_protocol(path))
+        return SlowFile(self._strip_protocol(path), options)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         if _is_slow(path):
@@ -122,8 +123,8 @@ class SlowAsyncFileSystem(AsyncFileSystem):
             await asyncio.sleep(delay_s)
         return _read(self._strip_protocol(path), start, end)
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        return SlowFile(self._strip_protocol(path))
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return SlowFile(self._strip_protocol(path), options)
 
 
 fsspec.register_implementation("slow", SlowFileSystem, clobber=True)
