@@ -12,6 +12,7 @@ one op after the other: formats that cannot seek backwards cheaply are neither o
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import threading
@@ -84,16 +85,17 @@ def _untaken_caching(target: Any) -> frozenset[str]:
 class HandleSource:
     """A file that the filesystem holds open; one thread at a time reads it.
 
-    `options` are those that its ``info`` is asked with, too.
+    `options` are those that it was opened with, `of_info` those of them that ``info`` is asked with, too.
     """
 
-    __slots__ = ("_size", "handle", "lock", "options", "path")
+    __slots__ = ("_size", "handle", "lock", "of_info", "options", "path")
 
-    def __init__(self, path: str, handle: Any, options: dict[str, Any]) -> None:
+    def __init__(self, path: str, handle: Any, options: dict[str, Any], of_info: dict[str, Any]) -> None:
         self.path = path
         self.handle = handle
         self.lock = threading.RLock()
         self.options = options
+        self.of_info = of_info
         self._size: int | None = None
 
     def read(self, start: int, length: int) -> bytes:
@@ -171,7 +173,18 @@ class SyncBackend(ThreadedBackend):
             return PathSource(path, **options)
         caching = {name: v for name, v in (caching or {}).items() if name not in self._untaken_caching}
         with self.guard():
-            return HandleSource(path, self.target.open(path, mode="rb", **caching, **options), options)
+            handle = self.target.open(path, mode="rb", **caching, **options)
+        return HandleSource(path, handle, options, self._of_info(options))
+
+    def _of_info(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return those options that the filesystem's ``info`` knows: a revision of Git, say."""
+        if not options:
+            return options
+        target = beneath_folders(self.target)
+        known = dict(inspect.signature(target.info).parameters)
+        if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+            known |= inspect.signature(target.ls).parameters  # to which fsspec's own hands on all of them
+        return {name: value for name, value in options.items() if name in known}
 
     @override
     def close(self, source: Any) -> None:
@@ -196,7 +209,7 @@ class SyncBackend(ThreadedBackend):
                 return source.size()
             except (OSError, ValueError, AttributeError) as error:
                 raise_if_of_a_handler(error)
-                found = self.target.info(source.path, **source.options).get("size")
+                found = self.target.info(source.path, **source.of_info).get("size")
                 if not isinstance(found, int):
                     raise
                 return found  # of a handle that does not seek from its end

@@ -110,6 +110,7 @@ class HeadraceFile(io.BufferedIOBase):
         self._urgency = urgency
         self._given = given
         self._options: dict[str, Any] = getattr(source, "options", {})
+        self._of_info: dict[str, Any] = getattr(source, "of_info", self._options)
         self._prefetcher = prefetcher
         self._lock = threading.RLock()
         self._pid = os.getpid()
@@ -166,7 +167,7 @@ class HeadraceFile(io.BufferedIOBase):
 
     def info(self) -> dict[str, Any]:
         """Return what the wrapped filesystem's `info` says of it, of the version that was opened."""
-        found: dict[str, Any] = self.fs.info(self.path, **self._options)
+        found: dict[str, Any] = self.fs.info(self.path, **self._of_info)
         return found
 
     @override

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFile
 from s3fs import S3FileSystem
 
@@ -117,6 +118,37 @@ def test_of_a_file_of_a_sync_filesystem_that_is_pickled(scheduled_mode: str) -> 
         assert file.read(4) == OLD[:4]
         with pickle.loads(pickle.dumps(file)) as again:
             assert again.read() == OLD[4:]
+
+
+class ToldByInfo(SyncVersioned):
+    def info(self, path: str, ref: str | None = None) -> dict[str, Any]:
+        return {"name": path, "size": len(VERSIONS[ref]), "type": "file"}
+
+
+class ToldByListing(SyncVersioned):
+    """Has fsspec's `info`, as GitHub's has, which hands on all that it is given."""
+
+    info = AbstractFileSystem.info
+
+    def ls(self, path: str, detail: bool = True, ref: str | None = None) -> Any:
+        return [{"name": f"{path}/a".lstrip("/"), "size": len(VERSIONS[ref]), "type": "file"}]
+
+
+class ToldNothing(SyncVersioned):
+    def info(self, path: str) -> dict[str, Any]:
+        return {"name": path, "size": len(NEW), "type": "file"}
+
+
+@pytest.mark.parametrize(("kind", "told"), [(ToldByInfo, OLD), (ToldByListing, OLD), (ToldNothing, NEW)])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_info_of_a_file_of_a_sync_filesystem_is_asked_what_it_knows(
+    kind: type[SyncVersioned], told: bytes, is_folder: bool, scheduled_mode: str
+) -> None:
+    target = DirFileSystem(path="folder", fs=kind()) if is_folder else kind()
+    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
+    with fs.open("a", ref="1", unknown=True) as file:
+        assert file.read() == OLD
+        assert file.info()["size"] == file.details["size"] == len(told)
 
 
 def test_what_only_the_filesystems_own_files_know(fs: headrace.HeadraceFileSystem) -> None:
