@@ -111,6 +111,8 @@ _KINDS_OF_VALUES = {bool: "bool", int: "number", Fraction: "number", str: "text"
 _COMPARABLE: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], pa.DataType]], ...] = (
     (pa.types.is_dictionary, lambda type_: _comparable(type_.value_type)),
     (pa.types.is_fixed_size_binary, lambda _: pa.binary()),
+    (pa.types.is_string_view, lambda _: pa.large_string()),
+    (pa.types.is_binary_view, lambda _: pa.large_binary()),
     (
         lambda type_: pa.types.is_decimal(type_) and type_.bit_width < 128,  # noqa: PLR2004
         lambda type_: pa.decimal128(type_.precision, type_.scale),
@@ -175,7 +177,7 @@ def bind_filter(condition: Node, schema: pa.Schema) -> pc.Expression:
         A column is not there, or is of a type that does not fit; the message says what would.
     """
     try:
-        return _condition(condition, ds.dataset(schema.empty_table()))
+        return _condition(condition, ds.InMemoryDataset([], schema=schema))
     except RecursionError as error:
         raise FilterError("the filter is nested too deeply") from error
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from fsspec.core import url_to_fs
 
@@ -244,30 +243,36 @@ def _scanner(dataset: ds.FileSystemDataset, request: ScanRequest) -> ds.Scanner:
         if name not in dataset.schema.names:
             there = ", ".join(dataset.schema.names)
             raise ScanRequestError(f"no column {name!r}; there are {there}")
-    where = None
-    if request.where is not None:
-        dataset = _without_views(dataset)
-        where = _bound(request.where, dataset.schema)
     batch_rows = {} if request.batch_rows is None else {"batch_size": request.batch_rows}
-    return dataset.scanner(columns=request.columns, filter=where, **batch_rows)
+    if request.where is None:
+        return dataset.scanner(columns=request.columns, **batch_rows)
+    try:
+        # Of the views: what is cast from one to a plain string is not compared with statistics of views.
+        where = bind_filter(request.where, dataset.schema)
+        return _without_views(dataset).scanner(columns=request.columns, filter=where, **batch_rows)
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise ScanRequestError(f"the filter does not fit the data: {error}") from error
 
 
 def _without_views(dataset: ds.FileSystemDataset) -> ds.FileSystemDataset:
     """Return the dataset with plain strings for views, of which Arrow can drop no rows."""
-    fields = [field.with_type(_PLAIN.get(field.type, field.type)) for field in dataset.schema]
-    schema = pa.schema(fields)
+    schema = pa.schema([_plain(field) for field in dataset.schema])
     if schema == dataset.schema:
         return dataset
     return ds.FileSystemDataset(list(dataset.get_fragments()), schema, dataset.format, dataset.filesystem)
 
 
-def _bound(condition: Node, schema: pa.Schema) -> pc.Expression:
-    try:
-        where = bind_filter(condition, schema)
-        schema.empty_table().filter(where)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ScanRequestError(f"the filter does not fit the data: {error}") from error
-    return where
+def _plain(field: pa.Field) -> pa.Field:
+    type_ = field.type
+    if pa.types.is_struct(type_):
+        return field.with_type(pa.struct([_plain(inner) for inner in type_]))
+    if pa.types.is_list(type_) or pa.types.is_fixed_size_list(type_):
+        return field.with_type(pa.list_(_plain(type_.value_field), getattr(type_, "list_size", -1)))
+    if pa.types.is_large_list(type_):
+        return field.with_type(pa.large_list(_plain(type_.value_field)))
+    if pa.types.is_map(type_):
+        return field.with_type(pa.map_(_plain(type_.key_field), _plain(type_.item_field)))
+    return field.with_type(_PLAIN.get(type_, type_))
 
 
 def _drain(

@@ -252,11 +252,44 @@ def test_hive_partitions_are_columns(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("type_", [pa.string_view(), pa.binary_view()], ids=str)
-def test_views_can_be_filtered(type_, tmp_path, capsys):
+@pytest.mark.parametrize("values", [["a", "b"], ["a", "a"], ["a", "b", None], [None, None]], ids=str)
+def test_views_can_be_filtered(type_, values, tmp_path, capsys):
     (tmp_path / "k=1").mkdir()
-    pq.write_table(pa.table({"x": pa.array(["a", "b", None], type_)}), tmp_path / "k=1" / "x.parquet")
-    assert run_json(capsys, tmp_path, "--filter", "x == 'a' and k == 1")["rows"] == 1
-    assert run_json(capsys, tmp_path)["rows"] == 3
+    pq.write_table(pa.table({"x": pa.array(values, type_)}), tmp_path / "k=1" / "x.parquet")
+    expected = {
+        "x == 'a' and k == 1": values.count("a"),
+        "not x < 'b'": values.count("b"),
+        "x in ['b']": values.count("b"),
+        "x is None": values.count(None),
+    }
+    found = {text: run_json(capsys, tmp_path, "--filter", text)["rows"] for text in expected}
+    assert found == expected
+    assert run_json(capsys, tmp_path)["rows"] == len(values)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        (pa.struct({"m": pa.string_view()}), {"m": "a"}),
+        (pa.list_(pa.struct({"m": pa.string_view()})), [{"m": "a"}]),
+        (pa.list_(pa.string_view(), 1), ["a"]),
+        (pa.large_list(pa.string_view()), ["a"]),
+        (pa.map_(pa.string_view(), pa.list_(pa.string_view())), [("a", ["b"])]),
+    ],
+    ids=str,
+)
+def test_views_within_others_can_be_beside_a_filter(type_, value, tmp_path, capsys):
+    rows = pa.table({"x": pa.array([value, None, value], type_), "k": [1, 1, 2]})
+    pa.feather.write_feather(rows, tmp_path / "x.arrow")  # to Parquet not all of these can be written
+    text = "x.m == 'a' and k == 1" if pa.types.is_struct(type_) else "x is not None and k == 1"
+    assert run_json(capsys, tmp_path, "--filter", text)["rows"] == 1
+
+
+def test_only_what_is_asked_for_must_be_of_a_type_that_can_be_filtered(tmp_path, capsys):
+    union = pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])])
+    path = tmp_path / "x.arrow"
+    pa.feather.write_feather(pa.table({"k": [1, 2], "u": union}), path)
+    assert run_json(capsys, path, "--columns", "k", "--filter", "k == 1")["rows"] == 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".json"])
