@@ -247,7 +247,7 @@ def _scanner(dataset: ds.FileSystemDataset, request: ScanRequest) -> ds.Scanner:
     if request.where is None:
         return dataset.scanner(columns=request.columns, **batch_rows)
     try:
-        # Of the views: what is cast from one to a plain string is not compared with statistics of views.
+        # Bound to the views: statistics are of views, too, and only what is cast is not compared with them.
         where = bind_filter(request.where, dataset.schema)
         return _without_views(dataset).scanner(columns=request.columns, filter=where, **batch_rows)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
@@ -271,7 +271,8 @@ def _plain(field: pa.Field) -> pa.Field:
     if pa.types.is_large_list(type_):
         return field.with_type(pa.large_list(_plain(type_.value_field)))
     if pa.types.is_map(type_):
-        return field.with_type(pa.map_(_plain(type_.key_field), _plain(type_.item_field)))
+        key, item = _plain(type_.key_field), _plain(type_.item_field)
+        return field.with_type(pa.map_(key, item, keys_sorted=type_.keys_sorted))
     return field.with_type(_PLAIN.get(type_, type_))
 
 

@@ -305,6 +305,7 @@ def test_trace_is_written(folder, tmp_path, capsys, suffix):
     [
         (["--filter", "id >"], "invalid syntax"),
         (["--filter", "open('x')"], "is not one of"),
+        (["--filter", "mode == '\udcff'"], "surrogates not allowed"),
         (["--filter", "id == 'x'"], "filter"),
         (["--filter", "nothing > 1"], "no column 'nothing'; there are id, mode, price"),
         (["--filter", "id > price"], "the filter does not fit the data: 'id' is int64 and 'price' double"),
