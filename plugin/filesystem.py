@@ -59,13 +59,13 @@ from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
 from headrace.target import NOT_KEPT, KeptAsTarget, make_target
-from headrace.types import AnyPath, Priority
+from headrace.types import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
-    from headrace.ranges import Asked, Single
+    from headrace.ranges import AnyPath, Asked, Single
     from headrace.stats import Stats
 
 _OF_ASYNC = frozenset({"asynchronous", "batch_size", "loop"})

@@ -14,7 +14,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,10 +23,13 @@ from headrace.columns import first_bad
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
-    from headrace.types import AnyPath, Int64Array, UInt8Array
+    from headrace.types import Int64Array, UInt8Array
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+"""What fsspec takes for a path, where one file is named."""
 
 Bounds = tuple[int | None, int | None]
 """Start and end, as fsspec understands them."""

@@ -10,9 +10,8 @@ Threading: a row is written by the one thread which was granted it; rows are nev
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,6 @@ from headrace.redact import redact_error, redact_url
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
-
-AnyPath: TypeAlias = str | os.PathLike[str]
-"""What fsspec takes for a path, where one file is named."""
 
 NOT_YET = -1
 """Value of `Ops.got` for an op which was not performed."""
