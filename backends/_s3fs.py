@@ -335,7 +335,10 @@ async def _call(fs: Any, name: str, **arguments: Any) -> dict[str, Any]:
         translated = translate_boto_error(error)
         if translated is error:
             raise
-        raise translated from error
+        try:
+            raise translated from error
+        finally:
+            del translated  # its traceback has this frame: together they would wait for a collection
     return answer
 
 
