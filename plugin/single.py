@@ -270,17 +270,24 @@ class SingleReader(QuickReader):
         reader = self.of_one_call()
         if self.channel.keeps_open:
             return [or_error(reader._cat_single, one, urgency, options) for one in asked]  # noqa: SLF001
-        jobs, answers, begun = set[Job](), list[bytes | Exception](), deque[Begun | Exception]()
-        launch, most = self.channel.driver.launch, AHEAD * self.channel.most_ops
+        jobs = set[Job]()
         try:
-            for one in asked:
-                begun.append(or_error(reader._begin_cat, one, jobs, launch, urgency, options))  # noqa: SLF001
-                if len(begun) > most:
-                    answers.append(or_error(reader._end_cat, begun.popleft(), jobs))  # noqa: SLF001
-            return answers + [or_error(reader._end_cat, one, jobs) for one in begun]  # noqa: SLF001
+            return reader._cat_side_by_side(asked, jobs, urgency, options)  # noqa: SLF001
         finally:
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
+
+    def _cat_side_by_side(
+        self, asked: Sequence[Single | Exception], jobs: set[Job], urgency: Urgency, options: dict[str, Any]
+    ) -> list[bytes | Exception]:
+        """Begin some files ahead of the one that is awaited; `jobs` as for `_end_cat`."""
+        answers, begun = list[bytes | Exception](), deque[Begun | Exception]()
+        launch, most = self.channel.driver.launch, AHEAD * self.channel.most_ops
+        for one in asked:
+            begun.append(or_error(self._begin_cat, one, jobs, launch, urgency, options))
+            if len(begun) > most:
+                answers.append(or_error(self._end_cat, begun.popleft(), jobs))
+        return answers + [or_error(self._end_cat, one, jobs) for one in begun]
 
     def _cat_single(self, single: Single, urgency: Urgency, options: dict[str, Any]) -> bytes:
         return self.cat(*single, urgency, options)

@@ -190,17 +190,21 @@ def _may_block() -> bool:
 
 def attempt(job: Job, rows: Int64Array) -> None:
     """Perform rows of a grant to their end, trying again where that may help."""
-    left, attempts = rows, Attempts()
     try:
-        while len(left) and not job.request.is_over:
-            attempts.begin()
-            _call(job, left)
-            left, delay_s = _to_be_tried_again(job, left, attempts)
-            _pause(job, delay_s)
+        _call_until_answered(job, rows)
     except Exception as error:  # noqa: BLE001 - as of a verdict: nobody else completes them
         _fail(job, rows, error)
     # Rows that were to be tried again when the request ended.
-    _fail(job, left, ConnectionAbortedError("the read was cancelled"))
+    _fail(job, rows, ConnectionAbortedError("the read was cancelled"))
+
+
+def _call_until_answered(job: Job, rows: Int64Array) -> None:
+    attempts = Attempts()
+    while len(rows) and not job.request.is_over:
+        attempts.begin()
+        _call(job, rows)
+        rows, delay_s = _to_be_tried_again(job, rows, attempts)
+        _pause(job, delay_s)
 
 
 def _call(job: Job, rows: Int64Array) -> None:

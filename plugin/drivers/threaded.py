@@ -96,12 +96,15 @@ class ThreadedDriver:
             self._perform_inbox(job)
             return
         try:
-            # Who finds another at it leaves; that one looks once more when it has let go.
-            while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
-                pass
+            self._perform_in_order(job)
         except BaseException:
             self._wake(job, job.request)  # nobody was called while this one was at it
             raise
+
+    def _perform_in_order(self, job: Job) -> None:
+        """Perform what is granted; who finds another at it leaves, and that one looks once more."""
+        while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
+            pass
 
     def _workers_of(self, job: Job) -> Workers:
         return self._nested_workers if job.request.is_nested else self.workers
