@@ -106,17 +106,19 @@ def test_a_traceback_that_somebody_keeps_holds_no_handle(monkeypatch: pytest.Mon
     monkeypatch.setattr(lifecycle, "_fail_reads", lambda _error: None)
     handle = Handle()
     lifecycle.follow(handle)
+    assert lifecycle._is_held(SchedulerClosedError()), "by a variable"
     kept = None
     try:
         handle.read()
     except OSError as error:
         kept = error.__traceback__
         error.__traceback__ = None
-    assert lifecycle._is_held(SchedulerClosedError())
     del handle
     assert kept is not None
     assert lifecycle._guard.is_held()
-    assert not lifecycle._is_held(SchedulerClosedError())
+    # Before Python 3.13 a look leaves a frame with a copy of its variables, which the next look clears.
+    looks = [lifecycle._is_held(SchedulerClosedError()) for _ in range(2)]
+    assert not looks[-1]
 
 
 def test_files_that_are_equal_are_followed_each(monkeypatch: pytest.MonkeyPatch) -> None:
