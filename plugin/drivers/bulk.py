@@ -78,7 +78,7 @@ class BulkDriver(ThreadedDriver):
     @override
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
-        job.request.on_wake = partial(self._call_workers, job, [])
+        job.request.on_wake = partial(self._call_workers, job, set())
         mine = self._mine
         mine.is_launching = True
         try:
@@ -97,27 +97,27 @@ class BulkDriver(ThreadedDriver):
         else:
             self.launch(job)
 
-    def _call_workers(self, job: Job, called: list[None], request: Request) -> None:
+    def _call_workers(self, job: Job, called: set[object], request: Request) -> None:
         """Have what was granted performed; `called` has an item for each worker that is on its way."""
         mine = self._mine
         if getattr(mine, "job", None) is job and mine.grant is None:
             # This thread performs the next one itself, before any worker is awake.
             mine.grant = job.take()
         while len(called) < len(request.inbox):
-            called.append(None)
-            starts = not getattr(mine, "is_launching", False)
+            one = object()
             try:
-                self._workers_of(job).put(partial(self._come, job, called), starts=starts)
+                called.add(one)
+                starts = not getattr(mine, "is_launching", False)
+                self._workers_of(job).put(partial(self._come, job, called, one), starts=starts)
             except BaseException:
-                called.pop()  # nobody is on his way
+                called.discard(one)  # nobody is on his way; or one is, and finds that another came
                 raise
         if request.is_over:
             job.notify()
 
-    def _come(self, job: Job, called: list[None]) -> None:
+    def _come(self, job: Job, called: set[object], one: object) -> None:
         """Perform what is granted; on a worker."""
-        if called:
-            called.pop()
+        called.discard(one)
         self._perform_granted(job)
 
     def _perform_granted(

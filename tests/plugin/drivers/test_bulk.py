@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import headrace.runtime
 from headrace.backends import registry
 from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict
 from headrace.drivers import workers
-from headrace.drivers.bulk import MOST_CALLS
+from headrace.drivers.bulk import MOST_CALLS, BulkDriver
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
 from headrace.filesystem import HeadraceFileSystem
 
@@ -251,6 +252,55 @@ def test_a_read_that_finds_no_thread_says_so(fs: HeadraceFileSystem, monkeypatch
         hub.changed()
     with pytest.raises(RuntimeError, match="can't start new thread"):
         read.result(WAIT_S)
+
+
+class LineBomb:
+    """Raises at the n-th line of the function that calls workers, as a signal's handler may."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.lines = 0
+
+    def __call__(self, frame: Any, event: str, _arg: object) -> Any:
+        if frame.f_code is not BulkDriver._call_workers.__code__:
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                raise KeyboardInterrupt
+        return self
+
+
+def test_an_interrupt_of_who_calls_a_worker_costs_nobody_a_read(
+    fs: HeadraceFileSystem, backend: RecordingBackend
+) -> None:
+    """At each line: a thread that reads nothing itself makes room for what another waits for."""
+    room, engine = fs.channel.scheduler("x").room, fs.channel.engine
+
+    def is_interrupted(bomb: LineBomb) -> bool:
+        room.max_in_flight_ops = 0
+        room.count(0, 1, 0)  # something is in flight, so that the read has to wait
+        read = fs.submit_ranges("x", [0], [5])
+        room.max_in_flight_ops = 400
+        before = sys.gettrace()
+        sys.settrace(bomb)
+        try:
+            with engine.lock, engine as hub:
+                room.count(0, -1, 0)
+                hub.changed()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+            assert read.result(WAIT_S).to_pylist() == [DATA[:5]]
+            assert at_rest(fs)
+        return False
+
+    at = 1
+    while is_interrupted(LineBomb(at)):
+        at += 1
+    assert at > 5
+    assert len(backend.calls) == at
 
 
 def test_what_comes_free_during_a_call_is_left_to_other_threads(
