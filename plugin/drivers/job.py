@@ -172,6 +172,8 @@ class Job:
                 if not grant.ops_left and self.is_left:
                     continue  # forfeited meanwhile: its consumer was interrupted while it left
                 scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
+            if self.ops.whole:
+                scheduler.note_length(self.request, len(self.ops.whole[0]))
 
     def next_delay(self, attempts: Attempts, row: int, error: BaseException) -> float | None:
         """Tell the core that an attempt at op `row` failed; returns the seconds until the next, or None."""

@@ -20,6 +20,7 @@ from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 import headrace
 from headrace import filesystem, reader, single
 from headrace.reader import LONG_BYTES
+from headrace.types import Ops
 
 
 def test_cat_ranges(target: Target, options: dict[str, object]) -> None:
@@ -484,14 +485,14 @@ def test_whole_files_of_more_than_the_budget_are_read_side_by_side(
 
 
 class Late(Meeting):
-    """Answers to "late" when all others have been taken."""
+    """Answers to "late" when it is told that the others are done with."""
 
     protocol = "late"
-    are_taken = threading.Event()
+    are_done = threading.Event()
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         if path == "store/late":
-            assert await asyncio.to_thread(self.are_taken.wait, 20)
+            assert await asyncio.to_thread(self.are_done.wait, 20)
         return path.encode()
 
 
@@ -504,10 +505,10 @@ def test_a_whole_file_that_is_late_holds_up_no_other_that_is_awaited(
     def counted(self: Any, *args: Any) -> Any:
         taken.append(None)
         if len(taken) == 40:
-            Late.are_taken.set()
+            Late.are_done.set()
         return end(self, *args)
 
-    monkeypatch.setattr(Late, "are_taken", threading.Event())
+    monkeypatch.setattr(Late, "are_done", threading.Event())
     monkeypatch.setattr(reader.Reader, "_end_cat", counted)
     fs = headrace.HeadraceFileSystem(fs=Late(), scheduler=scheduled_mode, retries=0, io_parallelism=3)
     paths = ["store/late", *(f"store/other-{number}" for number in range(40))]
@@ -515,8 +516,29 @@ def test_a_whole_file_that_is_late_holds_up_no_other_that_is_awaited(
     assert at_rest(fs)
 
 
+def test_a_whole_file_that_is_late_leaves_the_budget_to_those_behind_it(
+    scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those are there, and not taken yet: they hold what they are, and not what they might have been."""
+    deliver, delivered = Ops.deliver, list[None]()
+
+    def counted(self: Ops, row: int, data: Any) -> None:
+        deliver(self, row, data)
+        delivered.append(None)
+        if len(delivered) == 40:
+            Late.are_done.set()
+
+    monkeypatch.setattr(Late, "are_done", threading.Event())
+    monkeypatch.setattr(Ops, "deliver", counted)
+    settings = {"max_op_bytes": 1 << 20, "buffer_bytes": 3 << 20, "retries": 0, "io_parallelism": 3}
+    fs = headrace.HeadraceFileSystem(fs=Late(), scheduler=scheduled_mode, **settings)
+    paths = ["store/late", *(f"store/other-{number}" for number in range(40))]
+    assert fs.cat(paths) == {path: path.encode() for path in paths}
+    assert at_rest(fs)
+
+
 @pytest.mark.parametrize(("is_async", "most"), [(False, single.AHEAD * 4 + 1), (True, reader.TURNS * 4)])
-def test_many_whole_files_are_begun_as_others_are_taken(
+def test_many_whole_files_are_begun_as_others_are_done(
     scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, *, is_async: bool, most: int
 ) -> None:
     """Neither are there thousands of requests at once, nor does the caller's loop wait for all of them."""

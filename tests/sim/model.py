@@ -293,6 +293,13 @@ class World:
                 naive.is_over = True
                 self._drained(naive)
 
+    def note_length(self, naive: Naive, nbytes: int) -> None:
+        """I2: what is complete holds no more than its result."""
+        with self.section():
+            self._of(naive).note_length(naive.request, nbytes)
+            if naive.request.state is State.COMPLETE and naive.holds is not None:
+                naive.holds = min(naive.holds, nbytes)
+
     def await_(self, naive: Naive) -> None:
         with self.section():
             self._of(naive).note_awaited(naive.request)

@@ -1,8 +1,8 @@
 """The scheduler core against a naive model, in any order of events (see `sim.model`).
 
-The machine submits, starts past the queue, completes any op in flight, refuses, fails, consumes,
-abandons, cancels, raises priorities, lets time pass, closes, and interrupts sections in the middle. The
-model checks each admission as it happens and everything after each step.
+The machine submits, starts past the queue, completes any op in flight, says how long results are, refuses,
+fails, consumes, abandons, cancels, raises priorities, lets time pass, closes, and interrupts sections in the
+middle. The model checks each admission as it happens and everything after each step.
 """
 
 from __future__ import annotations
@@ -162,6 +162,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def consume(self, index: int) -> None:
         complete = [naive for naive in self.world.known if _is_complete(naive)]
         self.world.end(_pick(complete, index), "consume")
+
+    @precondition(lambda self: self.world.known)
+    @rule(index=INDEX, nbytes=st.integers(0, 60))
+    def note_length(self, index: int, nbytes: int) -> None:
+        self.world.note_length(_pick(self.world.known, index), nbytes)
 
     @precondition(lambda self: self.world.known)
     @rule(index=INDEX, base=BASES, position=st.integers(0, 3))

@@ -581,6 +581,26 @@ def test_what_starts_at_once_reserves_its_result_until_it_is_taken() -> None:
 # -- series
 
 
+def test_what_is_complete_reserves_no_more_than_its_result() -> None:
+    """Nobody knew before how long it would be; who waits for the budget goes on."""
+    hub, scheduler = a_scheduler(buffer_bytes=50)
+    request = submit(scheduler, UNKNOWN_LENGTH, result_bytes=40, group="g")
+    waiting = submit(scheduler, 30)
+    scheduler.note_length(request, 5)
+    assert (request.result_bytes, hub.budget.reserved_bytes) == (40, 40), "what is in flight may be longer"
+    complete(scheduler, request.inbox.pop())
+    scheduler.note_length(request, 45)
+    assert hub.budget.reserved_bytes == 40
+    scheduler.note_length(request, 5)
+    assert hub.budget.is_group_holding("g")
+    settle(scheduler)
+    assert len(waiting.inbox) == 1
+    assert hub.budget.reserved_bytes == 35
+    scheduler.consume(request, 0.0)
+    scheduler.note_length(request, 1)
+    assert hub.budget.reserved_bytes == 30
+
+
 def test_a_series_takes_the_room_of_one_op() -> None:
     """I1: the others of it are not in flight; what is charged falls with the last of them."""
     hub, scheduler = a_scheduler(window=80)
