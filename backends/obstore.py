@@ -423,7 +423,10 @@ class ObstoreBackend(BulkBackend):
         except Exception as error:  # noqa: BLE001 - judged by what it says
             fault = await self._judged(ops, row, bucket, source, error)
             if fault is not None:
-                raise fault from None
+                try:
+                    raise fault from None
+                finally:
+                    del fault  # its traceback has this frame, and so the memory of the read
             is_answered = False
         else:
             bucket.note(1, has_failed=False)
@@ -572,9 +575,9 @@ class ObstoreBackend(BulkBackend):
         try:
             check_version(source, (await obstore.head_async(bucket.store, source.key))["e_tag"])
         except Exception as error:  # noqa: BLE001 - judged by what it says
-            fault = await self._judged(ops, row, bucket, source, error)
-            now = f"unknown ({type(error).__name__})"
-            raise fault or ObjectChangedError(source.path, source.etag, now) from None
+            changed = partial(ObjectChangedError, source.path, source.etag)
+            unknown = f"unknown ({type(error).__name__})"
+            raise await self._judged(ops, row, bucket, source, error) or changed(unknown) from None
 
     def _asker(self) -> Any:
         """Return an instance of the wrapped filesystem that any thread may call."""
@@ -642,7 +645,10 @@ def _raise_again(fault: faults.StoreError | None, verdict: Verdict) -> None:
     """Raise the fault of an op that was refused, and is again, with what the store says now."""
     if fault is not None and verdict.is_throttled:
         fault.verdict = verdict
-        raise fault from None
+        try:
+            raise fault from None
+        finally:
+            del fault  # its traceback has this frame
 
 
 def apart(ops: Ops, rows: Int64Array) -> list[Int64Array]:

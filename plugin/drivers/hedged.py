@@ -27,11 +27,9 @@ async def read_op(backend: AsyncBackend, ops: Ops, row: int) -> None:
     """Read op `row` once; raises what it failed with, whether its backend raised that or stored it."""
     await backend.read(ops, row)
     check_delivery(backend, ops, row)
-    error = ops.errors.get(row)
-    if isinstance(error, Exception):  # any other would end more than this read
-        del ops.errors[row]
+    if isinstance(ops.errors.get(row), Exception):  # any other would end more than this read
         ops.got[row] = NOT_YET
-        raise error
+        raise ops.errors.pop(row)
 
 
 async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:

@@ -21,7 +21,7 @@ import headrace
 from headrace import arenas as arenas_
 from headrace.arenas import Arenas
 from headrace.memory import MAPPED_BYTES
-from headrace.testing import ObjectServer
+from headrace.testing import Fault, ObjectServer
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -115,6 +115,28 @@ def test_a_kept_error_keeps_no_memory_of_its_read(
     assert any(note.startswith("raised in ") for note in error.__notes__)
     with pytest.raises(FileNotFoundError):
         raise error
+
+
+def test_a_read_that_was_refused_twice_keeps_no_memory(
+    arenas: Arenas, scheduled_mode: str, wait_until: Any
+) -> None:
+    """Nor do the errors of the attempts that failed, until a collection."""
+    refusals = [Fault("slow_down")] * 4
+    with ObjectServer() as server:
+        target = fsspec.filesystem("s3", **server.storage_options())
+        server.put("bucket", "there", bytes(SIZE))
+        fs = headrace.wrap(target, scheduler=scheduled_mode, cloud_engine="obstore")
+        assert fs.cat_file("bucket/there", start=0, end=10) == bytes(10)
+        server.script = lambda _request: refusals.pop() if refusals else None
+        gc.collect()
+        gc.disable()
+        try:
+            (whole,) = fs.cat_ranges(["bucket/there"], [0], [SIZE], max_gap=0)
+            assert (whole, refusals) == (bytes(SIZE), [])
+            del whole
+            wait_until(lambda: not arenas.out_bytes)  # a worker may be about to let go of it
+        finally:
+            gc.enable()
 
 
 def batch_of(fs: headrace.HeadraceFileSystem, path: Path, seed: int) -> tuple[Any, list[bytes]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from headrace.backends.abc import AsyncBackend
-from headrace.drivers.hedged import hedged
+from headrace.drivers.hedged import hedged, read_op
 from headrace.drivers.job import Job
-from headrace.types import Ops
+from headrace.types import NOT_YET, Ops
 
 DATA = b"abcdefgh"
 
@@ -99,3 +101,27 @@ def test_how_the_first_request_ends_that_lost_is_nobodys_error() -> None:
     asyncio.run(hedged(cast("AsyncBackend", CutBackend()), cast("Job", job), 0))
     assert job.ops.buffer.tobytes() == DATA
     assert (job.ops.got.tolist(), job.ops.errors) == ([len(DATA)], {})
+
+
+class RefusingBackend:
+    """Notes an error for each op, and keeps none."""
+
+    async def read(self, ops: Ops, row: int) -> None:
+        ops.fail(row, OSError("503"))
+
+
+def test_an_attempt_that_failed_keeps_no_memory() -> None:
+    """Not even until a collection: the read may be tried again, and its memory be wanted by others."""
+    ops = LateJob().ops
+    memory = weakref.ref(ops.buffer)
+    gc.disable()
+    try:
+        try:
+            # Not by a task: that and its error keep each other.
+            read_op(cast("AsyncBackend", RefusingBackend()), ops, 0).send(None)
+        except OSError:
+            assert (ops.got.tolist(), ops.errors) == ([NOT_YET], {})
+        del ops
+        assert memory() is None
+    finally:
+        gc.enable()
