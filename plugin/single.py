@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,14 @@ from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
-from headrace.errors import UnsizedFileError
-from headrace.jobs import Urgency, call_until, check_outcome, hand_over
+from headrace.errors import ReadTimeoutError, UnsizedFileError
+from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, advise_scattered
 from headrace.ranges import Bounds, as_bounds, is_plain, or_error, resolve_bounds
-from headrace.redact import redacted_errors
+from headrace.redact import redact_url, redacted_errors
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -42,10 +41,7 @@ Begun = tuple[Job | bytes, Bounds]
 """A single range whose read has begun, or is over."""
 
 AHEAD = 16
-"""Of many whole files so many times as may be in flight are begun before the first of them is taken.
-
-One that is late holds up none of the others then, unless it takes as long as so many after each other.
-"""
+"""Of many whole files so many times as may be in flight are begun, and not taken yet, at the most."""
 
 LOCAL_BLOCK_BYTES = 128 << 10
 REMOTE_BLOCK_BYTES = 1 << 20
@@ -280,14 +276,23 @@ class SingleReader(QuickReader):
     def _cat_side_by_side(
         self, asked: Sequence[Single | Exception], jobs: set[Job], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
-        """Begin some files ahead of the one that is awaited; `jobs` as for `_end_cat`."""
-        answers, begun = list[bytes | Exception](), deque[Begun | Exception]()
+        """Begin some files ahead of those that are taken; `jobs` as for `_end_cat`."""
+        answers, begun = dict[int, bytes | Exception](), dict[int, Begun | Exception]()
         launch, most = self.channel.driver.launch, AHEAD * self.channel.most_ops
-        for one in asked:
-            begun.append(or_error(self._begin_cat, one, jobs, launch, urgency, options))
-            if len(begun) > most:
-                answers.append(or_error(self._end_cat, begun.popleft(), jobs))
-        return answers + [or_error(self._end_cat, one, jobs) for one in begun]
+
+        def take(row: int) -> None:
+            answers[row] = or_error(self._end_cat, begun.pop(row), jobs)
+
+        for row, one in enumerate(asked):
+            if len(begun) == most:
+                # The first may be late, and when the last is there nothing is under way: one between them.
+                take(list(begun)[most // 2])
+                for there in [row for row, begun_one in begun.items() if _is_there(begun_one)]:
+                    take(there)
+            begun[row] = or_error(self._begin_cat, one, jobs, launch, urgency, options)
+        for row in list(begun):
+            take(row)
+        return [answers[row] for row in range(len(asked))]
 
     def _cat_single(self, single: Single, urgency: Urgency, options: dict[str, Any]) -> bytes:
         return self.cat(*single, urgency, options)
@@ -301,6 +306,9 @@ class SingleReader(QuickReader):
         options: dict[str, Any],
     ) -> Begun:
         path, bounds = single[0], as_bounds(single[1])
+        if left_s(self.until_s) == 0:
+            msg = f"{redact_url(path)}: not begun within {self.channel.settings.timeout_s} s"
+            raise ReadTimeoutError(msg)
         source = self._open_for(path, bounds, options)
         if self._is_nothing(bounds, options) or not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds
@@ -449,6 +457,12 @@ CLIP_ABOVE_BYTES = 64 << 20
 
 CLIP_ASKED_ABOVE_BYTES = (memory_bytes() or 1 << 41) // 2
 """The same where the filesystem has to be asked, which may know an older length: what is meant is the end."""
+
+
+def _is_there(begun: Begun | Exception) -> bool:
+    """Whether there is nothing to wait for."""
+    job = begun[0] if isinstance(begun, tuple) else None
+    return not isinstance(job, Job) or job.request.is_over
 
 
 def split_range(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:

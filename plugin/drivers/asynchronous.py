@@ -294,9 +294,10 @@ class AsyncDriver:
                         await read_op(self.backend, job.ops, row)
             except TimeoutError as error:
                 if limit.expired():
-                    msg = f"{job.request.label}: an attempt took longer than {limit_s} s"
-                    raise ReadTimeoutError(msg) from error
+                    raise _took_longer(job, limit_s) from error
                 raise
+        if limit.expired() and job.ops.errors.pop(row, None) is not None:
+            raise _took_longer(job, limit_s)  # its backend has stored that it was cancelled
 
     async def _hedged(self, job: Job, row: int) -> None:
         began_s = perf_counter()
@@ -333,6 +334,10 @@ class AsyncDriver:
             job.complete_tried(grant, ascending(grant.lo, grant.hi), grant.bytes_left)
         finally:
             self._completer_ident = 0
+
+
+def _took_longer(job: Job, limit_s: float | None) -> ReadTimeoutError:
+    return ReadTimeoutError(f"{job.request.label}: an attempt took longer than {limit_s} s")
 
 
 def _untie(job: Job, task: asyncio.Task[None]) -> None:

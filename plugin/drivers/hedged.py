@@ -25,6 +25,7 @@ LOOK_S = 0.05
 
 async def read_op(backend: AsyncBackend, ops: Ops, row: int) -> None:
     """Read op `row` once; raises what it failed with, whether its backend raised that or stored it."""
+    ops.errors.pop(row, None)  # of an attempt before this one, which raised it besides
     await backend.read(ops, row)
     check_delivery(backend, ops, row)
     if isinstance(ops.errors.get(row), Exception):  # any other would end more than this read

@@ -14,9 +14,8 @@ worker would wait for its own parent when the pool is full.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from headrace.backends.abc import ThreadedBackend
 from headrace.core.request import State
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import Permit, permitted
@@ -27,7 +26,9 @@ from headrace.threads import call_if_free
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
-    from headrace.backends.abc import Backend
+    from collections.abc import Callable
+
+    from headrace.backends.abc import Backend, ThreadedBackend
     from headrace.core.request import Grant, Request
     from headrace.drivers.job import Job
     from headrace.types import Ops
@@ -54,7 +55,7 @@ class ThreadedDriver:
 
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
-        job.request.on_wake = partial(self._wake, job)
+        job.request.on_wake = partial(self._wake, job, _is_in_order(job))
         job.submit()
 
     def run(self, job: Job, timeout_s: float | None = None) -> None:
@@ -83,28 +84,23 @@ class ThreadedDriver:
         """Submit, on the thread that is going to wait."""
         self.launch(job)
 
-    def _wake(self, job: Job, request: Request) -> None:
+    def _wake(self, job: Job, is_in_order: bool, request: Request) -> None:
         """Have what was granted performed."""
-        for _ in range(_wanted(job)):
-            self._workers_of(job).put(partial(self._perform_called, job))
+        perform: Callable[[Job], Any] = self._perform_in_order if is_in_order else self._perform_inbox
+        for _ in range(_wanted(job, is_in_order)):
+            self._workers_of(job).put(partial(perform, job))
         if request.is_over:
             job.notify()
 
-    def _perform_called(self, job: Job) -> None:
-        """Perform what is granted; on a worker."""
-        if job.request.is_over or not _is_in_order(job):
-            self._perform_inbox(job)
-            return
-        try:
-            self._perform_in_order(job)
-        except BaseException:
-            self._wake(job, job.request)  # nobody was called while this one was at it
-            raise
-
     def _perform_in_order(self, job: Job) -> None:
         """Perform what is granted; who finds another at it leaves, and that one looks once more."""
-        while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
-            pass
+        try:
+            while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
+                pass
+        except BaseException as error:
+            # Nobody was called for what was granted meanwhile; now somebody is, to give it back.
+            job.fail(error)
+            raise
 
     def _workers_of(self, job: Job) -> Workers:
         return self._nested_workers if job.request.is_nested else self.workers
@@ -124,19 +120,17 @@ class ThreadedDriver:
 
 def _is_in_order(job: Job) -> bool:
     """Whether one op of a job is to be performed after the other."""
-    backend = job.backend
-    return job.request.n_ops > 1 and isinstance(backend, ThreadedBackend) and backend.reads_in_order(job.ops)
+    backend: ThreadedBackend = job.backend  # type: ignore[assignment]
+    return job.request.n_ops > 1 and backend.reads_in_order(job.ops)
 
 
-def _wanted(job: Job) -> int:
+def _wanted(job: Job, is_in_order: bool) -> int:
     """Count the workers to be called for what is in the inbox."""
     granted = len(job.request.inbox)
-    if job.request.is_nested:
-        granted = min(granted, _MANY_OF_ONE)
-    if granted and _is_in_order(job):
+    if is_in_order and granted and not job.request.is_over:
         is_at_it = job.hands._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001
         return 0 if is_at_it else 1  # this thread goes on with it itself
-    return granted
+    return min(granted, _MANY_OF_ONE) if job.request.is_nested else granted
 
 
 def _perform(job: Job, grant: Grant) -> None:

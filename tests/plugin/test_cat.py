@@ -19,6 +19,7 @@ from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
 from headrace import filesystem, reader, single
+from headrace.errors import ReadTimeoutError
 from headrace.reader import LONG_BYTES
 from headrace.types import Ops
 
@@ -516,28 +517,52 @@ def test_a_whole_file_that_is_late_holds_up_no_other_that_is_awaited(
     assert at_rest(fs)
 
 
-def test_a_whole_file_that_is_late_leaves_the_budget_to_those_behind_it(
+def test_a_whole_file_that_is_late_holds_up_none_of_those_behind_it(
     scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those are there, and not taken yet: they hold what they are, and not what they might have been."""
+    """Those that are there hold what they are, and not what they might have been, and are taken before it."""
     deliver, delivered = Ops.deliver, list[None]()
 
     def counted(self: Ops, row: int, data: Any) -> None:
         deliver(self, row, data)
         delivered.append(None)
-        if len(delivered) == 40:
+        if len(delivered) == 200:
             Late.are_done.set()
 
     monkeypatch.setattr(Late, "are_done", threading.Event())
     monkeypatch.setattr(Ops, "deliver", counted)
     settings = {"max_op_bytes": 1 << 20, "buffer_bytes": 3 << 20, "retries": 0, "io_parallelism": 3}
     fs = headrace.HeadraceFileSystem(fs=Late(), scheduler=scheduled_mode, **settings)
-    paths = ["store/late", *(f"store/other-{number}" for number in range(40))]
+    paths = ["store/late", *(f"store/other-{number}" for number in range(200))]
     assert fs.cat(paths) == {path: path.encode() for path in paths}
     assert at_rest(fs)
 
 
-@pytest.mark.parametrize(("is_async", "most"), [(False, single.AHEAD * 4 + 1), (True, reader.TURNS * 4)])
+def test_no_whole_file_is_begun_when_the_time_of_the_call_is_over(
+    scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are late then, those that were begun and the others."""
+    made, make = list[str](), reader.Reader._whole_job
+
+    async def read(_self: Any, _path: str, **_: Any) -> bytes:
+        await asyncio.sleep(3600)
+        return b""
+
+    def noted(self: Any, source: Any, *args: Any) -> Any:
+        made.append(source.path)
+        return make(self, source, *args)
+
+    monkeypatch.setattr(Late, "_cat_file", read)
+    monkeypatch.setattr(reader.Reader, "_whole_job", noted)
+    settings: dict[str, Any] = {"timeout_s": 0.1, "io_parallelism": 1, "retries": 0}
+    fs = headrace.HeadraceFileSystem(fs=Late(), scheduler=scheduled_mode, **settings)
+    paths = [f"store/{number}" for number in range(3 * single.AHEAD)]
+    found = fs.cat(paths, on_error="return")
+    assert {type(answer) for answer in found.values()} == {ReadTimeoutError}
+    assert made == sorted(paths)[: single.AHEAD]
+
+
+@pytest.mark.parametrize(("is_async", "most"), [(False, single.AHEAD * 4), (True, reader.TURNS * 4)])
 def test_many_whole_files_are_begun_as_others_are_done(
     scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, *, is_async: bool, most: int
 ) -> None:

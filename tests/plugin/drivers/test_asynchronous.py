@@ -82,9 +82,10 @@ def test_an_error_that_cannot_be_printed_is_an_error(mode: str) -> None:
     assert found[1] == DATA[:4]
 
 
+@pytest.mark.parametrize("is_raised", [False, True], ids=["stored", "stored and raised"])
 @pytest.mark.parametrize("mode", ["lite", "standard"])
 def test_what_a_backend_stores_is_tried_again_as_what_it_raises(
-    mode: str, monkeypatch: pytest.MonkeyPatch
+    mode: str, is_raised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
     backend: Any = fs.channel.backend
@@ -93,6 +94,8 @@ def test_what_a_backend_stores_is_tried_again_as_what_it_raises(
     async def failing(ops: Ops, row: int) -> None:
         if failures:
             ops.fail(row, failures.pop())
+            if is_raised:
+                raise ops.errors[row]
         else:
             await read(ops, row)
 
@@ -100,6 +103,30 @@ def test_what_a_backend_stores_is_tried_again_as_what_it_raises(
     monkeypatch.setattr("random.random", lambda: 0.0)  # no wait before another attempt
     assert fs.cat_file("a", start=4, end=8) == DATA[4:8]
     assert not failures
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard"])
+def test_a_time_out_that_a_backend_stores_as_its_cancellation_is_one(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = HeadraceFileSystem(fs=Store(), scheduler=mode, try_timeout_s=0.01)
+    backend: Any = fs.channel.backend
+    asked, read = list[int](), backend.read
+
+    async def hung_once(ops: Ops, row: int) -> None:
+        asked.append(row)
+        if len(asked) > 1:
+            await read(ops, row)
+            return
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            ops.fail(row, error)
+
+    monkeypatch.setattr(backend, "read", hung_once)
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    assert fs.cat_file("a", start=4, end=8) == DATA[4:8]
+    assert asked == [0, 0]
 
 
 @pytest.mark.parametrize("mode", ["lite", "standard"])
