@@ -90,6 +90,13 @@ class ByteBudget:
             self._demand.rank(key, priority)
             self._holds[key] = (nbytes, priority, group, self._demand)
 
+    def shrink(self, key: Hashable, nbytes: int) -> None:
+        """Note that the holder needs no more than so much; nothing where it holds no more."""
+        held, *rest = self._holds.get(key, (0, None, None, self._demand))
+        if nbytes < held:
+            self._holds[key] = (nbytes, *rest)
+            self.reserved_bytes -= held - nbytes
+
     def release(self, key: Hashable) -> int:
         """Give a reservation back; 0 where there is none, so that releasing twice is harmless."""
         nbytes, _, group, ranking = self._holds.pop(key, (0, None, None, self._demand))

@@ -386,11 +386,9 @@ class Scheduler:
 
     def note_length(self, request: Request, nbytes: int) -> None:
         """Note how long the result of a complete request is: what it holds beyond that is others' (I2)."""
-        is_less = request.state is State.COMPLETE and nbytes < request.result_bytes
-        if is_less and self.hub.budget.release(request.seq):
-            # Interrupted here it holds nothing until it is taken: rather too little than for ever.
+        if request.state is State.COMPLETE and nbytes < request.result_bytes:
             request.result_bytes = nbytes
-            self._reserve(request)
+            self.hub.budget.shrink(request.seq, nbytes)
             self.hub.changed()
 
     # -- the ways a request ends

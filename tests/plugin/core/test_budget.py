@@ -92,7 +92,11 @@ def test_derived_numbers_are_derived_again() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["hold", "release", "raise"]), st.integers(0, 4), st.integers(-3, 3)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["hold", "release", "raise", "shrink"]), st.integers(0, 4), st.integers(-3, 3)
+        )
+    )
 )
 def test_against_a_table(events: list[tuple[str, int, int]]) -> None:
     budget, table = ByteBudget(50), dict[int, tuple[int, Priority, bool]]()
@@ -105,6 +109,11 @@ def test_against_a_table(events: list[tuple[str, int, int]]) -> None:
         elif event == "raise" and key in table:
             table[key] = (table[key][0], Priority(value), False)
             budget.reprioritise(key, Priority(value))
+        elif event == "shrink":
+            budget.shrink(key, 8 + value)
+            if key in table:
+                nbytes, *rest = table[key]
+                table[key] = (min(nbytes, 8 + value), *rest)  # type: ignore[assignment]
         budget.validate()
         assert budget.reserved_bytes == sum(nbytes for nbytes, _, _ in table.values())
         assert budget.least_priority() == min((p for _, p, _ in table.values()), default=None)
