@@ -233,13 +233,13 @@ def hand_over(job: Job, plan: Plan | None, delivered: int) -> None:
         return  # another thread has taken it, too, and was first
     if job.engine.is_inside():
         # Of a section, which may be in the middle of anything, or of who only looks: by the next end of one.
-        job.engine.taken.append(partial(_note_taken, job, plan, delivered))
+        job.engine.taken.append(partial(note_taken, job, plan, delivered))
         return
     with job.engine.lock, job.engine:
-        _note_taken(job, plan, delivered)
+        note_taken(job, plan, delivered)
 
 
-def _note_taken(job: Job, plan: Plan | None, delivered: int) -> None:
+def note_taken(job: Job, plan: Plan | None, delivered: int) -> None:
     """Count what was handed over, and release its reservation; in a section."""
     request, counters = job.request, job.engine.hub.counters
     if request.state is State.RETIRED:

@@ -22,7 +22,7 @@ from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import ReadTimeoutError, UnsizedFileError
-from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s
+from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s, note_taken
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
@@ -102,6 +102,7 @@ class SingleReader(QuickReader):
         into = arenas.take(len(out), limit) if is_lent and not self.is_drained else out
         ops = Ops.of([source], split_range(start, len(out), most), into)
         job = self.job(ops, path, len(out), urgency, fails_fast=True)
+        job.taken = _take_filled if len(ops) == 1 else None
         try:
             self.run(job)
             check_outcome(job)
@@ -166,6 +167,7 @@ class SingleReader(QuickReader):
             job.fail(error)
             job.complete(grant, 1, len(out))
             raise
+        job.taken = lambda job: note_taken(job, None, got)
         job.complete(grant, 1, len(out), is_hit=is_hit)
         return got
 
@@ -484,6 +486,11 @@ def bytes_before_the_end(ops: Ops) -> int:
         return int(ops.length.sum())
     first = int(short[0])
     return int(ops.dest[first]) + int(ops.got[first])
+
+
+def _take_filled(job: Job) -> None:
+    """Note that the one op of a job has filled what its consumer gave."""
+    note_taken(job, None, int(job.ops.got[0]))
 
 
 def check_nothing_is_behind(ops: Ops, got: int, path: str) -> None:

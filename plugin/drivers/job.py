@@ -10,6 +10,7 @@ import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from headrace.core.request import State
 from headrace.drivers.waiter import Waiter
 from headrace.types import UNKNOWN_LENGTH
 
@@ -47,6 +48,9 @@ class Job:
         What the last attempt that failed said, secrets and all: in words, as an error would keep its frames.
     lost
         Keeps what tells the engine that nobody holds the read any more, of one that was submitted.
+    taken
+        Called with this in the section in which the request is complete: its consumer waits for it, has the
+        memory already, and need not come back to say that he has taken it.
     under_way
         Grants whose rows were started and are to be finished, on inline backends.
     is_left
@@ -70,6 +74,7 @@ class Job:
         "ops",
         "request",
         "scheduler",
+        "taken",
         "tasks",
         "under_way",
         "waiter",
@@ -95,6 +100,7 @@ class Job:
         self.tasks: set[Any] | None = None
         self.before: Callable[[], object] | None = None
         self.meanwhile: Callable[[int], object] | None = None
+        self.taken: Callable[[Job], object] | None = None
         self.lost: object = None
         self.fault = ""
         self.callbacks: list[Callable[[], object]] = []
@@ -174,6 +180,8 @@ class Job:
                 scheduler.complete(grant, ops, nbytes, now, is_hit=is_hit, is_failed=succeeded == 0)
             if self.ops.whole:
                 scheduler.note_length(self.request, len(self.ops.whole[0]))
+            if self.taken is not None and self.request.state == State.COMPLETE:
+                self.taken(self)
 
     def next_delay(self, attempts: Attempts, row: int, error: BaseException) -> float | None:
         """Tell the core that an attempt at op `row` failed; returns the seconds until the next, or None."""

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from fsspec.asyn import AsyncFileSystem
 
+from headrace.core.hub import Hub
 from headrace.core.request import Grant
 from headrace.drivers.asynchronous import AsyncDriver
 from headrace.drivers.asynchronous_lite import LiteAsyncDriver
+from headrace.drivers.engine import Engine
 from headrace.drivers.job import Job
 from headrace.drivers.loop import LoopThread
 from headrace.errors import ReadTimeoutError
@@ -103,6 +105,28 @@ def test_what_a_backend_stores_is_tried_again_as_what_it_raises(
     monkeypatch.setattr("random.random", lambda: 0.0)  # no wait before another attempt
     assert fs.cat_file("a", start=4, end=8) == DATA[4:8]
     assert not failures
+
+
+@pytest.mark.parametrize("mode", ["lite", "standard"])
+def test_who_waits_for_one_op_need_not_come_back_to_say_that_he_has_it(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is submitted in one section, and complete and taken in another."""
+    fs = HeadraceFileSystem(fs=Store(), scheduler=mode)
+    engine, sections, enter = fs.channel.engine, list[None](), Engine.__enter__
+
+    def counted(self: Engine) -> Hub:
+        if self is engine:
+            sections.append(None)
+        return enter(self)
+
+    fs.cat_file("a", start=0, end=4)  # which makes the scheduler
+    before = engine.hub.counters.requests_consumed
+    monkeypatch.setattr(Engine, "__enter__", counted)
+    assert fs.cat_file("a", start=4, end=8) == DATA[4:8]
+    counters = engine.hub.counters
+    assert (len(sections), counters.requests_consumed - before) == (2, 1)
+    assert not engine.hub.scheduler(fs.channel.backend.device("a")).requests
 
 
 @pytest.mark.parametrize("mode", ["lite", "standard"])
