@@ -49,6 +49,9 @@ LEGAL: dict[State, frozenset[State]] = {
     State.RETIRED: frozenset(),
 }
 
+DONE = (State.COMPLETE, State.RETIRED)
+"""Of such a one nothing is left to perform, or to cancel for who waited for it."""
+
 _LAST_WAITING = int(State.RUNNING)
 """Up to this one a request is still on its way."""
 

@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from headrace.columns import ascending
-from headrace.core.request import State
+from headrace.core.request import DONE
 from headrace.core.retry import Attempts
 from headrace.drivers.hedged import hedged, read_op
 from headrace.drivers.inline import forfeit
@@ -98,7 +98,7 @@ class AsyncDriver:
             self._begin(job)
             self.wait(job, timeout_s)
         finally:
-            if job.request.state is not State.COMPLETE:
+            if job.request.state not in DONE:
                 job.cancel()
                 self._tell_loop()
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from headrace.columns import ascending
-from headrace.core.request import State
+from headrace.core.request import DONE
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, deadline, late, wait_until_over
@@ -147,7 +147,7 @@ class LiteDriver:
             self._perform(job, timeout_s)
         finally:
             job.is_left = True
-            if request.grants or request.state is not State.COMPLETE:
+            if request.grants or request.state not in DONE:
                 abandon(job)
 
     def _perform(self, job: Job, timeout_s: float | None) -> None:
@@ -294,7 +294,7 @@ class LoopDriver:
             self.launch(job)
             wait_until_over(job, timeout_s, revive=partial(self._revive, job))
         finally:
-            if job.request.state is not State.COMPLETE:
+            if job.request.state not in DONE:
                 job.cancel()
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:

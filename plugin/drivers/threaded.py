@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from headrace.core.request import State
+from headrace.core.request import DONE
 from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import Permit, permitted
 from headrace.drivers.waiting import check_caller, wait_until_over
@@ -72,7 +72,7 @@ class ThreadedDriver:
                 self._begin(job, timeout_s)
             self.wait(job, timeout_s)
         finally:
-            if request.state is not State.COMPLETE:
+            if request.state not in DONE:
                 job.cancel()
 
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
