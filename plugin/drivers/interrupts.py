@@ -51,6 +51,9 @@ LOCK_LOOK_S = 0.05
 
 _CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
 
+_WITHIN_ARROW = ("headrace.", "pyarrow.fs", "pyarrow._fs")
+"""Modules that an error passes on its way into Arrow; the last is that of Arrow's own callbacks."""
+
 ECHO_S = 2.0
 """How long after an interrupt that came through Arrow Python's own may be taken for its echo."""
 
@@ -216,7 +219,7 @@ class _Watcher:
 def _has_surfaced(error: BaseException) -> bool:
     """Whether `error` has left Arrow's threads, and not on another thread of Python's."""
     entry = error.__traceback__
-    if entry is None or str(entry.tb_frame.f_globals.get("__name__")).startswith(("headrace.", "pyarrow.fs")):
+    if entry is None or str(entry.tb_frame.f_globals.get("__name__")).startswith(_WITHIN_ARROW):
         return False
     return not any(
         entry.tb_frame is frame

@@ -55,6 +55,20 @@ def test_an_error_is_awaited_until_the_main_thread_is_back(monkeypatch: pytest.M
     assert not watcher.has_delivered()
 
 
+@pytest.mark.parametrize(
+    ("module", "has_surfaced"),
+    [("headrace.file", False), ("pyarrow.fs", False), ("pyarrow._fs", False), ("pyarrow._dataset", True)],
+)
+def test_an_error_surfaces_where_it_has_left_arrow(module: str, has_surfaced: bool) -> None:
+    """What Arrow's callbacks pass it on by is of a module of Arrow's, too."""
+    names: dict[str, Any] = {"__name__": module}
+    exec("def fail():\n    raise KeyboardInterrupt", names)  # noqa: S102 - in a module of that name
+    with pytest.raises(KeyboardInterrupt) as raised:
+        names["fail"]()
+    raised.value.__traceback__ = raised.traceback[-1]._rawentry
+    assert interrupts._has_surfaced(raised.value) is has_surfaced
+
+
 def test_what_a_call_of_arrows_raised_is_on_its_way_until_arrow_returns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
