@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, repeat
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -247,8 +247,8 @@ class Reader(SingleReader):
         """
         if not self.channel.is_by_path:
             return await call_apart(self.cat_many, asked, urgency, options)
-        jobs, answers, left = set[Job](), list[bytes | Exception](), iter(enumerate(asked))
-        answers += repeat(b"", len(asked))
+        jobs, left = set[Job](), iter(enumerate(asked))
+        answers: list[bytes | Exception] = [b""] * len(asked)
 
         async def take_turns() -> None:
             for row, one in left:

@@ -146,7 +146,6 @@ class SingleReader(QuickReader):
             job.submit()
             got = self._fill_in_turn(job, source, start, out)
             check_outcome(job)  # it may have been failed while it was read
-            hand_over(job, None, got)
         finally:
             if job.request.state is not State.RETIRED:
                 job.is_left = True  # nobody else performs what was granted
@@ -279,7 +278,8 @@ class SingleReader(QuickReader):
         self, asked: Sequence[Single | Exception], jobs: set[Job], urgency: Urgency, options: dict[str, Any]
     ) -> list[bytes | Exception]:
         """Begin some files ahead of those that are taken; `jobs` as for `_end_cat`."""
-        answers, begun = dict[int, bytes | Exception](), dict[int, Begun | Exception]()
+        answers: list[bytes | Exception] = [b""] * len(asked)
+        begun: dict[int, Begun | Exception] = {}
         launch, most = self.channel.driver.launch, AHEAD * self.channel.most_ops
 
         def take(row: int) -> None:
@@ -294,7 +294,7 @@ class SingleReader(QuickReader):
             begun[row] = or_error(self._begin_cat, one, jobs, launch, urgency, options)
         for row in list(begun):
             take(row)
-        return [answers[row] for row in range(len(asked))]
+        return answers
 
     def _cat_single(self, single: Single, urgency: Urgency, options: dict[str, Any]) -> bytes:
         return self.cat(*single, urgency, options)
@@ -391,12 +391,12 @@ class SingleReader(QuickReader):
 
         What reads by URL gives all of them to each request.
         """
-        return {name: value for name, value in options.items() if value is not None and self._is_taken(name)}
-
-    def _is_taken(self, name: str) -> bool:
-        method = getattr(self._told, "_cat_file", None)
+        given = {name: value for name, value in options.items() if value is not None}
+        method = getattr(self._told, "_cat_file", None) if given else None
         taken = {} if method is None else inspect.signature(method).parameters
-        return "url" in taken or (name in taken and name not in _SAY_HOW)
+        if "url" in taken:
+            return given
+        return {name: value for name, value in given.items() if name in taken and name not in _SAY_HOW}
 
     @property
     def _told(self) -> Any:
