@@ -189,10 +189,10 @@ class HeadraceFile(io.BufferedIOBase):
 
     def _open_again(self) -> None:
         """Go on in a forked child, where the parent's scheduler, sessions and lock holders are not."""
+        caching = {name: value for name, value in self._given.items() if name != "priority"}
         with _reopening.setdefault(os.getpid(), threading.RLock()):
             if self._pid == os.getpid():
                 return
-            caching = {name: value for name, value in self._given.items() if name != "priority"}
             place = (self.path, self._size, self._reader, self._source)
             self._reader, self._source = self.fs.open_again(*place, caching)
             self._prefetcher = None  # its reads stayed in the parent

@@ -95,12 +95,15 @@ class ThreadedDriver:
     def _perform_in_order(self, job: Job) -> None:
         """Perform what is granted; who finds another at it leaves, and that one looks once more."""
         try:
-            while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
-                pass
+            self._perform_turns(job)
         except BaseException as error:
             # Nobody was called for what was granted meanwhile; now somebody is, to give it back.
             job.fail(error)
             raise
+
+    def _perform_turns(self, job: Job) -> None:
+        while call_if_free(job.hands, self._perform_inbox, job) and job.request.inbox:
+            pass
 
     def _workers_of(self, job: Job) -> Workers:
         return self._nested_workers if job.request.is_nested else self.workers
