@@ -1,1 +1,1 @@
-"""Backends: how ops, once admitted, are performed. One module each; they import only `abc`."""
+"""Backends: how ops, once admitted, are performed. One module each; shared things are in private ones."""

@@ -91,7 +91,7 @@ async def _ask(fs: Any, source: PathSource, start: int | None, end: int | None) 
         is_part = answer.status == _PARTIAL_CONTENT
         if not is_part and (start or (end or 0) < 0):
             raise OSError(errno.EIO, _IGNORED, redact_url(source.path))
-        _check_version(source, answer.headers.get("ETag"))
+        source.meet(answer.headers.get("ETag"))
         return await _part(source, answer, headers) if is_part else (await _beginning(answer, end), None)
 
 
@@ -104,13 +104,6 @@ def _headers(fs: Any, source: PathSource) -> dict[str, str]:
     if source.condition:
         headers["If-Match"] = source.condition
     return headers
-
-
-def _check_version(source: PathSource, found: str | None) -> None:
-    if source.etag is None:
-        source.etag = found
-    elif found != source.etag:
-        raise ObjectChangedError(source.path, source.etag, str(found))
 
 
 def _asked(headers: Mapping[str, str], total: int | None) -> tuple[int | None, int | None]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.backends.abc import take_up
-from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
@@ -53,10 +52,8 @@ def note_answer(source: ObjectSource, meta: Any) -> str | None:
 
 def check_version(source: ObjectSource, etag: str | None) -> None:
     """Have the reads of an open file be of one version: that of its opening, or that the first one met."""
-    if source.is_file and source.etag is None:
-        source.etag = etag
-    if source.etag is not None and etag != source.etag:
-        raise ObjectChangedError(source.path, source.etag, str(etag))
+    if source.is_file or source.etag is not None:
+        source.meet(etag)
 
 
 def range_of(source: ObjectSource) -> tuple[int, int | None] | None:
@@ -142,10 +139,7 @@ def take_chunk(ops: Ops, row: int, source: ObjectSource, chunk: Any, etag: str |
     n = min(len(chunk), length - done)
     ops.buffer[dest + done : dest + done + n] = np.frombuffer(chunk, np.uint8, n)
     progress[row] = done + n
-    if source.etag is None:
-        source.etag = etag
-    elif etag != source.etag:  # another op's, or the rest of this one would be of another version
-        raise ObjectChangedError(source.path, source.etag, str(etag))
+    source.meet(etag)  # another op's, or the rest of this one would be of another version
 
 
 def take(ops: Ops, row: int, source: ObjectSource, answer: Any) -> None:

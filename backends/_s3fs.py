@@ -355,11 +355,7 @@ def _check_answer(source: PathSource, answer: dict[str, Any], *, is_part: bool) 
 
     Returns which part it says it is.
     """
-    found = answer.get("ETag")
-    if source.etag is None:
-        source.etag = found
-    elif found != source.etag:
-        raise ObjectChangedError(source.path, source.etag, str(found))
+    source.meet(answer.get("ETag"))
     if is_part and answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL_CONTENT:
         raise OSError(errno.EIO, "the store ignored the range and sent the whole object", source.path)
     return part_of(answer.get("ContentRange"))

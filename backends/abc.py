@@ -11,7 +11,8 @@ kinds, by how an op of it waits:
 
 Backends are found through the entry-point group ``headrace.backends`` (see `headrace.backends.registry`)
 and import nothing of headrace but this module, `headrace.types` and `headrace.errors` (ours also
-`headrace.threads` and `headrace.redact`). A third party's backend passes `headrace.testing.BackendTests`.
+`headrace.columns`, `headrace.threads` and `headrace.redact`). A third party's passes
+`headrace.testing.BackendTests`.
 
 Errors: an op that fails stores its exception with ``ops.fail(row, error)`` and lets the other rows go on.
 A read past the end of the file is short, not an error, unless the storage says otherwise. Backends do not try
@@ -28,6 +29,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headrace.columns import ascending
+from headrace.errors import ObjectChangedError
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, Verdict
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ __all__ = [
     "PathSource",
     "ThreadedBackend",
     "Verdict",
+    "arguments_by_name",
+    "beneath_folders",
     "bucket_of",
     "kept_in",
     "store_of",
@@ -404,6 +408,19 @@ class PathSource:
     def condition(self) -> str | None:
         """The version for ``If-Match``, if that is sent: a weak one never matches (RFC 9110, 13.1.1)."""
         return None if self.is_compared else self.version
+
+    def meet(self, found: str | None) -> None:
+        """Have all reads be of one version: that of the opening, or else that the first answer is of.
+
+        Raises
+        ------
+        ObjectChangedError
+            `found` is another one.
+        """
+        if self.etag is None:
+            self.etag = found
+        elif found != self.etag:
+            raise ObjectChangedError(self.path, self.etag, str(found))
 
     def limits(self, start: int, length: int) -> tuple[int | None, int | None]:
         """Return start and end as ``cat_file`` takes them."""

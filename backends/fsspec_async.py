@@ -90,7 +90,7 @@ class AsyncFsspecBackend(AsyncBackend):
         if not isinstance(target, AsyncFileSystem) or getattr(target, "is_headrace", False):
             return False
         inner = wrapped_filesystems(target)
-        return all(getattr(fs, "async_impl", False) and fs.async_impl for fs in inner)
+        return all(getattr(fs, "async_impl", False) for fs in inner)
 
     @property
     @override

@@ -22,10 +22,11 @@ import warnings
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from headrace import __version__
+import headrace
 from headrace.redact import redact_text, redact_url, secrets_of
+from headrace.settings import HeadraceWarning, SchedulerMode, SettingsError
 from headrace.timeline import NO_PLOTS
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from headrace._scan import Progress, ScanReport, ScanRequest
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-_MODES = ("auto", "lite", "standard", "off")
+_MODES = get_args(SchedulerMode)
 _FORMATS = ("parquet", "csv", "ipc", "orc")
 _TRACES = (".png", ".json")
 _LONGEST_ERROR_CHARS = 600
@@ -107,8 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Have headrace's own warnings told in one line, as errors are, without a place in its code."""
-    from headrace.settings import HeadraceWarning  # noqa: PLC0415
-
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -155,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Dataset reads behind one priority I/O scheduler.",
         epilog="Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {headrace.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_scan(commands)
     _add_doctor(commands)
@@ -279,7 +278,6 @@ def _storage_option(pair: str) -> tuple[str, Any]:
 
 def _run_scan(arguments: argparse.Namespace) -> int:
     from headrace._scan import ScanRequestError, scan  # noqa: PLC0415
-    from headrace.settings import SettingsError  # noqa: PLC0415
 
     request = _scan_request(arguments)
     try:
@@ -316,8 +314,6 @@ def _tracing(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    import headrace  # noqa: PLC0415
-
     with headrace.trace() as timeline:
         yield
     if path.suffix == ".png":
@@ -398,7 +394,6 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     from headrace.demo import DEFAULT_ROWS, render, run_demo  # noqa: PLC0415
-    from headrace.settings import SettingsError  # noqa: PLC0415
 
     if arguments.directory is not None and not arguments.directory.is_dir():
         raise UsageError(f"there is no folder {str(arguments.directory)!r}")

@@ -34,10 +34,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from fsspec.core import url_to_fs
+
 from headrace.backends import registry
 from headrace.backends.uring import UringBackend
 from headrace.dask_config import read_dask_config
 from headrace.errors import BackendError
+from headrace.filesystem import wrap
 from headrace.limits import memory_bytes, soft_limit
 from headrace.redact import redact_text, redact_url, secrets_of
 from headrace.settings import (
@@ -426,9 +429,6 @@ def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) 
     Exception
         Whatever the filesystem raises: no such protocol, no such file, no permission.
     """
-    # Imported here: the doctor works without.
-    url_to_fs = importlib.import_module("fsspec.core").url_to_fs
-    wrap = importlib.import_module("headrace.filesystem").wrap
     target, path = url_to_fs(_plain(url), **(storage_options or {}))
     fs = wrap(target)
     info = fs.info(path)

@@ -29,6 +29,7 @@ from fsspec.utils import tokenize
 from typing_extensions import override
 
 from headrace import ambient, lifecycle
+from headrace.backends import _s3fs
 from headrace.backends._http import is_http
 from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
@@ -58,6 +59,7 @@ from headrace.reader import Reader
 from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
 from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
+from headrace.stats import Stats, snapshot
 from headrace.target import NOT_KEPT, KeptAsTarget, make_target
 from headrace.types import Priority
 
@@ -66,7 +68,6 @@ if TYPE_CHECKING:
 
     from headrace.batch import RangeBatch
     from headrace.ranges import AnyPath, Asked, Single
-    from headrace.stats import Stats
 
 _OF_ASYNC = frozenset({"asynchronous", "batch_size", "loop"})
 """Options of every async filesystem, and so of ours."""
@@ -200,11 +201,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """Return the same for a read by path: to s3fs a slash at the end is then part of a name."""
         own = self._own_path(path)
         found = self.target._strip_protocol(own)  # noqa: SLF001
-        if own[-1:] == "/" and "/" in found:
-            from headrace.backends import _s3fs  # noqa: PLC0415 - seldom wanted
-
-            if _s3fs.is_s3fs(self.target):
-                return found + own[len(own.rstrip("/")) :]
+        if own[-1:] == "/" and "/" in found and _s3fs.is_s3fs(self.target):
+            return found + own[len(own.rstrip("/")) :]
         return found
 
     def with_priority(self, base: int) -> HeadraceFileSystem:
@@ -297,8 +295,6 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     def stats(self) -> Stats:
         """Return a snapshot of this filesystem's engine: counters, limits and what is in flight."""
-        from headrace.stats import snapshot  # noqa: PLC0415
-
         return snapshot(self.channel)
 
     @override

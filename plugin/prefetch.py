@@ -254,7 +254,7 @@ class Piece:
     def let_go(self) -> None:
         """Free the memory of what was dropped; under the engine's lock."""
         job = self._job
-        if job is not None and job.request.state not in (State.QUEUED, State.RUNNING, State.COMPLETE):
+        if job is not None and not job.request.is_wanted:
             self._job = None
 
     def __del__(self) -> None:

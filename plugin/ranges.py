@@ -240,7 +240,7 @@ class Asked:
     bounds: tuple[Sequence[int | None], Sequence[int | None]]
     plain: Ranges
     rows: list[int] | None
-    normalise: Callable[[str], str] = str
+    normalise: Callable[[str], str]
 
     @property
     def has_odd_bounds(self) -> bool:

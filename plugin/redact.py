@@ -29,7 +29,17 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final
 from urllib.parse import quote, quote_plus, unquote_plus
 
-__all__ = ["MASK", "is_secret_name", "redact", "redact_text", "redact_url", "secrets_of"]
+__all__ = [
+    "MASK",
+    "is_secret_name",
+    "redact",
+    "redact_error",
+    "redact_text",
+    "redact_url",
+    "redacted_answers",
+    "redacted_errors",
+    "secrets_of",
+]
 
 MASK: Final = "***"
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import os
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler import Scheduler
     from headrace.settings import Settings
 
-Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver | BulkDriver
+Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver
 
 QUICK_BYTES = 64 << 10
 """Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""
@@ -218,7 +217,6 @@ class Runtime:
     """Everything of headrace that a process has once."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self._lock = threading.RLock()
         self._engines: dict[tuple[int, int], Engine] = {}
         self._channels: weakref.WeakValueDictionary[tuple[Any, ...], Channel] = weakref.WeakValueDictionary()

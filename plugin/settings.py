@@ -1,7 +1,7 @@
 """The settings of headrace: where they come from, what they may be, which one wins.
 
-Owns the frozen `Settings` record, the table `SPECS` of everything that can be set, and the
-process's snapshot of its surroundings.  Resolution, for every setting on its own:
+Owns the frozen `Settings` record, which says of each what it is and may be (as a table: `SPECS`), and
+the process's snapshot of its surroundings.  Resolution, for every setting on its own:
 
 1. ``HEADRACE_SCHEDULER=off`` in the environment: the production kill switch beats everything.
 2. A constructor option of `HeadraceFileSystem`.
@@ -30,7 +30,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast, get_args
 
 from headrace import parsing
@@ -59,6 +59,20 @@ class HeadraceWarning(UserWarning):
     """Something about the surroundings of headrace is probably not what was meant."""
 
 
+_FLAG: Final = "0 or 1 (also false/true, no/yes, off/on)"
+_SIZE: Final = "a size in bytes such as 67108864, 64MiB or 1e6"
+_SECONDS: Final = "a finite number of seconds above 0, such as 30 or 2.5"
+
+
+def _may_be(parse: Callable[[object], object], allowed: str) -> dict[str, Any]:
+    return {"parse": parse, "allowed": allowed}
+
+
+def _one_of(kind: object) -> dict[str, Any]:
+    names = get_args(kind)
+    return _may_be(parsing.choice(names), ", ".join(names))
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, validated; hashable and picklable.
@@ -66,49 +80,65 @@ class Settings:
     Where None is allowed it leaves the choice to the backend or engine that is used.
     """
 
-    scheduler: SchedulerMode = "auto"
+    scheduler: SchedulerMode = field(default="auto", metadata=_one_of(SchedulerMode))
     """Who drives the I/O."""
-    serialize: bool = False
+    serialize: bool = field(default=False, metadata=_may_be(parsing.flag, _FLAG))
     """One op at a time in priority order, in any mode: for debugging."""
-    local_backend: LocalBackendName = "auto"
-    cloud_engine: CloudEngine = "auto"
-    io_parallelism: int | None = None
+    local_backend: LocalBackendName = field(default="auto", metadata=_one_of(LocalBackendName))
+    cloud_engine: CloudEngine = field(default="auto", metadata=_one_of(CloudEngine))
+    io_parallelism: int | None = field(
+        default=None, metadata=_may_be(parsing.count(1), "a whole number, at least 1")
+    )
     """Ops in flight per scheduler, at least 1."""
-    process_io_limit: int = 0
+    process_io_limit: int = field(
+        default=0, metadata=_may_be(parsing.count(0), "a whole number; 0 is no limit")
+    )
     """Ops in flight over the whole process; 0: no limit."""
-    buffer_bytes: int = 512 * 2**20
+    buffer_bytes: int = field(
+        default=512 * 2**20, metadata=_may_be(parsing.size(0), f"{_SIZE}; 0 is no limit")
+    )
     """The byte budget of the process; 0: no limit."""
-    max_gap_bytes: int | None = None
+    max_gap_bytes: int | None = field(default=None, metadata=_may_be(parsing.size(0), f"{_SIZE}, at least 0"))
     """The widest gap that is read through when ranges coalesce."""
-    max_op_bytes: int | None = None
+    max_op_bytes: int | None = field(default=None, metadata=_may_be(parsing.size(1), f"{_SIZE}, at least 1"))
     """The largest op; longer reads are split."""
-    prefetch: PrefetchMode = "auto"
-    uring_queue_depth: int | None = None
-    uring_direct: bool = False
+    prefetch: PrefetchMode = field(default="auto", metadata=_one_of(PrefetchMode))
+    uring_queue_depth: int | None = field(
+        default=None, metadata=_may_be(parsing.count(1, _MAX_RING_ENTRIES), "a whole number, 1 to 32768")
+    )
+    uring_direct: bool = field(default=False, metadata=_may_be(parsing.flag, _FLAG))
     """Read around the page cache (``O_DIRECT``)."""
-    retries: int | None = None
+    retries: int | None = field(
+        default=None, metadata=_may_be(parsing.count(0), "a whole number, at least 0")
+    )
     """Attempts after the first one."""
-    timeout_s: float | None = None
+    timeout_s: float | None = field(default=None, metadata=_may_be(parsing.seconds, _SECONDS))
     """Seconds that a caller waits for a read; None: as long as it takes."""
-    try_timeout_s: float | None = None
+    try_timeout_s: float | None = field(default=None, metadata=_may_be(parsing.seconds, _SECONDS))
     """Seconds for one attempt of an op at a store."""
-    hedge: float = 0.0
+    hedge: float = field(
+        default=0.0, metadata=_may_be(parsing.share, "0, 1, or the share of second requests, up to 0.5")
+    )
     """Second requests for late ops, for each op of a store; 0: none."""
-    switch_interval_s: float = 0.001
+    switch_interval_s: float = field(
+        default=0.001,
+        metadata=_may_be(parsing.interval, "a number of seconds from 0.00001 to 1; 0 for Python's own"),
+    )
     """Seconds of a Python thread's turn while reads are under way; 0: as long as the program has it."""
-    log: str | None = None
+    log: str | None = field(default=None, metadata=_may_be(parsing.level, ", ".join(parsing.LEVELS)))
     """Level of the logger "headrace"; None: left to the application."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingSpec:
-    """How one setting is named and parsed.
+    """How one setting is named and parsed, and what it is where nobody set it.
 
     `parse` maps a raw value to the field's value, and raises ValueError, TypeError, OverflowError
     or KeyError; `allowed` completes the sentence "allowed: ...".
     """
 
     name: str
+    default: object
     parse: Callable[[object], object]
     allowed: str
 
@@ -135,35 +165,8 @@ class SettingRow:
     source: str
 
 
-def _one_of(name: str, kind: object) -> SettingSpec:
-    names = get_args(kind)
-    return SettingSpec(name, parsing.choice(names), ", ".join(names))
-
-
-_FLAG: Final = "0 or 1 (also false/true, no/yes, off/on)"
-_SIZE: Final = "a size in bytes such as 67108864, 64MiB or 1e6"
-
-SPECS: Final[tuple[SettingSpec, ...]] = (
-    _one_of("scheduler", SchedulerMode),
-    SettingSpec("serialize", parsing.flag, _FLAG),
-    _one_of("local_backend", LocalBackendName),
-    _one_of("cloud_engine", CloudEngine),
-    SettingSpec("io_parallelism", parsing.count(1), "a whole number, at least 1"),
-    SettingSpec("process_io_limit", parsing.count(0), "a whole number; 0 is no limit"),
-    SettingSpec("buffer_bytes", parsing.size(0), f"{_SIZE}; 0 is no limit"),
-    SettingSpec("max_gap_bytes", parsing.size(0), f"{_SIZE}, at least 0"),
-    SettingSpec("max_op_bytes", parsing.size(1), f"{_SIZE}, at least 1"),
-    _one_of("prefetch", PrefetchMode),
-    SettingSpec("uring_queue_depth", parsing.count(1, _MAX_RING_ENTRIES), "a whole number, 1 to 32768"),
-    SettingSpec("uring_direct", parsing.flag, _FLAG),
-    SettingSpec("retries", parsing.count(0), "a whole number, at least 0"),
-    SettingSpec("timeout_s", parsing.seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
-    SettingSpec("try_timeout_s", parsing.seconds, "a finite number of seconds above 0, such as 30 or 2.5"),
-    SettingSpec("hedge", parsing.share, "0, 1, or the share of second requests, up to 0.5"),
-    SettingSpec(
-        "switch_interval_s", parsing.interval, "a number of seconds from 0.00001 to 1; 0 for Python's own"
-    ),
-    SettingSpec("log", parsing.level, ", ".join(parsing.LEVELS)),
+SPECS: Final[tuple[SettingSpec, ...]] = tuple(
+    SettingSpec(one.name, one.default, **one.metadata) for one in dataclasses.fields(Settings)
 )
 
 _MISSPELT = 0.8
@@ -174,8 +177,6 @@ _LIKE = 0.5
 
 OPTION_NAMES: Final[frozenset[str]] = frozenset(spec.name for spec in SPECS)
 """Constructor options that are headrace's own; all others belong to the wrapped filesystem."""
-
-_DEFAULTS: Final = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
 def load_settings(
@@ -351,7 +352,7 @@ def _resolve_one(
     constructor, environment, dask = candidates
     if spec.name == "scheduler" and environment is not None and environment.value == "off":
         return environment  # the kill switch
-    default = SettingRow(spec.name, _DEFAULTS[spec.name], "default")
+    default = SettingRow(spec.name, spec.default, "default")
     return constructor or environment or dask or default
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.arenas import arenas
+from headrace.backends import _s3fs
 from headrace.backends.abc import InlineBackend, PathSource, ThreadedBackend, beneath_folders
 from headrace.columns import ZERO
 from headrace.core.request import State
@@ -415,8 +416,6 @@ class SingleReader(QuickReader):
         payer = options.get("requester_pays")
         if payer is None:
             return True
-        from headrace.backends import _s3fs  # noqa: PLC0415 - seldom wanted
-
         return not _s3fs.is_s3fs(self._told) or bool(payer) == bool(self._told.requester_pays)
 
     @property

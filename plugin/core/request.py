@@ -209,6 +209,11 @@ class Request:
         self.inbox: list[Grant] = []  # a deque takes 760 bytes while it is empty
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether it has not ended: somebody waits for it, or will take what it has."""
+        return self.state <= State.COMPLETE
+
+    @property
     def is_waiting(self) -> bool:
         """Whether it has ops which may be admitted now.
 

@@ -5,7 +5,7 @@ One call of `admit_one`:
 1. take the head of the queue (demand before speculation, `core.queue` decides the order, I4);
 2. reserve its whole result unless it has its reservation already (I2, `core.admission`);
 3. grant the slice of its ops for which there is room (I1, `core.room`): one `cumsum` made at submission and
-   one `searchsorted` here, so the cost is per slice and not per op;
+   one `bisect_right` here, so the cost is per slice and not per op;
 4. the hub calls again: a more urgent request that arrived meanwhile goes next.
 
 A page-cache hit is refunded: its completion frees the window and tells the controller nothing.
@@ -353,7 +353,7 @@ class Scheduler:
             Somebody still waits for the request. Nothing is changed.
         """
         if not grant.request.is_over:
-            msg = f"{grant!r} cannot be forfeited: its request is {grant.request.state.value}"
+            msg = f"{grant!r} cannot be forfeited: its request is {grant.request.state.name.lower()}"
             raise IllegalTransitionError(msg)
         self._give_back(grant, grant.ops_left, grant.bytes_left)
         self._after(grant.request)
@@ -408,7 +408,7 @@ class Scheduler:
 
     def cancel(self, request: Request, error: BaseException | None = None) -> None:
         """End it because nobody wants it: cancelled, dropped, collected or closed (I3)."""
-        if request.state in (State.QUEUED, State.RUNNING, State.COMPLETE):
+        if request.is_wanted:
             request.error = request.error or error
             self._end(request, State.CANCELLED)
 
@@ -430,7 +430,7 @@ class Scheduler:
 
     def _drain(self, request: Request) -> None:
         """Retire an ended request once nothing of it is in flight any more (I3, I9)."""
-        if request.grants or request.state in (State.QUEUED, State.RUNNING, State.COMPLETE):
+        if request.grants or request.is_wanted:
             return
         if request.state is not State.RETIRED:
             self.hub.counters.bytes_abandoned += request.bytes_between(0, request.next_op)

@@ -18,7 +18,6 @@ import os
 import threading
 from collections import deque
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 from headrace.columns import ascending
@@ -283,26 +282,23 @@ class AsyncDriver:
 
     async def _try(self, job: Job, row: int) -> None:
         # A whole file of unknown length may take as long as it takes: its client sees to stalls.
-        limit_s = None if job.ops.length[row] == UNKNOWN_LENGTH else self.try_timeout_s
+        is_whole = job.ops.length[row] == UNKNOWN_LENGTH
+        limit_s = None if is_whole else self.try_timeout_s
+        hedge = None if is_whole else job.scheduler.hedge
         limit = asyncio.timeout(limit_s)
         with permitted(permit_of(job, row)):
             try:
                 async with limit:
-                    if job.is_hedged(row):
-                        await self._hedged(job, row)
-                    else:
+                    if hedge is None:
                         await read_op(self.backend, job.ops, row)
+                    else:
+                        await hedged(self.backend, job, row, hedge)
             except TimeoutError as error:
                 if limit.expired():
                     raise _took_longer(job, limit_s) from error
                 raise
         if limit.expired() and job.ops.errors.pop(row, None) is not None:
             raise _took_longer(job, limit_s)  # its backend has stored that it was cancelled
-
-    async def _hedged(self, job: Job, row: int) -> None:
-        began_s = perf_counter()
-        await hedged(self.backend, job, row)
-        job.note_latency(int(job.ops.length[row]), perf_counter() - began_s)
 
     def _ended(self, job: Job, grant: Grant, is_again: bool, task: asyncio.Task[None]) -> None:
         """Complete a grant whose task was cancelled, perhaps before it began, or broke down.

@@ -16,6 +16,7 @@ from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
     from headrace.backends.abc import AsyncBackend
+    from headrace.core.hedge import Hedge
     from headrace.drivers.job import Job
     from headrace.types import Ops
 
@@ -33,37 +34,37 @@ async def read_op(backend: AsyncBackend, ops: Ops, row: int) -> None:
         raise ops.errors.pop(row)
 
 
-async def hedged(backend: AsyncBackend, job: Job, row: int) -> None:
+async def hedged(backend: AsyncBackend, job: Job, row: int, hedge: Hedge) -> None:
     """Read op `row`, by two requests where it is late and the budget allows it."""
-    ops = job.ops
+    ops, length, began_s = job.ops, int(job.ops.length[row]), perf_counter()
+    twin = None
     first = asyncio.ensure_future(read_op(backend, ops, row))
     reads: list[asyncio.Future[None]] = [first]
     try:
-        if not await _is_late(first, job, int(ops.length[row])):
-            await first
-            return
-        twin = ops.alone(row)
-        reads.append(asyncio.ensure_future(read_op(backend, twin, 0)))
-        if await _winner(reads) is first:
-            return
+        if await _is_late(first, job, hedge, length):
+            twin = ops.alone(row)
+            reads.append(asyncio.ensure_future(read_op(backend, twin, 0)))
+        winner = await _winner(reads)
     finally:
         for read in reads:
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
-    ops.take(row, twin)
+    if twin is not None and winner is not first:
+        ops.take(row, twin)
+    job.ask(hedge.note, length, perf_counter() - began_s)
 
 
-async def _is_late(first: asyncio.Future[None], job: Job, length: int) -> bool:
+async def _is_late(first: asyncio.Future[None], job: Job, hedge: Hedge, length: int) -> bool:
     """Wait until the op is done, or to be asked for again.
 
     When a store's first ops begin, it is not known what is late, and the budget for second requests is empty.
     """
     began_s = perf_counter()
     while not first.done():
-        delay_s = job.hedge_delay_s(length)
+        delay_s = job.ask(hedge.delay_s, length)
         left_s = LOOK_S if delay_s is None else began_s + delay_s - perf_counter()
         if left_s <= 0:
-            if job.may_hedge():
+            if job.ask(hedge.may_send):
                 return True
             left_s = LOOK_S
         await asyncio.wait([first], timeout=left_s)

@@ -50,6 +50,7 @@ LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came."""
 
 _CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
+"""Modules of what Arrow calls: `open`, `info`, `find`, reads of files. Where they move to is named here."""
 
 _WITHIN_ARROW = ("headrace.", "pyarrow.fs", "pyarrow._fs")
 """Modules that an error passes on its way into Arrow; the last is that of Arrow's own callbacks."""

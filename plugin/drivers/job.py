@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.core.request import State
 from headrace.drivers.waiter import Waiter
-from headrace.types import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,27 +193,7 @@ class Job:
                 scheduler.room.note_throttled(perf_counter(), is_late=verdict.is_late)
             return scheduler.retries.next_delay(attempts.in_vain, verdict, random.random())  # noqa: S311
 
-    def is_hedged(self, row: int) -> bool:
-        """Whether op `row` may be asked for twice, should it be late."""
-        return self.scheduler.hedge is not None and int(self.ops.length[row]) != UNKNOWN_LENGTH
-
-    def hedge_delay_s(self, length: int) -> float | None:
-        """Return after how long an op is late; None while that is not known."""
-        hedge = self.scheduler.hedge
-        return None if hedge is None else self._ask(hedge.delay_s, length)
-
-    def may_hedge(self) -> bool:
-        """Say whether the store's budget allows a second request now."""
-        hedge = self.scheduler.hedge
-        return hedge is not None and self._ask(hedge.may_send)
-
-    def note_latency(self, length: int, latency_s: float) -> None:
-        """Tell the core how long an op took."""
-        hedge = self.scheduler.hedge
-        if hedge is not None:
-            self._ask(hedge.note, length, latency_s)
-
-    def _ask(self, function: Callable[..., T], *args: Any) -> T:
+    def ask(self, function: Callable[..., T], *args: Any) -> T:
         """Call what concerns no request, and owes nothing to a section's end."""
         try:
             with self.engine.lock:

@@ -19,6 +19,8 @@ from headrace.drivers.job import Job
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from headrace.core.hedge import Hedge
+
 WAIT_S = 10.0
 
 
@@ -157,10 +159,15 @@ class AskedHedge:
         self._come()
 
 
+def hedge_of(job: Job) -> Hedge:
+    assert job.scheduler.hedge is not None
+    return job.scheduler.hedge
+
+
 ASK: dict[str, Callable[[Job], object]] = {
-    "when": lambda job: job.hedge_delay_s(1),
-    "whether": lambda job: job.may_hedge(),
-    "afterwards": lambda job: job.note_latency(1, 0.1),
+    "when": lambda job: job.ask(hedge_of(job).delay_s, 1),
+    "whether": lambda job: job.ask(hedge_of(job).may_send),
+    "afterwards": lambda job: job.ask(hedge_of(job).note, 1, 0.1),
 }
 
 

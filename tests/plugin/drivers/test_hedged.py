@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
 from headrace.backends.abc import AsyncBackend
+from headrace.core.hedge import Hedge
 from headrace.drivers.hedged import hedged, read_op
 from headrace.drivers.job import Job
 from headrace.types import NOT_YET, Ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DATA = b"abcdefgh"
 
@@ -25,10 +29,19 @@ class LateJob:
         zero = np.zeros(1, np.int64)
         self.ops = Ops.of(["path"], (zero, zero, zero + len(DATA), zero), np.zeros(len(DATA), np.uint8))
 
-    def hedge_delay_s(self, _length: int) -> float:
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+
+class Always(Hedge):
+    """Each op is late at once, and may be asked for again."""
+
+    __slots__ = ()
+
+    def delay_s(self, _length: int) -> float:
         return 0.0
 
-    def may_hedge(self) -> bool:
+    def may_send(self) -> bool:
         return True
 
 
@@ -59,7 +72,7 @@ def read(failure: BaseException | None, *, fails: bool = False) -> Ops:
     async def race() -> Ops:
         job: Any = LateJob()
         backend = FailingBackend(failure, fails=fails)
-        await hedged(cast("AsyncBackend", backend), cast("Job", job), 0)
+        await hedged(cast("AsyncBackend", backend), cast("Job", job), 0, Always())
         assert backend.asked == 2
         return cast("Ops", job.ops)
 
@@ -98,7 +111,7 @@ class CutBackend:
 
 def test_how_the_first_request_ends_that_lost_is_nobodys_error() -> None:
     job: Any = LateJob()
-    asyncio.run(hedged(cast("AsyncBackend", CutBackend()), cast("Job", job), 0))
+    asyncio.run(hedged(cast("AsyncBackend", CutBackend()), cast("Job", job), 0, Always()))
     assert job.ops.buffer.tobytes() == DATA
     assert (job.ops.got.tolist(), job.ops.errors) == ([len(DATA)], {})
 
