@@ -17,6 +17,7 @@ from headrace.arenas import arenas
 from headrace.backends import _s3fs
 from headrace.backends.abc import InlineBackend, PathSource, ThreadedBackend, beneath_folders
 from headrace.columns import ZERO
+from headrace.core.plan import cut
 from headrace.core.request import State
 from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
@@ -467,13 +468,10 @@ def _is_there(begun: Begun | Exception) -> bool:
 
 
 def split_range(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, ...]:
-    """Cut one range into the columns ``(file, start, length, dest)`` of its ops."""
+    """Cut one range into the columns ``(file, start, length, dest)`` of its ops; of nothing one is left."""
     if length <= max_op_bytes:
         return ZERO, np.array([start]), np.array([length]), ZERO
-    dest = np.arange(0, length, max_op_bytes, dtype=np.int64)
-    lengths = np.full(len(dest), max_op_bytes, np.int64)
-    lengths[-1] = length - dest[-1]
-    return np.zeros(len(dest), np.int64), dest + start, lengths, dest
+    return cut(start, length, max_op_bytes)
 
 
 def bytes_before_the_end(ops: Ops) -> int:

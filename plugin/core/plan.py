@@ -185,14 +185,18 @@ def plan_one(file: int, start: int, length: int, max_op_bytes: int) -> Plan:
     if 0 < length <= max_op_bytes:
         ops, count = (range_file, range_start, range_length, ZERO), _ONE
     else:
-        # Not arange with a step: it counts in floats, and loses the last op of a huge range.
-        count = -(-range_length // max_op_bytes)
-        dest = np.arange(count[0], dtype=np.int64) * max_op_bytes
-        op_length = np.minimum(length - dest, max_op_bytes)
-        ops = (np.broadcast_to(range_file, dest.size), dest + start, op_length, dest)
+        op_file, op_start, op_length, op_dest = cut(start, length, max_op_bytes)
+        ops, count = (op_file + file, op_start, op_length, op_dest), np.array([op_file.size])
     # Positional, in the order of the fields: this is the path of every single small read.
     asked = (ZERO, range_length, range_file, range_start, ZERO, count)
     return Plan(*ops, length, *asked, True, 0, 0)  # noqa: FBT003
+
+
+def cut(start: int, length: int, max_op_bytes: int) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
+    """Cut one range of the first file into the columns ``(file, start, length, dest)`` of its ops."""
+    # Not arange with a step: it counts in floats, and loses the last op of a huge range.
+    dest = np.arange(-(-length // max_op_bytes), dtype=np.int64) * max_op_bytes
+    return np.zeros(dest.size, np.int64), dest + start, np.minimum(length - dest, max_op_bytes), dest
 
 
 def _check_one(file: int, start: int, length: int, max_op_bytes: int) -> None:
