@@ -10,9 +10,12 @@ was fastest for it here:
   bulk `get_ranges`; 12 threads with bulk calls, 10 ranges in each; and 64 coroutines.
 
 headrace reads single ranges with `max_gap_bytes=0`, so that it sends a request for each as the others do;
-datasets it reads as it comes. By path it takes each range from whatever version the object then has, as the
-peers do; an open file's ranges are checked to be of one version, so what that costs stands beside ("open
-files").
+datasets it reads as it comes.
+
+*Versions.* An open file's ranges are checked to be of one version ("open files"), and so are those of one
+call on the s3fs engine. By path the native engine takes each range from whatever version the object then has,
+as the peers do. What its check costs is told by the same calls of the same open files without it ("open
+files, unchecked").
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +80,21 @@ class Clients:
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
-    def checked(self) -> dict[str, HeadraceFileSystem]:
-        """The filesystems of headrace that also read through open files, which have one version."""
-        return {f"{name}, open files": fs for name, fs in self.headrace.items() if "," not in name}
+    def as_it_comes(self) -> dict[str, HeadraceFileSystem]:
+        """One filesystem of headrace for each engine, in the mode that it prefers."""
+        return {name: fs for name, fs in self.headrace.items() if "," not in name}
+
+    @property
+    def openers(self) -> dict[str, Callable[[str], Any]]:
+        """What opens the files that are also read, by name: with versions checked, and without."""
+        found: dict[str, Callable[[str], Any]] = {
+            f"{name}, open files": partial(fs.open, cache_type="none")
+            for name, fs in self.as_it_comes.items()
+        }
+        native = "headrace obstore"
+        if native in self.as_it_comes:
+            found[f"{native}, open files, unchecked"] = partial(open_unchecked, self.as_it_comes[native])
+        return found
 
 
 def make_clients(endpoint: str, bucket: str, name: str) -> Clients:
@@ -143,6 +159,16 @@ def _arrow(endpoint: str, connections: int) -> pyarrow.fs.S3FileSystem:
         pa.set_io_thread_count(before)
 
 
+def open_unchecked(fs: HeadraceFileSystem, path: str) -> Any:
+    """Open a file whose reads are of no one version, as those by path are.
+
+    No setting of headrace does that: with s3fs's `local_expiry_check` the answers are compared.
+    """
+    file = fs.open(path, cache_type="none")
+    file._source = file._reader.channel.backend.open(file.path)  # noqa: SLF001
+    return file
+
+
 # -- many ranges at once
 
 
@@ -151,9 +177,10 @@ def rate_contenders(clients: Clients, name: str, nbytes: int, slow_share: float)
     path = f"{clients.bucket}/{name}"
     for label, fs in {**clients.headrace, **clients.fsspec}.items():
         yield limited(label, _cat_ranges(fs, path, nbytes), slow_share if is_slow(label) else 1.0)
-    for label, fs in clients.checked.items():
+    for label, open_file in clients.openers.items():
         # As much as pyarrow's threads do: of fewer reads each thread would make one, its first.
-        yield _open_files(label, fs, path, nbytes, slow_share if is_slow(label) else 1.0)
+        share = slow_share if is_slow(label) else 1.0
+        yield _open_files(label, partial(open_file, path), nbytes, share)
     for label, (fs, threads) in clients.arrow.items():
         yield _arrow_threads(label, fs.open_input_file(path), nbytes, threads)
     yield limited("obstore get_ranges", _get_ranges(clients.store, name, nbytes), slow_share)
@@ -219,13 +246,13 @@ def _obstore_coroutines(store: Any, name: str, nbytes: int) -> Contender:
     )
 
 
-def _open_files(label: str, fs: HeadraceFileSystem, path: str, nbytes: int, share: float) -> Contender:
+def _open_files(label: str, open_file: Callable[[], Any], nbytes: int, share: float) -> Contender:
     """Read from 64 threads, each with a file of its own."""
     mine = threading.local()
 
     def read(start: int) -> bytes:
         if not hasattr(mine, "file"):
-            mine.file = fs.open(path, cache_type="none")
+            mine.file = open_file()
         found: bytes = _seek_and_read(mine.file, nbytes)(start)
         return found
 
@@ -273,10 +300,10 @@ def _threads(
 def single_contenders(clients: Clients, name: str, nbytes: int) -> Iterator[Contender]:
     """Read one range after another, each measured."""
     path = f"{clients.bucket}/{name}"
-    for label, fs in clients.checked.items():
-        file = fs.open(path, cache_type="none")
+    for label, open_file in clients.openers.items():
+        file = open_file(path)
         yield Contender(label, _each(_seek_and_read(file, nbytes)), file.close)
-    filesystems = {**clients.headrace, **clients.fsspec}
+    filesystems = {**clients.as_it_comes, **clients.fsspec}
     del filesystems[f"s3fs, {S3FS_POOLS[1]} connections"]  # one connection is enough here
     for label, fs in filesystems.items():
         yield Contender(label, _each(_cat_file(fs, path, nbytes)))

@@ -8,7 +8,8 @@ says how to install it)::
 Sections, each beside no, one and two busy Python threads (scans beside none and one):
 
 * *rate*: many random ranges of one object in one call, 4 KiB and 1 MiB. Requests a second.
-* *single*: 4 KiB ranges one after another. What a read takes, median and 99th percentile.
+* *single*: ranges of 4 KiB and of 1 MiB one after another. What a read takes, median and 99th percentile, in
+  a table of its own.
 * *scan*: ``pyarrow.dataset`` over TPC-H lineitem, two columns and all, of a folder that is listed and of
   files that are named. Rows a second. Nobody has listings, footers or habits of an earlier run.
 * *defaults*: what ``max_gap_bytes`` and ``max_op_bytes`` were chosen by; only where it is asked for.
@@ -53,6 +54,7 @@ from _bench import (
 from _cloud_defaults import Beside, default_cases
 from _cloud_peers import Clients, make_clients, rate_contenders, scan_filesystems, single_contenders
 from _nginx import NginxMissingError, nginx, write_listing
+from _promises import Promise, Rates, cases_of, promises_as_json, ratio, show_promises
 from fsspec import AbstractFileSystem
 from local_reads import TWO_COLUMNS, busy_thread
 from rich.table import Table
@@ -81,7 +83,7 @@ class Sizes:
     scale: float
 
 
-FULL = Sizes(GIB, 1000, 96, 15, 0.2)
+FULL = Sizes(GIB, 1000, 96, 40, 0.2)
 QUICK = Sizes(256 * MIB, 64, 16, 5, 0.05)
 
 
@@ -144,9 +146,9 @@ def rate_cases(clients: Clients, path: Path, sizes: Sizes) -> Iterator[Case]:
 
 def single_cases(clients: Clients, path: Path, sizes: Sizes) -> Iterator[Case]:
     """One range after another."""
-    for busy in BUSY:
-        ways = list(single_contenders(clients, path.name, 4 * KIB))
-        yield range_case("single", path, sizes.singles, 4 * KIB, busy, ways)
+    for nbytes, busy in product((4 * KIB, MIB), BUSY):
+        ways = list(single_contenders(clients, path.name, nbytes))
+        yield range_case("single", path, sizes.singles, nbytes, busy, ways)
 
 
 # -- datasets
@@ -191,82 +193,68 @@ def scan(fs: Any, source: str | list[str], columns: list[str] | None) -> Callabl
 
 # -- promises
 
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """A ratio of rates within the run, and what the project says it should be."""
-
-    what: str
-    least: float | None
-    seen: float
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether it is at least what was promised."""
-        return self.least is None or self.seen >= self.least
+NATIVE, OVER_S3FS = "headrace obstore", "headrace fsspec"
+CHECKED = f"{NATIVE}, open files"
+UNCHECKED = f"{CHECKED}, unchecked"
 
 
-class Rates:
-    """The rates of a run, by case and contender."""
-
-    def __init__(self, results: Sequence[Result]) -> None:
-        self._rows = {(row.section, row.case): {} for row in results}
-        for row in results:
-            self._rows[row.section, row.case][row.contender] = row.rate
-
-    def cases(self, section: str) -> list[str]:
-        """Return the cases of a section."""
-        return [case for found, case in self._rows if found == section]
-
-    def best(self, section: str, case: str, *names: str) -> float | None:
-        """Return the best rate of the contenders whose name is one of `names`, or begins with ``NAME,``."""
-        rows = self._rows.get((section, case), {})
-        rates = [rate for label, rate in rows.items() if label in names or label.split(",")[0] in names]
-        return max(rates, default=None)
-
-    def one(self, section: str, case: str, name: str) -> float | None:
-        """Return the rate of one contender."""
-        return self._rows.get((section, case), {}).get(name)
+def promises(results: Sequence[Result]) -> Iterator[Promise]:
+    """Return all ratios that the project makes a promise about, kept or missed, and what a check costs."""
+    rates = {case.name: case for case in cases_of(results, "rate")}
+    for case in cases_of(results, "rate", "single", "scan"):
+        if case.section == "rate":
+            yield from _of_ranges(case, rates)
+        if case.section == "scan":
+            yield from _of_scans(case)
+        for ours in (OVER_S3FS, f"{OVER_S3FS}, open files"):
+            yield from case.against(ours, "s3fs", 1)
+        yield from case.against_one(CHECKED, UNCHECKED)
 
 
-def promises(rates: Rates) -> Iterator[Promise]:
-    """Return what was promised of this run's cases; peers are taken at their best."""
-    ours, theirs = "headrace obstore", "headrace fsspec"
-    idle, two = "4 KiB, idle", "4 KiB, 2 busy"
-    alone = rates.one("rate", idle, ours)
-    crowded = rates.one("rate", two, ours)
-    yield from _ratio("native engine, 2 busy threads / idle", 0.7, crowded, alone)
-    yield from _ratio("native engine / s3fs, 2 busy threads", 25, crowded, rates.best("rate", two, "s3fs"))
-    text = "native engine, versions checked / s3fs, 2 busy threads"
-    checked = rates.one("rate", two, f"{ours}, open files")
-    yield from _ratio(text, 10, checked, rates.best("rate", two, "s3fs"))
-    yield from _ratio("native engine / s3fs, idle", 4, alone, rates.best("rate", idle, "s3fs"))
-    text = "native engine / pyarrow S3 as it comes, idle"
-    yield from _ratio(text, 2, alone, rates.one("rate", idle, "pyarrow S3"))
-    text = "native engine / pyarrow S3 at its best, idle"
-    yield from _ratio(text, 2, alone, rates.best("rate", idle, "pyarrow S3"))
-    for section in ("rate", "single"):
-        for case in rates.cases(section):
-            text = f"s3fs engine / s3fs, {section}, {case}"
-            yield from _ratio(text, 1, rates.one(section, case, theirs), rates.best(section, case, "s3fs"))
-    for case in rates.cases("scan"):
-        for engine in (ours, theirs):
-            for peer in ("pyarrow S3", "s3fs"):
-                text = f"{engine} / {peer}, scan, {case}"
-                yield from _ratio(text, None, rates.one("scan", case, engine), rates.best("scan", case, peer))
+def _of_ranges(case: Rates, rates: dict[str, Rates]) -> Iterator[Promise]:
+    """Compare the native engine with its peers, of no one version and with versions checked."""
+    for ours, beside_two in ((NATIVE, 25), (CHECKED, 10)):
+        if case.name.endswith(beside(0)):
+            yield from case.against(ours, "s3fs", 4)
+            yield from case.against_one(ours, "pyarrow S3", 2)
+            yield from case.against(ours, "pyarrow S3", 2)
+        if case.name.endswith(beside(2)):
+            idle = rates[case.name.replace(beside(2), beside(0))]
+            yield from ratio(f"{ours} / the same idle", str(case), 0.7, case.one(ours), idle.one(ours))
+            yield from case.against(ours, "s3fs", beside_two)
 
 
-def _ratio(what: str, least: float | None, rate: float | None, other: float | None) -> Iterator[Promise]:
-    if rate is not None and other is not None:
-        yield Promise(what, least, rate / other)
+def _of_scans(case: Rates) -> Iterator[Promise]:
+    """Compare scans with pyarrow's and s3fs's: of two columns something is promised."""
+    of_two = "2 columns" in case.name
+    is_idle = case.name.endswith(beside(0))
+    for ours in (NATIVE, OVER_S3FS):
+        yield from case.against(ours, "pyarrow S3", 1 / 0.6 if of_two and is_idle else None)
+    yield from case.against(NATIVE, "s3fs", 20 if of_two and not is_idle else None)
 
 
-def show_promises(found: Sequence[Promise]) -> None:
-    """Print promised and seen, what is missed in bold."""
-    table = Table("ratio of rates within this run", "promised", "seen")
-    for one in found:
-        seen = f"{one.seen:.2f}" if one.is_kept else f"[bold red]{one.seen:.2f}[/]"
-        table.add_row(one.what, "" if one.least is None else f">= {one.least:g}", seen)
+# -- latencies
+
+
+def latencies(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return how long reads one after another took, by case and contender."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in results:
+        if row.section == "single":
+            half_s, most_s = row.percentile_s(50), row.percentile_s(99)
+            read = {"reads": len(row.each_s), "p50_s": half_s, "p99_s": most_s}
+            found.setdefault(row.case, {})[row.contender] = read
+    return found
+
+
+def show_latencies(found: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print them, if there are any: a line for each contender, a column for each case."""
+    if not found:
+        return
+    table = Table("p50 / p99 of single reads, ms", *found)
+    for name in next(iter(found.values())):
+        cells = [f"{of[name]['p50_s'] * 1e3:.1f} / {of[name]['p99_s'] * 1e3:.1f}" for of in found.values()]
+        table.add_row(name, *cells)
     console.print(table)
 
 
@@ -326,14 +314,17 @@ def main() -> None:
         f"an object store with {LATENCY_S * 1e3:.0f} ms latency, medians of {given.rounds} alternating runs"
     )
     show_results(results, title)
-    found = list(promises(Rates(results)))
+    waited = latencies(results)
+    show_latencies(waited)
+    found = list(promises(results))
     show_promises(found)
     facts = {
         "rounds": given.rounds,
         "latency_s": LATENCY_S,
         "sizes": asdict(sizes),
         "not_available": missing,
-        "promises": [{**asdict(one), "is_kept": one.is_kept} for one in found],
+        "latencies": waited,
+        "promises": promises_as_json(found),
         "results": as_json(results),
     }
     save(given.out, "cloud", facts, draw_rates(results, title))
