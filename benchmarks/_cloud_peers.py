@@ -87,9 +87,9 @@ class Clients:
     @property
     def openers(self) -> dict[str, Callable[[str], Any]]:
         """What opens the files that are also read, by name: with versions checked, and without."""
+        filesystems = {**self.as_it_comes, "s3fs": self.fsspec[f"s3fs, {S3FS_POOLS[0]} connections"]}
         found: dict[str, Callable[[str], Any]] = {
-            f"{name}, open files": partial(fs.open, cache_type="none")
-            for name, fs in self.as_it_comes.items()
+            f"{name}, open files": partial(fs.open, cache_type="none") for name, fs in filesystems.items()
         }
         native = "headrace obstore"
         if native in self.as_it_comes:
