@@ -13,8 +13,10 @@ thread each release costs up to a switch interval (5 ms). Opening does the same 
 ``RESOLVE_CACHED`` (Linux 5.12), which fails rather than touch the disk. Reads that may wait, and copies
 long enough to be worth it, release the GIL.
 
-Advice is given to the descriptor, and every reader has its own: scattered reads turn the kernel's
-readahead off (it cost 2.6 times), small sequential ones leave it on.
+Advice belongs to the descriptor, and each call and each open file has its own. Who says what is to be read,
+in many ranges or a long one, turns the kernel's readahead off (it cost 2.6 times). An open file's short reads
+leave it as it is, on at first: of those that are far apart the kernel reads nothing ahead anyhow. Short ones
+that follow each other, and wait for the disk, turn it on again after a long one.
 
 Elsewhere than on Linux, and where the kernel lacks a call, the same results come from `os.pread`.
 """
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 KEEP_GIL_BYTES = 64 << 10
 """A page-cache copy of up to this many bytes (some microseconds) is not worth releasing the GIL for."""
 
+SCAN_READS = 2
+"""So many short reads in a row that go on where the one before ended are a scan."""
+
 IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 """``struct iovec`` of readv(2) on 64-bit systems."""
 
@@ -64,11 +69,12 @@ class LocalSource:
     `__del__` is no function but a call of C's, made before there is anything to close.
     """
 
-    __slots__ = ("__del__", "advice", "direct_fd", "fd", "fds", "path")
+    __slots__ = ("__del__", "advice", "direct_fd", "end", "fd", "fds", "path", "run")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.advice = linux.ADVICE_NORMAL
+        self.end, self.run = -1, 0
         self.fd = self.direct_fd = -1
         self.fds: list[int] = []
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).
@@ -96,6 +102,19 @@ class LocalSource:
         if advice != self.advice:
             self.advice = advice
             linux.advise(self.fd, advice)
+
+    def note_wait(self, start: int, end: int, *, is_long: bool) -> None:
+        """Tell the kernel whether to read ahead, before a read of an open file that waits for the disk.
+
+        One goes on where it begins no later than the one before ended, which may have been a whole block. It
+        may be noted twice.
+        """
+        self.run = self.run + 1 if start <= self.end <= end and not is_long else 0
+        self.end = end
+        if is_long:
+            self.advise(linux.ADVICE_RANDOM)
+        elif self.run >= SCAN_READS:
+            self.advise(linux.ADVICE_NORMAL)
 
     def size(self) -> int:
         """Bytes of the file now.

@@ -92,6 +92,7 @@ class QuickReader(JobMaker):
             self._has_missed = data is None
         if data is not None:
             return data
+        note_wait(source, start, length)
         read = self._read_missed([Small(source, path, start, length)], priority() if base is None else base)
         return None if read is None else read[0]
 
@@ -248,6 +249,13 @@ def advise_scattered(source: Any) -> None:
     advise = getattr(source, "advise", None)
     if advise is not None:
         advise(ADVICE_RANDOM)
+
+
+def note_wait(source: Any, start: int, length: int, *, is_long: bool = False) -> None:
+    """Say that a read of an open source waits for the disk: how it is used tells whether to read ahead."""
+    note = getattr(source, "note_wait", None)
+    if note is not None:
+        note(start, start + length, is_long=is_long)
 
 
 def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:

@@ -28,7 +28,7 @@ from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s,
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
-from headrace.quick import NO_OPS, QuickReader, advise_scattered
+from headrace.quick import NO_OPS, QuickReader, note_wait
 from headrace.ranges import Bounds, as_bounds, is_plain, or_error, resolve_bounds
 from headrace.redact import redact_url, redacted_errors
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
@@ -95,8 +95,7 @@ class SingleReader(QuickReader):
         check_not_exiting()
         if self.copy_now(source, path, start, out):
             return len(out)
-        if len(out) > self.channel.short_op_bytes:
-            advise_scattered(source)
+        note_wait(source, start, len(out), is_long=len(out) > self.channel.short_op_bytes)
         most = self.channel.op_bytes(path)
         if len(out) <= most and self._may_fill():
             return self._fill(source, path, start, out, urgency)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import drop, needs_nowait, tells_what_is_cached
 from targets import at_rest
 
 import headrace
@@ -53,9 +54,6 @@ def _counted(fs: Any) -> tuple[int, int]:
         return counters.quick_ops, counters.requests_submitted
 
 
-needs_nowait = pytest.mark.skipif(not linux.HAS_NOWAIT, reason="no RWF_NOWAIT on this system")
-
-
 @needs_nowait
 def test_a_small_hot_buffer_needs_no_request(path: Path, fs: headrace.HeadraceFileSystem) -> None:
     """Arrow reads footers and short columns like this."""
@@ -69,23 +67,9 @@ def test_a_small_hot_buffer_needs_no_request(path: Path, fs: headrace.HeadraceFi
     assert _counted(fs) == (before[0] + 2, before[1])
 
 
-def _tells_what_is_cached(folder: Path) -> bool:
-    """Whether this kernel says of a file of ours what the page cache holds."""
-    path = folder / "told.bin"
-    path.write_bytes(b"x")
-    with path.open("rb") as file:
-        return linux.is_cached(file.fileno(), 0, 1)
-
-
-def _dropped(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 @needs_nowait
 def test_what_is_cached_is_told_without_reading_it(tmp_path: Path) -> None:
-    if not _tells_what_is_cached(tmp_path):
+    if not tells_what_is_cached(tmp_path):
         pytest.skip("no cachestat (Linux 6.5), or not for us")
     path = tmp_path / "data.bin"
     path.write_bytes(bytes(1 << 20))
@@ -94,7 +78,7 @@ def test_what_is_cached_is_told_without_reading_it(tmp_path: Path) -> None:
         assert linux.is_cached(fd, 0, 1 << 20)
         assert linux.is_cached(fd, 4095, 2)
         assert not linux.is_cached(fd, 1, 1 << 20), "no page is behind the end"
-        _dropped(path)
+        drop(path)
         for _ in range(2):
             assert not linux.is_cached(fd, 4096, 65536)
         os.pread(fd, 1, 0)
@@ -109,7 +93,7 @@ def test_a_long_hot_range_needs_no_request(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Whatever keeps it from being copied at once leaves it to the scheduler."""
-    if not _tells_what_is_cached(tmp_path):
+    if not tells_what_is_cached(tmp_path):
         pytest.skip("no cachestat (Linux 6.5), or not for us")
     path, nbytes = tmp_path / "data.bin", COPY_BYTES + 1 if way == "long" else 3_000_000
     content = CONTENT + CONTENT[:10]
@@ -117,7 +101,7 @@ def test_a_long_hot_range_needs_no_request(
     options = {"limit": {"process_io_limit": 4}, "direct": {"uring_direct": True}}.get(way, {})
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, **options)
     if way == "cold":
-        _dropped(path)
+        drop(path)
     if way == "evicted":
         monkeypatch.setattr(linux, "read_cached", lambda *_given: -1)
     with contextlib.ExitStack() as stack, fs.open(str(path)) as file:
@@ -714,7 +698,7 @@ def test_one_long_copy_beside_short_ones(path: Path, fs: headrace.HeadraceFileSy
 def test_pieces_of_a_range_that_is_half_in_the_page_cache(tmp_path: Path, scheduled_mode: str) -> None:
     path = tmp_path / "half.bin"
     path.write_bytes(CONTENT)
-    _dropped(path)
+    drop(path)
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         os.pread(file.fileno(), 700_000, 0)
