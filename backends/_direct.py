@@ -4,25 +4,31 @@ The kernel wants all three aligned. An op that is not reads the whole blocks aro
 and its own bytes are copied out when it is done; one that is, as fixed-size blocks often are, goes straight
 to its place. Alignment is to 4096 bytes: enough for every device that is common, and a page.
 
-A file whose filesystem refuses ``O_DIRECT`` is read through the page cache, and so is what a direct read
-leaves over: its error or its short end are those of the plain read.
+A file whose filesystem refuses ``O_DIRECT`` is read through the page cache, by the same ring as the files
+beside it in a request; one that refuses no sooner than it is read, from the next request on. What a direct
+read leaves over is read plainly: its error or its short end are those of the plain read.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.backends._rings import Columns, fd_column
+from headrace.backends._files import KEEP_GIL_BYTES
+from headrace.backends._rings import ERRNO_BASE, Columns, fd_column
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, Ops
 
 BLOCK = 4096
+
+REFUSED = -errno.EINVAL - ERRNO_BASE
+"""`Ops.got` of a direct read which the filesystem cannot do, or not with blocks of this size."""
 
 # `ctypes.memmove` gives the GIL up for each call; most of these copies are shorter than that.
 _memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
@@ -44,6 +50,8 @@ class DirectColumns(Columns):
         ``int64[m]``: addresses where the ops' own bytes go; `dest` is where their blocks do.
     is_raw
         ``bool[m]``: rows whose `got` counts bytes of whole blocks, which are not taken yet.
+    keeps_gil
+        Whether no row is a copy out of the page cache that is long enough to let other threads run.
     bounces
         Of the slices under way, by their first row; None where all of the slice is aligned.
     """
@@ -52,6 +60,7 @@ class DirectColumns(Columns):
     is_bounced: np.ndarray[Any, Any]
     own_dest: Int64Array
     is_raw: np.ndarray[Any, Any]
+    keeps_gil: bool
     bounces: dict[int, mmap.mmap | None] = field(default_factory=dict)
 
     def place(self, lo: int, hi: int) -> None:
@@ -70,6 +79,8 @@ class DirectColumns(Columns):
         """Bring what was read of `rows` where it was asked for, and say in `got` how much that is."""
         rows = rows[self.is_raw[rows]]
         raw = ops.got[rows]
+        for file in set(ops.file[rows[raw == REFUSED]].tolist()):
+            ops.sources[file].direct_fd = -1  # it stays open: of this request more may be under way
         got = np.where(raw < 0, raw, np.clip(raw - self.head[rows], 0, ops.length[rows]))
         for row in np.flatnonzero(self.is_bounced[rows] & (got > 0)).tolist():
             place = rows[row]
@@ -86,16 +97,21 @@ class DirectColumns(Columns):
 
 
 def direct_columns(ops: Ops) -> DirectColumns | None:
-    """Return the columns of ops whose files can all be read directly, else None."""
-    fds = [-1 if source is None else source.direct_fd for source in ops.sources]
-    if min(fds) < 0:
+    """Return the columns of ops some of whose files can be read directly, else None."""
+    direct = [-1 if source is None else source.direct_fd for source in ops.sources]
+    if max(direct) < 0:
         return None
-    start = ops.start & -BLOCK
-    length = ((ops.start + ops.length + BLOCK - 1) & -BLOCK) - start
+    plain = [-1 if source is None else source.fd for source in ops.sources]
+    fds = [two[0] if two[0] >= 0 else two[1] for two in zip(direct, plain, strict=True)]
+    is_plain = np.array(direct)[ops.file] < 0
+    start = np.where(is_plain, ops.start, ops.start & -BLOCK)
+    end = ops.start + ops.length
+    length = np.where(is_plain, end, (end + BLOCK - 1) & -BLOCK) - start
     head = ops.start - start
     own_dest = ops.dest + ops.buffer.ctypes.data
-    is_bounced = (head != 0) | (length != ops.length) | (own_dest % BLOCK != 0)
+    is_bounced = ~is_plain & ((head != 0) | (length != ops.length) | (own_dest % BLOCK != 0))
     is_raw = np.zeros(len(ops), np.bool_)
+    keeps_gil = bool((ops.length[is_plain] <= KEEP_GIL_BYTES).all())
     return DirectColumns(
-        fd_column(ops, fds), start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw
+        fd_column(ops, fds), start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw, keeps_gil
     )

@@ -56,7 +56,7 @@ NumPy's own calls keep it up to 500 elements."""
 
 _ROW_BITS = 32
 _ROW_MASK = np.uint64((1 << _ROW_BITS) - 1)
-_ERRNO_BASE = 1000
+ERRNO_BASE = 1000
 """A failed read's `Ops.got` is its negative errno less this: `NOT_YET` looks like EPERM."""
 
 _log = logging.getLogger("headrace")
@@ -211,7 +211,7 @@ class ThreadRing:
             return
         got = results.astype(np.int64)
         if got.min() < 0:
-            got[got < 0] -= _ERRNO_BASE
+            got[got < 0] -= ERRNO_BASE
         batches = tokens >> np.uint64(_ROW_BITS)
         rows = (tokens & _ROW_MASK).view(np.int64)
         first = int(batches[0])

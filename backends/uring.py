@@ -10,7 +10,8 @@ Which reads go where:
   length must not keep the GIL. Those of a *series* are linked entries of a ring: the kernel starts each when
   the one before it is done, without a turn of Python.
 * With ``uring_direct`` all that is scheduled goes through the ring and around the page cache
-  (`headrace.backends._direct`). Single small reads, and a few of them in a call, stay as they are.
+  (`headrace.backends._direct`), but for the files whose filesystem refuses. Single small reads, and a few of
+  them in a call, stay as they are.
 
 A read that a ring could not do (an error, fewer bytes than asked, the kernel out of room) is done again by
 ``preadv``, which reads the rest or raises the error that Python users know.
@@ -105,7 +106,7 @@ class UringBackend(FileBackend):
             return super().start(ops, lo, hi)
         if isinstance(columns, DirectColumns):
             columns.place(lo, hi)
-            ring.submit(ops, columns, lo, hi)
+            ring.submit(ops, columns, lo, hi, keeps_gil=columns.keeps_gil)
             return ascending(lo, hi)
         ring.submit(ops, columns, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])

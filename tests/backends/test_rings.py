@@ -264,6 +264,74 @@ def test_direct_reads_of_any_offset_and_length(path: str, aligned: bool, longest
     assert not source.direct_fd >= 0 or not ops.state.columns.bounces, "bounce buffers are gone"
 
 
+def direct_backend() -> UringBackend:
+    backend = backend_on(LinuxKernel())
+    backend._is_direct = True
+    return backend
+
+
+@pytest.mark.parametrize("longest", [BLOCK, 290_000])
+def test_a_file_that_refuses_to_be_read_directly_takes_no_other_with_it(
+    path: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one request; its filesystem is asked when it is opened, and not again."""
+    other = f"{path}.refusing"
+    Path(other).write_bytes(np.random.default_rng(5).bytes(300_000))
+    plainly, asked = os.open, []
+
+    def refusing(name: str, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_DIRECT:
+            asked.append(name)
+            if name == other:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        return plainly(name, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    backend = direct_backend()
+    sources = [backend.open(path), backend.open(other)]
+    contents = [Path(name).read_bytes() for name in (path, other)]
+    rng = np.random.default_rng(longest)
+    for _ in range(2):
+        start, length = rng.integers(0, 300_000, 40), rng.integers(1, longest, 40, endpoint=True)
+        file, dest = np.arange(40) % 2, np.cumsum(length) - length
+        ops = Ops.of(sources, (file, start, length, dest), np.zeros(int(length.sum()), np.uint8))
+        Performer(backend).perform(ops)
+        rows = zip(file.tolist(), start.tolist(), length.tolist(), strict=True)
+        assert answers(ops) == [contents[of][at : at + count] for of, at, count in rows]
+        if sources[0].direct_fd >= 0:  # else the folder of this test is where all refuse
+            assert set(ops.state.columns.fd.tolist()) == {sources[0].direct_fd, sources[1].fd}
+    assert (sources[1].direct_fd, asked) == (-1, [path, other])
+
+
+def test_a_file_that_refuses_once_it_is_read_is_asked_once(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with blocks longer than a page: its filesystem says so to a read, and not to who opens it."""
+    completions, told = Ring.completions, []
+
+    def refusing(ring: Ring) -> Any:
+        tokens, results = completions(ring)
+        results[:] = -errno.EINVAL
+        told.extend(results.tolist())
+        return tokens, results
+
+    backend = direct_backend()
+    ops, expected = scattered(backend, path, n=8)
+    (source,) = ops.sources
+    if source.direct_fd < 0:
+        pytest.skip("the folder of this test is where all refuse")
+    monkeypatch.setattr(Ring, "completions", refusing)
+    for _ in range(2):
+        Performer(backend).perform(ops)
+        assert answers(ops) == expected
+        ops = Ops.of([source], (ops.file, ops.start, ops.length, ops.dest), np.zeros_like(ops.buffer))
+    assert (source.direct_fd, len(told)) == (-1, 8)
+    del source, ops
+    gc.collect()
+    names = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert path not in names, "both of its descriptors are closed with it"
+
+
 @pytest.mark.parametrize("at_line", ["entry", "copied", "counted"])
 def test_direct_reads_that_an_exception_cut_are_whole_nowhere(
     path: str, monkeypatch: pytest.MonkeyPatch, at_line: str
