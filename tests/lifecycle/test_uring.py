@@ -15,6 +15,8 @@ from headrace.backends._rings import probe
 
 RANGES = int(os.environ.get("HEADRACE_TEST_SOAK", "20000"))
 MIB = 1 << 20
+FAULTS = {"refused", "in parts", "closed", "EIO", "EINTR", "EAGAIN", "none", "short", "shrunk"}
+"""All that ``children/ring_soak.py`` does to reads."""
 TESTS = Path(__file__).parents[1]
 
 needs_uring = pytest.mark.skipif(probe() is not None, reason="the kernel, or a sandbox, has no io_uring")
@@ -31,6 +33,7 @@ def test_a_soak_leaves_nothing(tmp_path: Path, scheduled_mode: str, direct: str)
     assert ended.status == 0, ended.err
     answer = json.loads(ended.out.splitlines()[-1])
     assert (answer["wrong"], answer["rest"]) == ([], [0, 0])
+    assert set(answer["faults"]) == FAULTS
     before, after = answer["before"], answer["after"]
     assert Counter(after["descriptors"]) <= Counter(before["descriptors"])
     assert after["rings"] <= before["rings"]
