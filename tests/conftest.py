@@ -34,7 +34,7 @@ import hypothesis_profiles
 import pytest
 import s3fs
 import targets as targets_
-from modes import BUCKET, MODES, OPTIONS, SCHEDULED
+from modes import BUCKET, ENGINES, IS_CLOUD_AT_FULL_SIZE, MODES, OPTIONS, SCHEDULED
 from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
@@ -101,18 +101,28 @@ def _out_of_the_collectors_way() -> None:
 def _is_repeated(item: pytest.Item) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
     is_off = "off" in (given.get("mode"), given.get("options"))
-    return is_off and given.get("cloud_engine") == "fsspec"
+    return is_off and "fsspec" in (given.get("cloud_engine"), given.get("writers_cloud_engine"))
 
 
-@pytest.fixture(params=["obstore", "fsspec"])
+@pytest.fixture(params=ENGINES)
 def cloud_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Have one of the engines read object stores, by the environment."""
+    yield from _engine_in_force(request.param, monkeypatch)
+
+
+@pytest.fixture(params=ENGINES if IS_CLOUD_AT_FULL_SIZE else ENGINES[:1])
+def writers_cloud_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Do the same for what writes and reads only what it has written: with either in the full run."""
+    yield from _engine_in_force(request.param, monkeypatch)
+
+
+def _engine_in_force(engine: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import headrace
 
     with monkeypatch.context() as patch:
-        patch.setenv("HEADRACE_CLOUD_ENGINE", request.param)
+        patch.setenv("HEADRACE_CLOUD_ENGINE", engine)
         headrace.reload()
-        yield request.param
+        yield engine
     headrace.reload()
 
 
@@ -179,10 +189,14 @@ def small_lineitem(pytestconfig: pytest.Config) -> data.Lineitem:
 
 
 @pytest.fixture(scope="session")
-def s3_lineitem(s3_server: dict[str, object], small_lineitem: data.Lineitem) -> data.Lineitem:
-    """The small table, copied to the bucket."""
+def s3_lineitem(
+    s3_server: dict[str, object], small_lineitem: data.Lineitem, pytestconfig: pytest.Config
+) -> data.Lineitem:
+    """The small table, copied to the bucket; one of 600,000 rows in the full run of the cloud's tests."""
+    is_small = not IS_CLOUD_AT_FULL_SIZE
+    source = small_lineitem if is_small else data.make_lineitem(_data_cache(pytestconfig), 0.1)
     root = f"{BUCKET}/lineitem"
-    fsspec.filesystem("s3", **s3_server).put(small_lineitem.root, root, recursive=True)
+    fsspec.filesystem("s3", **s3_server).put(source.root, root, recursive=True)
     return data.Lineitem(root)
 
 

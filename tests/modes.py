@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 MODES = ("lite", "standard", "off")
 SCHEDULED = ("lite", "standard")
 OPTIONS: dict[str, dict[str, object]] = {
@@ -14,3 +16,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 BUCKET = "headrace-tests"
 """The bucket that the `s3_server` fixture makes; here, where tests can import it."""
+
+ENGINES = ("obstore", "fsspec")
+"""Those that read object stores."""
+
+IS_CLOUD_AT_FULL_SIZE = "HEADRACE_TEST_CLOUD" in os.environ

@@ -2,7 +2,8 @@
 
 What both engines promise is tested with both; what one does in its own way is below, or in
 ``tests/backends/test_obstore.py``. ``HEADRACE_TEST_CLOUD`` is the number of ranges for each fault: 400 in the
-gate, 10,000 in the full run.
+gate, 10,000 in the full run. Where it is set, the table in S3 is larger, too, and what writes runs with
+either engine.
 """
 
 from __future__ import annotations

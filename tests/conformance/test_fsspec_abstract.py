@@ -1,7 +1,8 @@
 """fsspec's own suite for third-party filesystems, over local, memory and S3, in every mode.
 
 ``fsspec.tests.abstract`` has five classes (Copy, Get, Put, Open, Pipe; 137 tests).  Each runs here
-over headrace around three filesystems, under lite, standard and off; what reads S3, with either engine.
+over headrace around three filesystems, under lite, standard and off; what reads S3, with either engine,
+what copies and uploads there, with either in the full run.
 
 What the wrapped filesystem itself fails is overridden below, one test at a time, by name and with
 its reason, as a strict xfail; the same override also runs over the plain filesystem, so that the
@@ -108,10 +109,6 @@ class S3Fixtures(abstract.AbstractFixtures):
     """Headrace over s3fs and moto's server."""
 
     @pytest.fixture
-    def fs(self, mode: str, bucket: dict[str, object]) -> Any:
-        return _on_s3(mode, bucket)
-
-    @pytest.fixture
     def fs_glob_edge_cases_files(self, globs: str) -> str:
         return globs
 
@@ -129,10 +126,18 @@ class S3Fixtures(abstract.AbstractFixtures):
 
 
 class S3Reads(S3Fixtures):
-    """The same with either engine; copies and uploads read only what they have made, with the default one."""
+    """What reads."""
 
     @pytest.fixture
     def fs(self, mode: str, cloud_engine: str, bucket: dict[str, object]) -> Any:
+        return _on_s3(mode, bucket)
+
+
+class S3Writes(S3Fixtures):
+    """Copies and uploads."""
+
+    @pytest.fixture
+    def fs(self, mode: str, writers_cloud_engine: str, bucket: dict[str, object]) -> Any:
         return _on_s3(mode, bucket)
 
 
@@ -176,7 +181,7 @@ class TestMemoryPipe(MemoryFixtures, abstract.AbstractPipeTests):
     """Whole-file writes in memory."""
 
 
-class TestS3Copy(S3Fixtures, abstract.AbstractCopyTests):
+class TestS3Copy(S3Writes, abstract.AbstractCopyTests):
     """Copies inside a bucket."""
 
 
@@ -184,7 +189,7 @@ class TestS3Get(S3Reads, abstract.AbstractGetTests):
     """Downloads from a bucket."""
 
 
-class TestS3Put(S3Fixtures, abstract.AbstractPutTests):
+class TestS3Put(S3Writes, abstract.AbstractPutTests):
     """Uploads to a bucket."""
 
 

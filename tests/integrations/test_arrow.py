@@ -1,7 +1,7 @@
 """pyarrow reads datasets through headrace: the same answers as over the plain filesystem.
 
 Every operation runs over the disk (the table at the scale of ``HEADRACE_TEST_SCALE``) and over S3
-(a small copy; moto is slow), under lite, standard, off and the serialized variants.  The plain
+(a smaller one; moto is slow), under lite, standard, off and the serialized variants.  The plain
 filesystem's answer is computed once per store.
 """
 
@@ -228,7 +228,7 @@ def test_write_dataset_on_disk(
 
 
 def test_write_dataset_in_a_bucket(
-    bucket: Store, options: dict[str, object], request: pytest.FixtureRequest
+    bucket: Store, options: dict[str, object], cloud_engine: str, request: pytest.FixtureRequest
 ) -> None:
     root = f"{bucket.layout.root}-written/{request.node.callspec.id}"
     _check_written(bucket, options, root)

@@ -119,7 +119,9 @@ def test_read_csv(lineitem: data.Lineitem, environment_mode: str) -> None:
     assert_frame_equal(_frame(lazy), _frame(dd.read_csv(path)), obj=environment_mode)
 
 
-def test_read_csv_on_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str) -> None:
+def test_read_csv_on_s3(
+    s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str, cloud_engine: str
+) -> None:
     path = f"{s3_lineitem.csv}/part.csv"
     chained = {"headrace": {"scheduler": mode}, "s3": s3_server}
     lazy = dd.read_csv(f"headrace::s3://{path}", blocksize=100_000, storage_options=chained)
@@ -127,9 +129,9 @@ def test_read_csv_on_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object]
     assert_frame_equal(_frame(lazy), _frame(plain))
 
 
-def _read_bytes(url: str, **options: Any) -> tuple[bytes, list[bytes]]:
+def _read_bytes(url: str, *, blocksize: int = 1_000_000, **options: Any) -> tuple[bytes, list[bytes]]:
     sample, blocks = dask.bytes.read_bytes(
-        url, delimiter=b"\n", blocksize=1_000_000, sample=10_000, **options
+        url, delimiter=b"\n", blocksize=blocksize, sample=10_000, **options
     )
     with dask.config.set(scheduler="threads"):
         return sample, list(dask.compute(*(block for file in blocks for block in file)))
@@ -141,6 +143,16 @@ def test_read_bytes(lineitem: data.Lineitem, environment_mode: str) -> None:
     assert got == _read_bytes(f"file://{path}"), environment_mode
     with open(path, "rb") as file:  # noqa: PTH123
         assert b"".join(got[1]) == file.read()
+
+
+def test_read_bytes_on_s3(
+    s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str, cloud_engine: str
+) -> None:
+    path = f"{s3_lineitem.csv}/part.csv"
+    got = _read_bytes(f"headrace::s3://{path}", blocksize=100_000, headrace={"scheduler": mode}, s3=s3_server)
+    assert len(got[1]) > 1
+    assert got == _read_bytes(f"s3://{path}", blocksize=100_000, **s3_server)
+    assert b"".join(got[1]) == fsspec.filesystem("s3", **s3_server).cat_file(path)
 
 
 def test_read_bytes_of_many_files(lineitem: data.Lineitem, environment_mode: str) -> None:

@@ -42,7 +42,9 @@ def test_read_csv_url(lineitem: data.Lineitem, environment_mode: str, nrows: int
     assert_frame_equal(got, pd.read_csv(path, nrows=nrows), obj=environment_mode)
 
 
-def test_read_parquet_url_on_s3(s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str) -> None:
+def test_read_parquet_url_on_s3(
+    s3_lineitem: data.Lineitem, s3_server: dict[str, object], mode: str, cloud_engine: str
+) -> None:
     path = s3_lineitem.files[0]
     chained = {"headrace": {"scheduler": mode}, "s3": s3_server}
     got = pd.read_parquet(f"headrace::s3://{path}", storage_options=chained)
@@ -51,11 +53,12 @@ def test_read_parquet_url_on_s3(s3_lineitem: data.Lineitem, s3_server: dict[str,
 
 
 def test_flat_storage_options_reach_s3(
-    s3_lineitem: data.Lineitem, s3_server: dict[str, object], environment_mode: str
+    s3_lineitem: data.Lineitem, s3_server: dict[str, object], environment_mode: str, cloud_engine: str
 ) -> None:
     path = s3_lineitem.files[0]
     got = pd.read_parquet(f"headrace::s3://{path}", storage_options=s3_server)
-    assert len(got) > 0, environment_mode
+    with fsspec.open(f"s3://{path}", **s3_server) as file:
+        assert_frame_equal(got, pd.read_parquet(file), obj=environment_mode)
 
 
 def test_write_and_read_back(
