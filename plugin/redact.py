@@ -26,14 +26,18 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus, unquote_plus
+
+if TYPE_CHECKING:
+    import logging
 
 __all__ = [
     "MASK",
     "is_secret_name",
     "redact",
     "redact_error",
+    "redact_record",
     "redact_text",
     "redact_url",
     "redacted_answers",
@@ -287,6 +291,14 @@ def redact_error(error: BaseException) -> None:
             if redact_text(str(found)) != str(found):
                 _mask_words(found)
         found = found.__context__ if found.__cause__ is None else found.__cause__
+
+
+def redact_record(record: logging.LogRecord) -> bool:
+    """Mask the secrets of what is logged, and of the exception that it tells: a filter of loggers."""
+    record.msg, record.args = redact_text(record.getMessage()), ()
+    if record.exc_info and record.exc_info[1] is not None:
+        redact_error(record.exc_info[1])
+    return True
 
 
 def redacted_answers(answers: list[Any]) -> list[Any]:

@@ -42,6 +42,7 @@ from headrace.drivers.turns import Turns
 from headrace.drivers.workers import Pools, Workers
 from headrace.errors import BackendError
 from headrace.limits import soft_limit
+from headrace.redact import redact_record
 from headrace.tails import Tails
 from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S
@@ -70,6 +71,7 @@ _OF_A_LOOP = 3
 """Descriptors of an event loop: a call may need one of its own."""
 
 _log = logging.getLogger("headrace")
+_log.addFilter(redact_record)  # whatever the errors of other people's code say
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

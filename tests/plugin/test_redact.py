@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import traceback
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from plain_http import PlainServer, Said
 
 import headrace
+from headrace.backends.fsspec_async import AsyncFsspecBackend
 from headrace.redact import MASK, is_secret_name, redact, redact_error, redact_text, redact_url, secrets_of
 
 SECRET = "s3cr3t/Va+lue=="
@@ -497,3 +499,38 @@ def test_an_exception_that_cannot_be_masked_is_raised_all_the_same(
             read()
         if error is not UntoldError:
             assert "hunter2" not in str(caught.value)
+
+
+def _unclosed(fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Close the session of an asynchronous filesystem, which fails."""
+
+    async def failing(_backend: AsyncFsspecBackend) -> None:
+        raise ToldError(WITH_SIGNATURE)
+
+    monkeypatch.setattr(AsyncFsspecBackend, "aclose", failing)
+    assert fs.channel is not None
+    driver: Any = fs.channel.driver
+    driver.close()
+    assert driver.closed.wait(30)
+
+
+@pytest.mark.parametrize("kind", [Failing, AsyncFailing])
+def test_what_is_logged_tells_no_signature(
+    kind: type[Any],
+    scheduled_mode: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of reads that fail with one, of a session that does, and of what escapes from anywhere."""
+    caplog.set_level("DEBUG")
+    fs = headrace.HeadraceFileSystem(fs=kind(), scheduler=scheduled_mode, skip_instance_cache=True)
+    for read in (lambda: fs.cat_file("/x", 0, 5), lambda: fs.cat_file("/x"), lambda: fs.info("/x")):
+        with pytest.raises(ToldError):
+            read()
+    if kind is AsyncFailing:
+        _unclosed(fs, monkeypatch)
+        assert "a session was not closed: ToldError" in caplog.text
+    escaped = ToldError(WITH_SIGNATURE)
+    logging.getLogger("headrace").error("it escaped from %r", WITH_SIGNATURE, exc_info=escaped)
+    assert f"sig={MASK}" in caplog.text
+    assert "hunter2" not in caplog.text
