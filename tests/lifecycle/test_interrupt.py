@@ -35,7 +35,7 @@ def _interrupted(
     child.send_signal(signal.SIGINT)
     ended = finish(child)
     assert (ended.status, ended.err) == (0, "")
-    answer = json.loads(ended.out.splitlines()[-1])
+    answer = json.loads(ended.out.splitlines()[-2])
     return answer["interrupted_s"] - sent_s, answer
 
 
@@ -90,14 +90,18 @@ def test_another_threads_read_goes_on(
     assert (answer["threads"], answer["rest"]) == ([], [0, 0])
 
 
-def test_an_interrupt_ends_the_process(small_lineitem: data.Lineitem, scheduled_mode: str) -> None:
+@pytest.mark.parametrize("protocol", ["slow", "aslow"])
+def test_an_interrupt_ends_the_process(
+    protocol: str, small_lineitem: data.Lineitem, scheduled_mode: str
+) -> None:
     """With Python's own status and traceback, once, and without waiting for the read."""
-    child = _start("uncaught", "aslow", scheduled_mode, small_lineitem.parquet)
+    child = _start("uncaught", protocol, scheduled_mode, small_lineitem.parquet)
     wait_for(child, "reading")
     sent_s = time.monotonic()
     child.send_signal(signal.SIGINT)
     ended = finish(child)
     assert time.monotonic() - sent_s < READ_S
+    assert float(ended.out.splitlines()[-1]) - sent_s < AT_ONCE_S
     assert ended.status == -signal.SIGINT
     assert ended.err.count("Traceback") == 1
     assert ended.err.splitlines()[-1] == "KeyboardInterrupt"

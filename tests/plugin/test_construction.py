@@ -458,6 +458,16 @@ def test_a_url_that_chains_nothing() -> None:
         fsspec.open("headrace:///tmp/x")
 
 
+@pytest.mark.parametrize(
+    ("protocol", "preferred"), [("file", "lite"), ("s3", "standard"), ("s3-s3fs", "standard")]
+)
+def test_by_default_the_backend_says_who_drives(
+    protocol: str, preferred: str, targets: dict[str, Target]
+) -> None:
+    for chosen in ({}, {"scheduler": "auto"}):
+        assert targets[protocol].headrace(**chosen).mode == preferred
+
+
 def test_a_misspelt_option_is_told() -> None:
     with pytest.warns(headrace.HeadraceWarning, match="'shceduler'.*'scheduler'") as told:
         headrace.HeadraceFileSystem(target_protocol="file", shceduler="lite", skip_instance_cache=True)

@@ -2,7 +2,7 @@
 
 Arguments: what to do, the target's protocol, a path.  Says ``reading`` when a slow read has begun
 (``slow.py``).  The parent sends SIGINT; what is printed then, as JSON, is the time of the
-exception and what is left behind.
+exception and what is left behind, and last the time of the end (``at_the_end.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+import at_the_end  # noqa: F401 - first of those that are called at the end
 import pyarrow.dataset
 import slow
 
