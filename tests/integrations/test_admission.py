@@ -7,6 +7,9 @@ reaches it, it notes whether it ran inside an admitted op; afterwards the books 
 * ``bytes_admitted == bytes_delivered + bytes_gap - bytes_shared``, plus what was asked for past the
   end of a file and could not be delivered, plus what was read ahead and not wanted;
 * the bytes asked from the recording filesystem are exactly the bytes admitted.
+
+And the order in which they reach it is the one that was promised: of what waits the file opened first, and in
+it the lowest offset.
 """
 
 from __future__ import annotations
@@ -224,3 +227,38 @@ def test_off_goes_round_the_scheduler(protocol: str, small_lineitem: data.Lineit
     arrow_projection(fs, small_lineitem, None)
     assert log.records
     assert log.outside == log.records
+
+
+def pandas_folder(fs: Any, layout: data.Lineitem, _: Any) -> None:
+    pd.read_parquet(layout.parquet, filesystem=fs, columns=COLUMNS)
+
+
+@pytest.mark.parametrize("protocol", ["recording", "arecording"])
+@pytest.mark.parametrize("consumer", [arrow_projection, pandas_folder])
+def test_of_what_waits_the_first_file_and_the_lowest_offset_go_first(
+    consumer: Callable[[Any, data.Lineitem, Any], None],
+    protocol: str,
+    scheduled_mode: str,
+    small_lineitem: data.Lineitem,
+) -> None:
+    """One op at a time, so that the order of the reads is the scheduler's own."""
+    name = f"admission-{next(_numbers)}"
+    ours = {"scheduler": scheduled_mode, "buffer_bytes": (1 << 30) + next(_numbers), "prefetch": "off"}
+    fs = headrace.HeadraceFileSystem(
+        target_protocol=protocol, target_options={"log": name}, serialize=True, **ours
+    )
+    log = recording.read_log(name)
+    with headrace.trace() as traced:
+        consumer(fs, small_lineitem, None)
+    waiting: dict[int, tuple[tuple[int, int], int]] = {}
+    admitted = []
+    for event in traced.events:
+        if event.event == "queued":
+            waiting[event.request] = (event.priority, event.end_op)
+        elif event.event == "admitted":
+            priority, end = waiting[event.request]
+            assert priority == min(waiting.values())[0]
+            if event.end_op == end:
+                del waiting[event.request]
+            admitted += [(op.path, op.start, op.end) for op in event.ranges]
+    assert [(record.path, record.start, record.end) for record in log.records] == admitted
