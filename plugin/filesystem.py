@@ -42,7 +42,6 @@ from headrace.looks import Looks
 from headrace.prefetch import Prefetcher
 from headrace.quick import FEW
 from headrace.ranges import (
-    MOST_OPEN,
     answer_or_error,
     as_ranges,
     ask,
@@ -441,7 +440,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             def read(paths: Any, starts: Any, ends: Any) -> list[Any]:
                 return self._cat_asked(reader, ask(paths, starts, ends, self._file_path, max_gap), on_error)
 
-            return asked.answers_in_blocks(MOST_OPEN, read)
+            return asked.answers_in_blocks(reader.most_open, read)
         urgency = self._urgency(None)
         if not asked.has_odd_bounds and max_gap is None:
             long = reader.read_long(asked.plain, urgency)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from typing import Any
@@ -26,3 +27,8 @@ def soft_limit(name: str) -> int | None:
         raise_if_of_a_handler(error)
         return None
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Whether the process, or the system, had no descriptor left: that is no answer of a file's."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}

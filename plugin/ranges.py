@@ -41,7 +41,7 @@ MOST_OFFSET = 2**63 - 1
 """The largest offset in a file, as the system has it."""
 
 MOST_OPEN = 256
-"""Files of a call that are open at once: a quarter of the descriptors that a process commonly has."""
+"""Files of a call that are open at once, at the most."""
 
 
 @dataclass(slots=True, eq=False)

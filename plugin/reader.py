@@ -32,10 +32,12 @@ from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
+from headrace.drivers.patience import Patience
 from headrace.drivers.waiting import deadline
 from headrace.errors import ObjectChangedError
 from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
 from headrace.lifecycle import check_not_exiting
+from headrace.limits import is_out_of_descriptors, soft_limit
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered
@@ -65,6 +67,12 @@ if TYPE_CHECKING:
 FEW_REQUESTS = 10_000
 """Up to so many ranges of an object store are planned with the GIL kept; more are worth a turn of it."""
 
+FEW_OPEN = 16
+"""So few files are opened together whatever the process may have."""
+
+OPEN_SHARE = 4
+"""A call has so small a part of the process's descriptors: others have files and sockets, too."""
+
 LONG_BYTES = 256 << 10
 """From here on, copying a range out of a common buffer costs more than an op of its own."""
 
@@ -83,16 +91,31 @@ class Reader(SingleReader):
     # -- whole reads
 
     def read(
-        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None, *, is_listed: bool = False
+        self,
+        ranges: Ranges,
+        urgency: Urgency,
+        out: UInt8Array | None = None,
+        *,
+        is_listed: bool = False,
+        patience: Patience | None = None,
     ) -> RangeBatch:
-        """Read and return when all is there; `is_listed` where the caller wants a list of it next."""
+        """Read and return when all is there; `is_listed` where the caller wants a list of it next.
+
+        `patience` is what the call has left that this is a part of.
+        """
         check_not_exiting()
         if self.opens_too_many(ranges):
-            return self._read_in_blocks(ranges, urgency, out)
+            return self._read_in_blocks(ranges, urgency, out, self.most_open, patience)
         cached = read_cached(self.channel, ranges, out)
         if cached is not None:
             return cached
-        parts, buffer = self._prepare(ranges, urgency, out, is_awaited=True)
+        prepared = self._prepare(ranges, urgency, out, is_awaited=True)
+        if prepared is None:
+            patience = patience or Patience()
+            if len(ranges.paths) > 1:
+                return self._read_in_blocks(ranges, urgency, out, -(-len(ranges.paths) // 2), patience)
+            prepared = self._prepare_patiently(ranges, urgency, out, patience)
+        parts, buffer = prepared
         # Only who drives makes them meanwhile; where others do all are there at once.
         pieces = _pieces_of(parts, buffer) if is_listed and self.is_drained else None
         with self._performed(parts) as until_s:
@@ -103,31 +126,53 @@ class Reader(SingleReader):
             batch.keep(pieces.all())
         return batch
 
+    @property
+    def most_open(self) -> int:
+        """Files of a call that are open at once."""
+        granted = soft_limit("RLIMIT_NOFILE")
+        return MOST_OPEN if granted is None else max(1, min(MOST_OPEN, granted // OPEN_SHARE))
+
     def opens_too_many(self, ranges: Ranges) -> bool:
         """Whether the files of a call should be open some at a time."""
-        return self.channel.backend.holds_descriptors and len(ranges.paths) > MOST_OPEN
+        files = len(ranges.paths)
+        if files <= FEW_OPEN and files <= MOST_OPEN:
+            return False  # without asking the system
+        return self.channel.backend.holds_descriptors and files > self.most_open
 
-    def _read_in_blocks(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None) -> RangeBatch:
+    def _read_in_blocks(
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, most: int, patience: Patience | None
+    ) -> RangeBatch:
         if out is not None:
             checked_out(out, 0)  # before anything is read
         by_file = np.argsort(ranges.file, kind="stable")
-        firsts = np.arange(0, len(ranges.paths), MOST_OPEN)
+        firsts = np.arange(0, len(ranges.paths), most)
         blocks = np.split(by_file, np.searchsorted(ranges.file[by_file], firsts[1:]))
         reader = self.of_one_call()
         batches = [
-            reader.read(ranges.of_files(first, MOST_OPEN, rows), urgency)
+            reader.read(ranges.of_files(first, most, rows), urgency, patience=patience)
             for first, rows in zip(firsts.tolist(), blocks, strict=True)
         ]
         total = sum(batch.nbytes for batch in batches)
         buffer = result_buffer(total) if out is None else checked_out(out, total)
         return RangeBatch.joined(batches, blocks, buffer)
 
-    async def _read_in_blocks_async(
-        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None
-    ) -> RangeBatch:
+    def _prepare_patiently(
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, patience: Patience
+    ) -> tuple[list[Part], UInt8Array]:
+        """Prepare a read of one file that there was no descriptor for, once others have closed theirs.
+
+        Nothing of this call is open meanwhile. Where patience ends that there is none is the file's answer.
+        """
+        prepared = None
+        while prepared is None:
+            is_last = not patience.pause()
+            prepared = self._prepare(ranges, urgency, out, is_awaited=True, is_last=is_last)
+        return prepared
+
+    async def _read_apart(self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None) -> RangeBatch:
+        """Read in a way that may wait: of some files at a time, or for descriptors."""
         if out is not None:
             checked_out(out, 0)  # before anything is read
-        ranges.own()
         batch = await call_apart(self.read, ranges, urgency)
         if out is None:
             return batch
@@ -144,7 +189,10 @@ class Reader(SingleReader):
         if (ranges.ends - ranges.starts).min() < LONG_BYTES:
             return None
         check_not_exiting()
-        sources, groups = self._open(ranges), self._by_device(ranges)
+        sources = self._open(ranges)
+        if sources is None:
+            return None
+        groups = self._by_device(ranges)
         lengths = ranges.ends - ranges.starts
         pieces, memory, begins = scattered_bytes(lengths.tolist())
         dest, size_of = np.array(begins), self.channel.op_bytes
@@ -203,10 +251,11 @@ class Reader(SingleReader):
         `out` is written on that loop's thread alone: who cancels this has his memory again at once (I9).
         """
         check_not_exiting()
-        if self.opens_too_many(ranges):
-            return await self._read_in_blocks_async(ranges, urgency, out)
         ranges.own()
-        parts, buffer = self._prepare(ranges, urgency, None)
+        prepared = None if self.opens_too_many(ranges) else self._prepare(ranges, urgency, None)
+        if prepared is None:
+            return await self._read_apart(ranges, urgency, out)
+        parts, buffer = prepared
         if out is not None:
             checked_out(out, len(buffer))  # before anything is read
         read = Read(self, ranges, parts, buffer)
@@ -285,7 +334,9 @@ class Reader(SingleReader):
         """Start a read whose result is taken later."""
         check_not_exiting()
         ranges.own()
-        parts, buffer = self._prepare(ranges, urgency, None)
+        prepared = self._prepare(ranges, urgency, None, is_last=True)
+        assert prepared is not None  # noqa: S101 - by `is_last`
+        parts, buffer = prepared
         read = Read(self, ranges, parts, buffer)
         for part in parts:
             self.channel.driver.launch(part.job)
@@ -294,9 +345,19 @@ class Reader(SingleReader):
     # -- opening and planning
 
     def _prepare(
-        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, *, is_awaited: bool = False
-    ) -> tuple[list[Part], UInt8Array]:
-        sources, groups = self._open(ranges), self._by_device(ranges)
+        self,
+        ranges: Ranges,
+        urgency: Urgency,
+        out: UInt8Array | None,
+        *,
+        is_awaited: bool = False,
+        is_last: bool = False,
+    ) -> tuple[list[Part], UInt8Array] | None:
+        """Open and plan; None as `_open` says, with nothing left open."""
+        sources = self._open(ranges, is_last=is_last)
+        if sources is None:
+            return None
+        groups = self._by_device(ranges)
         # What nobody waits for yet may be long, and under way when more urgent reads come.
         size_of = self.channel.op_bytes if is_awaited else lambda _path: self.channel.short_op_bytes
         plans = [self._plan(ranges, chosen, size_of(path)) for path, chosen in groups.items()]
@@ -335,8 +396,11 @@ class Reader(SingleReader):
             parts.append(Part(job, plan, chosen))
         return parts
 
-    def _open(self, ranges: Ranges) -> list[Any]:
-        """Open each file; one that cannot be opened fails its own ranges."""
+    def _open(self, ranges: Ranges, *, is_last: bool = False) -> list[Any] | None:
+        """Open each file; one that cannot be opened fails its own ranges.
+
+        None where the descriptors do not suffice, which says nothing of a file, unless this `is_last`.
+        """
         sources: list[Any] = []
         failed: dict[int, Exception] = {}
         longest = largest(difference(ranges.ends, ranges.starts)) if len(ranges) else 0
@@ -349,6 +413,8 @@ class Reader(SingleReader):
                 advise_scattered(source)
             except Exception as error:  # noqa: BLE001 - the answer of that file's ranges
                 raise_if_of_a_handler(error)
+                if not is_last and is_out_of_descriptors(error):
+                    return None
                 failed[number], source = without_frames(error), None  # which hold the other files open
             sources.append(source)
         if self._asks_too_much(ranges, longest):
@@ -390,7 +456,9 @@ class Reader(SingleReader):
         """Group the ranges which can be read by device; the key is a path on it."""
         readable: Int64Array | None = None
         if ranges.errors:
-            readable = np.setdiff1d(np.arange(len(ranges)), list(ranges.errors))
+            is_readable = np.ones(len(ranges), np.bool_)
+            is_readable[list(ranges.errors)] = False
+            readable = np.flatnonzero(is_readable)
             if not len(readable):
                 return {}
         devices = [self.channel.backend.device(path) for path in ranges.paths]

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from targets import CONTENT, LOG, OTHER, SIZE, Target, at_rest, outcome
 
 import headrace
-from headrace import filesystem, reader, single
+from headrace import reader, single
 from headrace.errors import ReadTimeoutError
 from headrace.reader import LONG_BYTES
 from headrace.types import Ops
@@ -64,8 +64,7 @@ def test_bounds_of_a_frame_go_by_position(
 ) -> None:
     """Not by the labels of its rows, which were sorted, or chosen."""
     if most is not None:
-        for module in (filesystem, reader):
-            monkeypatch.setattr(module, "MOST_OPEN", most)
+        monkeypatch.setattr(reader, "MOST_OPEN", most)
     frame = pd.DataFrame({"start": [40, 30, 20, 10, first], "end": [45, 36, 27, 18, 50_000]})[::-1]
     names = [target.small, target.big, target.small, target.big, target.big]
     got = target.headrace(**options).cat_ranges(names, frame["start"], frame["end"])
@@ -622,8 +621,7 @@ def test_ranges_that_are_no_offsets_end_together_when_the_call_does(scheduled_mo
 def test_an_odd_path_among_many_files_fails_its_own_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str
 ) -> None:
-    for module in (reader, filesystem):
-        monkeypatch.setattr(module, "MOST_OPEN", 2)
+    monkeypatch.setattr(reader, "MOST_OPEN", 2)
     paths = [str(tmp_path / name) for name in "abc"]
     for path in paths:
         Path(path).write_bytes(path.encode())

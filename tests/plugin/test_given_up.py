@@ -295,8 +295,7 @@ def test_several_reads_of_local_files_are_one_call(
         left.append(timeout_s if until_s is None else until_s - perf_counter())
         wait_until_over(job, timeout_s, until_s=until_s, **options)
 
-    for module in ("reader", "filesystem"):
-        monkeypatch.setattr(f"headrace.{module}.MOST_OPEN", 1 if "blocks" in how else 256)
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 1 if "blocks" in how else 256)
     monkeypatch.setattr(type(fs.channel.driver), "run", running)
     monkeypatch.setattr("headrace.single.wait_until_over", waiting)
     with headrace.trace():  # nothing is read past the scheduler then

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ import pytest
 
 import headrace
 from headrace import _scan
+from headrace.drivers import patience
 from headrace.drivers import workers as workers_
 from headrace.drivers.workers import Pools
 from headrace.reader import Reader
@@ -129,7 +132,6 @@ def count_opened(fs: Any, start: str, monkeypatch: pytest.MonkeyPatch) -> list[i
 def test_many_files_are_open_some_at_a_time(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.filesystem.MOST_OPEN", 4)
     monkeypatch.setattr("headrace.reader.MOST_OPEN", 4)
     fs = filesystem(scheduler=scheduled_mode)
     paths = [str(tmp_path / f"{number}.bin") for number in range(40)]
@@ -151,8 +153,7 @@ def test_many_files_are_open_some_at_a_time(
 def test_many_files_without_descriptors_are_one_batch(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("filesystem", "reader"):
-        monkeypatch.setattr(f"headrace.{module}.MOST_OPEN", 4)
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 4)
     monkeypatch.setattr(Reader, "_read_in_blocks", None)
     fs = filesystem("memory", scheduler=scheduled_mode)
     paths = [f"{tmp_path}/{number}" for number in range(10)]
@@ -193,6 +194,78 @@ def test_many_files_of_a_batch_are_open_some_at_a_time(
         assert all(np.shares_memory(np.frombuffer(batch[row], np.uint8), out) for row in there)
         with pytest.raises(ValueError, match="out holds 100 bytes, the result needs 180"):
             read(np.zeros(100, np.uint8))
+
+
+def have_few_descriptors(fs: Any, start: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no more than so many files below `start` open together."""
+    backend, lock = type(fs.channel.backend), threading.Lock()
+    plain_open = backend.open
+
+    def opened(self: Any, name: str, **options: Any) -> Any:
+        with lock:
+            if count_open(start) >= most:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+            return plain_open(self, name, **options)
+
+    monkeypatch.setattr(backend, "open", opened)
+
+
+async def read_each(fs: Any, paths: list[str]) -> list[Any]:
+    return list(await asyncio.gather(*[fs._cat_file(name, 0, 10) for name in paths], return_exceptions=True))
+
+
+TOGETHER: dict[str, Callable[[Any, list[str]], list[Any]]] = {
+    "short": lambda fs, paths: fs.cat_ranges(paths, 0, 10),
+    "long": lambda fs, paths: fs.cat_ranges(paths, [0] * len(paths), [1 << 20] * len(paths)),
+    "batch": lambda fs, paths: fs.read_ranges(paths, 0, [10] * len(paths)).to_pylist(on_error="return"),
+    "awaited": lambda fs, paths: asyncio.run(fs._cat_ranges(paths, 0, 10)),
+    "each awaited": lambda fs, paths: asyncio.run(read_each(fs, paths)),
+}
+
+
+@pytest.mark.parametrize("how", TOGETHER)
+def test_what_there_are_no_descriptors_for_is_read_when_others_are_closed(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 100)
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(40)]
+    for number, name in enumerate(paths[:-1]):
+        Path(name).write_bytes(DATA[number:])
+    have_few_descriptors(fs, str(tmp_path), 7, monkeypatch)
+    answers = TOGETHER[how](fs, paths)
+    length = len(DATA) if how == "long" else 10
+    assert answers[:-1] == [DATA[number:][:length] for number in range(39)]
+    assert isinstance(answers[-1], FileNotFoundError)
+    assert not count_open(str(tmp_path))
+
+
+@pytest.mark.parametrize("how", TOGETHER)
+def test_that_nobody_closes_any_is_the_answer_of_each_file(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """After one second for a call, and not for each of its files."""
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(5)]
+    have_few_descriptors(fs, str(tmp_path), 0, monkeypatch)
+    slept: list[float] = []
+    monkeypatch.setattr("headrace.drivers.patience.time.sleep", slept.append)
+    answers = TOGETHER[how](fs, paths)
+    assert [getattr(answer, "errno", None) for answer in answers] == [errno.EMFILE] * 5
+    assert 1 <= sum(slept) / (5 if how == "each awaited" else 1) < 1.1
+
+
+def test_a_call_has_a_part_of_few_descriptors(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(40)]
+    for name in paths:
+        Path(name).write_bytes(DATA)
+    monkeypatch.setattr("headrace.reader.soft_limit", {"RLIMIT_NOFILE": 100}.get)
+    most = count_opened(fs, str(tmp_path), monkeypatch)
+    assert fs.cat_ranges(paths, 0, 10) == [DATA[:10]] * 40
+    assert most == [25]
 
 
 def test_an_error_holds_no_files_open(path: str, scheduled_mode: str) -> None:

@@ -1,0 +1,32 @@
+"""How a call waits for descriptors that other reads are about to close.
+
+Nobody tells of that: a file is closed by a call of C's. So whoever waits tries again, after pauses that
+become longer. Where the program itself holds all descriptors that ends soon, once for all files of a call.
+"""
+
+from __future__ import annotations
+
+import time
+
+PATIENCE_S = 1.0
+"""In all: others' reads of a file or two take less, and more would be no answer where nobody closes any."""
+
+FIRST_PAUSE_S = 0.001
+LONGEST_PAUSE_S = 0.05
+
+
+class Patience:
+    """The pauses of one call."""
+
+    def __init__(self) -> None:
+        self._left_s = PATIENCE_S
+        self._pause_s = FIRST_PAUSE_S
+
+    def pause(self) -> bool:
+        """Wait a little; False where nothing is left of it."""
+        if self._left_s <= 0:
+            return False
+        self._left_s -= self._pause_s
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return True
