@@ -24,6 +24,7 @@ Elsewhere than on Linux, and where the kernel lacks a call, the same results com
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections import deque
@@ -123,9 +124,11 @@ class LocalSource:
         ------
         IsADirectoryError, UnsizedFileError
             It has no length.
+        io.UnsupportedOperation
+            It is a pipe, which is not to be opened once more: its writer has been let go, and may be gone.
         """
         found = os.fstat(self.fd)
-        _check_is_sized(found, self.path)
+        _check_is_sized(found, self.path, is_open=True)
         if not found.st_size and not self._is_empty():
             found = os.fstat(self.fd)  # somebody may have begun to write to it
             if not found.st_size:
@@ -295,17 +298,24 @@ class FileBackend(InlineBackend):
                 ops.fail(row, _of_path(error, source.path))
 
 
-def _check_is_sized(found: os.stat_result, path: str) -> None:
+def _check_is_sized(found: os.stat_result, path: str, *, is_open: bool = False) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(found.st_mode):
+        if is_open and stat.S_ISFIFO(found.st_mode):
+            raise io.UnsupportedOperation(errno.ESPIPE, os.strerror(errno.ESPIPE), path)
         raise UnsizedFileError(errno.EINVAL, _UNSIZED, path)
 
 
 def _of_path(error: OSError, path: str) -> OSError:
     """Return an error of the file's with its name; a signal handler's own is raised."""
     raise_if_of_a_handler(error)
-    return error if error.errno is None else type(error)(error.errno, error.strerror, path)
+    if error.errno is None:
+        return error
+    kind = (
+        io.UnsupportedOperation if error.errno == errno.ESPIPE else type(error)
+    )  # as Python's files have it
+    return kind(error.errno, error.strerror, path)
 
 
 def _device_number(folder: str) -> int:

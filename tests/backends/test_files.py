@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import gc
+import io
 import os
 import pickle
 import sys
@@ -187,6 +189,35 @@ def test_a_pipe_is_waited_for_with_the_gil_let_go(tmp_path: Path) -> None:
         fs.open(pipe)
     writer.join(30)
     assert not writer.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+@pytest.mark.timeout(60, method="thread")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda fs, pipe: fs.cat_file(pipe),
+        lambda fs, pipe: fs.cat_file(pipe, -3),
+        lambda fs, pipe: fs.cat([pipe], on_error="return")[pipe],
+        lambda fs, pipe: fs.cat_file(pipe, 0, 5),
+        lambda fs, pipe: fs.cat_ranges([pipe] * 20, [0] * 20, [5] * 20)[7],
+    ],
+    ids=["whole", "end", "cat", "range", "ranges"],
+)
+def test_a_pipe_is_opened_once_and_refused(tmp_path: Path, scheduled_mode: str, read: Any) -> None:
+    """Its writer is let go by the first opening: a second one would wait for it for ever, as it is gone."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    end = os.open(pipe, os.O_RDWR)  # so that an opening of the plain filesystem's would fail, and not hang
+    try:
+        answer = read(fs, str(pipe))
+    except OSError as error:
+        answer = error
+    finally:
+        os.close(end)
+    assert isinstance(answer, io.UnsupportedOperation)
+    assert (answer.errno, answer.filename) == (errno.ESPIPE, str(pipe))
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "ext4"])
