@@ -5,7 +5,8 @@ large result is not unmapped when the result is gone but kept for the next one. 
 view, `pyarrow.Buffer` or array on it is gone (I9), however it was handed out: all of them hold the one
 object whose end is watched.
 
-What lies idle stays within what the limit that the caller names, its byte budget, leaves beside what is out.
+What lies idle stays within what the limit that the caller names, its byte budget, leaves beside what is out,
+and is given up for what there would be no room for otherwise.
 Finalisers take no lock they would have to wait for (I3): what comes back waits in a queue for the next
 holder of the lock.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.memory import MAPPED_BYTES, mapping, result_buffer
-from headrace.threads import after_fork_in_child, call_if_free
+from headrace.threads import after_fork_in_child, call_if_free, raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from headrace.types import UInt8Array
@@ -78,10 +79,21 @@ class Arenas:
     def _take(self, size: int, limit_bytes: int) -> Any:
         self._limit = limit_bytes
         self._settle()
-        mapped = self._fitting(size) or mapping(size)
+        mapped = self._fitting(size) or self._map(size)
         memory = self._watch(mapped)
         self._shrink()
         return memory
+
+    def _map(self, size: int) -> mmap.mmap:
+        """Map new memory, in the place of what is idle if there is no room for both."""
+        try:
+            return mapping(size)
+        except MemoryError as error:
+            raise_if_of_a_handler(error)
+            if not self._idle:
+                raise
+        self._idle.clear()
+        return mapping(size)
 
     def _watch(self, mapped: mmap.mmap) -> Any:
         memory = (ctypes.c_char * len(mapped)).from_buffer(mapped)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,25 @@ def result_buffer(nbytes: int) -> UInt8Array:
     return np.frombuffer(mapping(nbytes), np.uint8) if nbytes >= MAPPED_BYTES else pooled_buffer(nbytes)
 
 
+_MAP_OPTIONS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+
 def mapping(nbytes: int) -> mmap.mmap:
-    """Return an anonymous mapping with huge pages, where the kernel has such."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, nbytes)
-    mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return an anonymous mapping with huge pages, where the kernel has such.
+
+    Raises
+    ------
+    MemoryError
+        There is no room for it. `mmap` says so by an OSError, which would be taken for the storage's.
+    """
+    try:
+        mapped = mmap.mmap(-1, nbytes, **_MAP_OPTIONS)
+    except OSError as error:
+        raise_if_of_a_handler(error)
+        if error.errno != errno.ENOMEM:
+            raise
+        msg = f"no room for a mapping of {nbytes} bytes"
+        raise MemoryError(msg) from None
     if _ADVICE_HUGE is not None:
         try:
             mapped.madvise(_ADVICE_HUGE)

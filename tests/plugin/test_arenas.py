@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import os
 import sys
 import threading
@@ -50,6 +52,53 @@ def test_what_is_gone_is_handed_out_again(arenas: Arenas) -> None:
     assert (arenas.out_bytes, arenas.idle_bytes) == (SIZE, SIZE)
     third = arenas.take(SIZE - 5, 64 * MIB)
     assert (third.ctypes.data, len(third)) == (at, SIZE - 5)
+
+
+class NoRoom:
+    """Takes the place of `mmap.mmap`: so many mappings are refused."""
+
+    def __init__(self, times: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = times
+        self._code = code
+        self._map = mmap.mmap
+        monkeypatch.setattr("headrace.memory.mmap.mmap", self)
+
+    def __call__(self, *args: Any, **options: Any) -> mmap.mmap:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(self._code, os.strerror(self._code))
+        return self._map(*args, **options)
+
+
+def test_what_is_idle_is_given_up_for_what_there_is_no_room_for(
+    arenas: Arenas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arenas.take(SIZE, 64 * MIB)
+    assert arenas.idle_bytes == SIZE
+    refusals = NoRoom(1, errno.ENOMEM, monkeypatch)
+    taken = arenas.take(5 * SIZE, 64 * MIB)
+    assert (len(taken), arenas.out_bytes, arenas.idle_bytes) == (5 * SIZE, 5 * SIZE, 0)
+    assert refusals.left == -1
+    del taken
+    NoRoom(1, errno.EPERM, monkeypatch)
+    with pytest.raises(PermissionError):
+        arenas.take(SIZE, 64 * MIB)
+    assert arenas.idle_bytes == 5 * SIZE
+
+
+@pytest.mark.parametrize("read", ["read_ranges", "submit_ranges", "cat_ranges"])
+def test_no_memory_is_no_error_of_the_storages(
+    arenas: Arenas, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduled_mode: str, read: str
+) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(bytes(SIZE))
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    refusals = NoRoom(9, errno.ENOMEM, monkeypatch)
+    with pytest.raises(MemoryError, match="no room for a mapping of"):
+        getattr(fs, read)([str(path)] * 20, list(range(20)), [100] * 19 + [SIZE])
+    refusals.left = 0
+    assert fs.read_ranges(str(path), [0], [SIZE]).to_pylist() == [bytes(SIZE)]
+    assert arenas.out_bytes == 0
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, MAPPED_BYTES - 1, 65 * MIB])
