@@ -54,6 +54,9 @@ GIL_ROWS = 256
 
 NumPy's own calls keep it up to 500 elements."""
 
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+"""Errors of a moment."""
+
 _ROW_BITS = 32
 _ROW_MASK = np.uint64((1 << _ROW_BITS) - 1)
 ERRNO_BASE = 1000
@@ -355,7 +358,14 @@ _all: dict[int, Rings] = {}
 
 @functools.cache
 def probe(kernel: Kernel | None = None) -> str | None:
-    """Say why there is no usable io_uring here, or None: a ring is made, and a page of a file is read."""
+    """Say why there is no usable io_uring here, or None: a ring is made, and a page of a file is read.
+
+    Raises
+    ------
+    OSError
+        Just now there is not enough of something, which says nothing of the machine: ask again (this is
+        not remembered).
+    """
     if sys.platform != "linux" or sys.maxsize < 1 << 32:
         return "io_uring is of 64-bit Linux"
     try:
@@ -363,6 +373,8 @@ def probe(kernel: Kernel | None = None) -> str | None:
             return _read_a_page(ring)
     except (OSError, AttributeError) as error:
         raise_if_of_a_handler(error)  # nothing of it is remembered
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise
         return f"io_uring: {error}"
 
 

@@ -133,7 +133,10 @@ class Backend(abc.ABC):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Say why this machine cannot use this backend at all, or None."""
+        """Say why this machine cannot use this backend at all, or None.
+
+        That is asked once. What is raised is told, not remembered, and the next filesystem asks again.
+        """
         return None
 
     @cached_property

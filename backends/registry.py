@@ -68,27 +68,42 @@ def _loaded() -> tuple[tuple[str, type[Backend]], ...]:
     return tuple(sorted(found, key=lambda named: -named[1].rank))
 
 
-@functools.cache
 def _is_usable(name: str, backend: type[Backend], level: int) -> bool:
-    why = why_not(backend)
+    """Whether this machine can use a backend; one that cannot tell is not used now, and the others are."""
+    try:
+        return _is_usable_always(name, backend, level)
+    except Exception as error:  # noqa: BLE001 - anybody's
+        raise_if_of_a_handler(error)
+        _log.log(level, "backend %r is not used for now: %s", name, _told(error))
+        return False
+
+
+@functools.cache
+def _is_usable_always(name: str, backend: type[Backend], level: int) -> bool:
+    why = backend.unavailable()
     if why is not None:
         _log.log(level, "backend %r is not used: %s", name, why)
     return why is None
 
 
 def why_not(backend: type[Backend]) -> str | None:
-    """Say why this machine cannot use a backend; one that cannot tell is not used, and the others are."""
+    """Say why this machine cannot use a backend, or why that cannot be told."""
     try:
         return backend.unavailable()
     except Exception as error:  # noqa: BLE001 - anybody's
         raise_if_of_a_handler(error)
-        return f"{type(error).__name__}: {error}"
+        return _told(error)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def backend_for(target: Any, excluded: frozenset[str] = frozenset(), wanted: str = "") -> Backend:
     """Return a new backend for the filesystem `target`, none of the names `excluded`.
 
-    Why one is not used is told once: as a warning of that which was asked for by name.
+    Why one is not used is told once (each time it cannot tell): as a warning of that which was asked for by
+    name.
 
     Raises
     ------

@@ -75,7 +75,11 @@ try:
     Ring(8, LinuxKernel()).close()
 except OSError as error:
     number = error.errno
-print(json.dumps({"errno": number, "why": probe()}))
+try:
+    why = probe()
+except OSError as error:
+    why = f"io_uring: {error}"
+print(json.dumps({"errno": number, "why": why}))
 """
 
 

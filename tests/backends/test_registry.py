@@ -56,7 +56,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
 def _forget() -> None:
     registry.load.cache_clear()
     registry._loaded.cache_clear()
-    registry._is_usable.cache_clear()
+    registry._is_usable_always.cache_clear()
 
 
 def _here(name: str) -> str:
@@ -220,12 +220,24 @@ class Puzzled(MemoryBackend):
     """Cannot tell whether it can be used."""
 
     rank = 200
+    is_puzzled = True
 
     @classmethod
     def unavailable(cls) -> str | None:
-        raise OSError("no folder to look in")
+        if cls.is_puzzled:
+            raise OSError("no folder to look in")
+        return None
 
 
-def test_a_backend_that_cannot_tell_whether_it_works_is_not_used(install: Install) -> None:
+def test_a_backend_that_cannot_tell_whether_it_works_is_not_used(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not then: the next filesystem asks again."""
     install(puzzled=_here("Puzzled"), memory="headrace.backends.memory:MemoryBackend")
-    assert type(registry.backend_for(MemoryFileSystem())) is MemoryBackend
+    with caplog.at_level("INFO", "headrace"):
+        assert type(registry.backend_for(MemoryFileSystem())) is MemoryBackend
+    assert [record.message for record in caplog.records] == [
+        "backend 'puzzled' is not used for now: OSError: no folder to look in"
+    ]
+    monkeypatch.setattr(Puzzled, "is_puzzled", False)
+    assert type(registry.backend_for(MemoryFileSystem())) is Puzzled

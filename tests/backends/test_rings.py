@@ -12,6 +12,7 @@ import errno
 import gc
 import mmap
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -910,6 +911,18 @@ def test_the_probe_says_why_not(method: str, answer: int, words: str) -> None:
     before = open_rings()
     assert words in str(probe(kernel))
     assert open_rings() - before == set()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN])
+def test_what_the_probe_lacks_for_a_moment_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    kernel = LinuxKernel()
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "setup", lambda *_: -code)
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            probe(kernel)
+    assert probe(kernel) is None
 
 
 def test_rings_are_kept_where_no_thread_can_be_seen(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
