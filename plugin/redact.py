@@ -69,9 +69,10 @@ _ABOUT_WORDS: Final = frozenset({
 
 # Where a URL ends inside text; "::" is where the next link of a chain starts.
 _STOP: Final = r"\s'\"<>"
+# Begun only where a run of such letters begins: from each of them, a token would take its length squared.
 _USERINFO: Final = re.compile(
-    rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<user>[^:/?#@{_STOP}]*)"
-    rf"(?P<password>:[^/?#{_STOP}]*)?@"
+    r"(?<![A-Za-z0-9+.\-])(?P<scheme>[0-9+.\-]*[A-Za-z][A-Za-z0-9+.\-]*)://"
+    rf"(?P<user>[^:/?#@{_STOP}]*)(?P<password>:[^/?#{_STOP}]*)?@"
 )
 # A password with a slash that nobody escaped: what follows the colon is no port number.
 _SLASHED: Final = re.compile(
@@ -243,7 +244,7 @@ def _mask_userinfo(match: re.Match[str]) -> str:
     scheme, user, password = match["scheme"], match["user"], match["password"]
     if password:
         return f"{scheme}://{user}:{MASK}@"
-    if user and scheme.lower() in ("http", "https"):
+    if user and scheme.lstrip("0123456789+.-").lower() in ("http", "https"):
         return f"{scheme}://{MASK}@"
     return match[0]
 
@@ -280,17 +281,23 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
 def redact_error(error: BaseException) -> None:
     """Mask what `redact_text` does in an exception's own words, and in those of what caused it, in place.
 
-    It stays the exception it was. aiohttp's tell the URL of their request in what they print. Nothing is
-    raised here, whatever the exception does when it is looked at or changed: it is the answer of a read.
+    So are its notes, and the members of a group. It stays the exception it was. aiohttp's tell the URL of
+    their request in what they print. Nothing is raised here, whatever the exception does when it is looked at
+    or changed: it is the answer of a read.
     """
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop()
+        if found is None or id(found) in seen:
+            continue
         seen.add(id(found))
         with contextlib.suppress(Exception):
-            if redact_text(str(found)) != str(found):
+            told = f"{found} {getattr(found, '__notes__', '')}"
+            if redact_text(told) != told:
                 _mask_words(found)
-        found = found.__context__ if found.__cause__ is None else found.__cause__
+        left.append(found.__context__ if found.__cause__ is None else found.__cause__)
+        left += found.exceptions if isinstance(found, BaseExceptionGroup) else ()
 
 
 def redact_record(record: logging.LogRecord) -> bool:
@@ -320,7 +327,7 @@ def redacted_errors() -> Iterator[None]:
 
 
 def _mask_words(error: BaseException) -> None:
-    for name in ("args", "filename", "filename2", "strerror", "message", "request_info"):
+    for name in ("args", "filename", "filename2", "strerror", "message", "request_info", "__notes__"):
         with contextlib.suppress(Exception):  # each by itself: some are properties that only tell
             _mask_attribute(error, name)
 
@@ -328,14 +335,26 @@ def _mask_words(error: BaseException) -> None:
 def _mask_attribute(error: BaseException, name: str) -> None:
     value = getattr(error, name, None)
     masked: Any = None
-    if isinstance(value, str):
-        masked = redact_text(value)
-    elif name == "args":
-        masked = tuple(redact_text(arg) if isinstance(arg, str) else arg for arg in error.args)
+    if isinstance(value, str) or name in ("args", "__notes__"):
+        masked = _masked(value)
     elif name == "request_info" and value is not None:
         masked = _masked_request(value)
     if masked is not None:
         object.__setattr__(error, name, masked)  # also of a class whose instances are frozen
+
+
+def _masked(value: Any) -> Any:
+    """Mask the texts in a tree: fsspec's `expand_path` gives its error the list of paths.
+
+    A name and what stands beside it are no pair here: an error keeps its paths.
+    """
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, Mapping):
+        return {_masked(name): _masked(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | AbstractSet):
+        return _rebuild(value, [_masked(item) for item in value])
+    return value
 
 
 def _masked_request(request: Any) -> Any:

@@ -256,6 +256,7 @@ def test_no_secret_survives_in_any_tree(case):
         ("https://me:p/w@host/x", "https://me:***@host/x"),
         ("https://me:p?w@host/x", "https://me:***@host/x"),
         ("https://ghp_abc@host/x", "https://***@host/x"),
+        ("1https://ghp_abc@host/x", "1https://***@host/x"),
         ("https://h/x?sv=2&sig=a%2Bb%3D&se=1", "https://h/x?sv=2&sig=***&se=1"),
         (
             "https://h/x?X-Amz-Credential=a/b&X-Amz-Date=1",
@@ -290,6 +291,14 @@ def test_secrets_in_urls(url, clean):
 def test_urls_without_secrets_are_untouched(url):
     assert redact_url(url) == url
     assert secrets_of([url]) == frozenset()
+
+
+def test_a_long_token_takes_no_square_of_its_length():
+    """With it, these would take minutes, and reads of signed URLs each a part of that."""
+    token = "a" * 300_000
+    url = f"https://h/x?part={token}"
+    assert redact_text(url) == url
+    assert redact_url(f"{url}&sig={token}") == f"{url}&sig={MASK}"
 
 
 def test_secrets_of_urls_are_known_as_they_are_and_decoded():
@@ -384,6 +393,9 @@ def test_a_url_says_no_secrets_of_an_open_file(tmp_path: Path, scheduled_mode: s
 def _reads(fs: headrace.HeadraceFileSystem, url: str) -> Iterator[Callable[[], object]]:
     yield lambda: fs.cat_file(url, 0, 5)
     yield lambda: fs.cat_file(url)
+    yield lambda: fs.cat(url)
+    yield lambda: fs.cat([url, f"{url}&more"])
+    yield lambda: fs.expand_path(url)
     yield lambda: fs.info(url)
     yield lambda: fs.open(url)
     yield lambda: fs.open(url, size=10).read()
@@ -418,6 +430,23 @@ def test_an_exception_stays_what_it_was_when_it_is_masked() -> None:
     plain = KeyError("a")
     redact_error(plain)
     assert plain.args == ("a",)
+
+
+def test_all_that_an_exception_prints_is_masked() -> None:
+    """Lists of paths, notes, and what a group holds, itself included."""
+    missing = FileNotFoundError([WITH_SIGNATURE, "key"])
+    several = ValueError({WITH_SIGNATURE: 1, "key": "b"}, 7)
+    noted = ValueError("plain")
+    noted.add_note(f"at {WITH_SIGNATURE}")
+    group = ExceptionGroup("some", [missing, ExceptionGroup("more", [noted, several])])
+    noted.__cause__ = group
+    redact_error(group)
+    clean = "https://host/key?sig=***"
+    assert missing.args == ([clean, "key"],)
+    assert several.args == ({clean: 1, "key": "b"}, 7)
+    assert noted.args == ("plain",)
+    assert noted.__notes__ == [f"at {clean}"]
+    assert "hunter2" not in "".join(traceback.format_exception(group))
 
 
 class ToldError(Exception):
