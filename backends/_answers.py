@@ -11,6 +11,8 @@ import errno
 import re
 from typing import NamedTuple
 
+from headrace.redact import redact_url
+
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)")
 
 
@@ -25,7 +27,7 @@ class Part(NamedTuple):
         """Raise an error that no other attempt cures, if it is another part than the one asked for."""
         if self.start != start:
             msg = "the server sent another range than the one asked for"
-            raise OSError(errno.EIO, msg, path)
+            raise OSError(errno.EIO, msg, redact_url(path))
 
     def due(self, end: int | None) -> int:
         """Return where in the object a body ends that was asked for up to `end`; None: to its end."""
@@ -37,7 +39,7 @@ class Part(NamedTuple):
         due = self.due(end)
         if reached < due:
             msg = f"the body ended at byte {reached}, and not at {due}"
-            raise ConnectionResetError(errno.ECONNRESET, msg, path)
+            raise ConnectionResetError(errno.ECONNRESET, msg, redact_url(path))
 
 
 def part_of(content_range: str | None) -> Part | None:

@@ -122,9 +122,8 @@ async def _part(source: PathSource, answer: Any, headers: Mapping[str, str]) -> 
     """Take the body of a part, which is the one asked for as far as the answer says."""
     part = part_of(answer.headers.get("Content-Range"))
     start, end = _asked(headers, None if part is None else part.total)
-    url = redact_url(source.path)
     if part is not None and start is not None:
-        part.check_start(start, url)
+        part.check_start(start, source.path)
     data: bytes = await answer.read()
     is_as_stored = answer.headers.get("Content-Encoding", "identity") == "identity"  # else aiohttp decodes it
     if part is None or not is_as_stored:
@@ -134,7 +133,7 @@ async def _part(source: PathSource, answer: Any, headers: Mapping[str, str]) -> 
         if source.version is None:
             raise _no_more_than(data, source)
         return data, (reached, due)
-    part.check_end(reached, end, url)
+    part.check_end(reached, end, source.path)
     return data[: max(due - part.start, 0)], None
 
 

@@ -25,7 +25,7 @@ from plain_http import Asked, PlainServer, Said, ranged
 from targets import outcome
 
 import headrace
-from headrace.backends import _http, _obstore_stores
+from headrace.backends import _answers, _http, _obstore_stores
 from headrace.backends._obstore_client import InexactError
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends.obstore import ObstoreBackend
@@ -664,3 +664,17 @@ def test_a_server_that_is_not_there_is_named_with_the_systems_words() -> None:
         with pytest.raises(ConnectionError, match="Connection refused") as caught:
             reader().cat_file(url, start=0, end=10)
     assert (caught.value.errno, caught.value.filename) == (errno.ECONNREFUSED, url)
+
+
+def test_a_url_is_masked_only_for_the_words_of_an_error(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long one takes longer to mask than to read from, on the loop's thread."""
+    masked: list[str] = []
+    for module in (_http, _answers):
+        monkeypatch.setattr(module, "redact_url", masked.append)
+    url = f"{server.url}/bucket/data.bin?X-Amz-Signature=sig"  # with a query it is fsspec's engine that reads
+    assert reader("fsspec").cat_ranges([url] * 3, [0, 5, 9], [3, 8, 12]) == [
+        DATA[i : i + 3] for i in (0, 5, 9)
+    ]
+    assert masked == []
