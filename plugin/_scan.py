@@ -25,10 +25,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from fsspec.core import url_to_fs
 
 from headrace._binding import bind_filter
-from headrace.filesystem import HeadraceFileSystem, wrap
+from headrace.filesystem import HeadraceFileSystem, wrap_url
 
 if TYPE_CHECKING:
     from headrace._filter import Node
@@ -74,7 +73,7 @@ class ScanRequest:
     batch_rows, limit_rows
         The most rows in a batch; stop after so many rows. None: Arrow's default; no limit.
     storage_options
-        For the filesystem of the URL.
+        For the filesystem of the URL, and for headrace where they have the names of its own.
     """
 
     url: str
@@ -161,12 +160,8 @@ def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanRepor
 
 
 def _open_filesystem(request: ScanRequest) -> tuple[HeadraceFileSystem, str]:
-    url, options = request.url.removeprefix("headrace::"), dict(request.storage_options)
-    ours: dict[str, Any] = {} if request.mode is None else {"scheduler": request.mode}
-    if url.startswith("headrace://"):  # one of ours already, with settings of its own among the options
-        options, ours = options | ours, {}
-    target, path = url_to_fs(url, **options)
-    return wrap(target, **ours), path
+    mode = {} if request.mode is None else {"scheduler": request.mode}
+    return wrap_url(request.url, {**request.storage_options, **mode})
 
 
 def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str | None) -> _Files:

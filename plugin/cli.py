@@ -59,8 +59,8 @@ _FILTER_HELP = (
     "64-bit float"
 )
 _OPTION_HELP = (
-    "option of the filesystem, repeatable: KEY=TEXT, where true, false, null, {...} and [...] are "
-    "read as JSON; KEY:=JSON for a number. Credentials are better left in the environment or a "
+    "option of the filesystem, or of headrace, repeatable: KEY=TEXT, where true, false, null, {...} and "
+    "[...] are read as JSON; KEY:=JSON for a number. Credentials are better left in the environment or a "
     "profile: other users of the machine can see a command line"
 )
 

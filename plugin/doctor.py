@@ -34,13 +34,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from fsspec.core import url_to_fs
-
 from headrace.backends import registry
 from headrace.backends.uring import UringBackend
 from headrace.dask_config import read_dask_config
 from headrace.errors import BackendError
-from headrace.filesystem import wrap
+from headrace.filesystem import wrap_url
 from headrace.limits import memory_bytes, soft_limit
 from headrace.redact import redact_text, redact_url, secrets_of
 from headrace.settings import (
@@ -126,7 +124,7 @@ def diagnose(url: str | None = None, storage_options: Mapping[str, Any] | None =
     url : str, optional
         A path or an fsspec URL that should be readable; it is looked up, not read.
     storage_options : mapping, optional
-        For the filesystem of the URL.
+        As for `describe_target`.
 
     Returns
     -------
@@ -419,7 +417,7 @@ def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) 
     url : str
         A path or an fsspec URL, chained or not, with ``headrace::`` in front or without, or ``headrace://``.
     storage_options : mapping, optional
-        For its filesystem.
+        For its filesystem, and for headrace where they have the names of its own.
 
     Returns
     -------
@@ -433,8 +431,7 @@ def describe_target(url: str, storage_options: Mapping[str, Any] | None = None) 
     Exception
         Whatever the filesystem raises: no such protocol, no such file, no permission.
     """
-    target, path = url_to_fs(_plain(url), **(storage_options or {}))
-    fs = wrap(target)
+    fs, path = wrap_url(_plain(url), storage_options or {})
     info = fs.info(path)
     wrapped = type(fs.target)
     return {

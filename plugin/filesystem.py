@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
+from fsspec.core import url_to_fs
 from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.utils import tokenize
 from typing_extensions import override
@@ -63,7 +64,7 @@ from headrace.target import NOT_KEPT, KeptAsTarget, make_target
 from headrace.types import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from headrace.batch import RangeBatch
     from headrace.ranges import AnyPath, Asked, Single
@@ -72,7 +73,8 @@ _OF_ASYNC = frozenset({"asynchronous", "batch_size", "loop"})
 """Options of every async filesystem, and so of ours."""
 _SHARED = frozenset({"asynchronous", "loop"})
 """Those that what is wrapped is given, too: s3fs and fsspec's HTTP take a `batch_size` for something else."""
-_OURS = OPTION_NAMES | _OF_ASYNC | {"priority"}
+_OF_READS = OPTION_NAMES | {"priority"}
+_OURS = _OF_READS | _OF_ASYNC
 _POSITION_BITS = 48
 """Offsets of a file fill the low bits of a position, the file's number in its scan the high ones."""
 
@@ -787,3 +789,20 @@ def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:
     if not isinstance(fs, HeadraceFileSystem):
         return HeadraceFileSystem(fs=fs, **options)
     return type(fs)(fs=fs, **options) if options else fs
+
+
+def wrap_url(url: str, options: Mapping[str, Any]) -> tuple[HeadraceFileSystem, str]:
+    """Return the filesystem of a URL, as one of ours, and the path in it.
+
+    ``headrace::`` in front may be left out, and then needs no entry point. Options with the names of ours are
+    ours, as they are with it.
+    """
+    url = url.removeprefix("headrace::")
+    if url.startswith("headrace://"):  # one of ours already, which divides the options itself
+        target, path = url_to_fs(url, **options)
+        return wrap(target), path
+    ours = {name: options[name] for name in options if name in _OF_READS}
+    theirs = {name: options[name] for name in options if name not in _OF_READS}
+    warn_misspelt(theirs)
+    target, path = url_to_fs(url, **theirs)
+    return wrap(target, **ours), path

@@ -24,6 +24,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from fsspec.implementations.local import LocalFileSystem
 import headrace
 from headrace import cli
 from headrace._scan import ScanReport, ScanRequest, _open_filesystem, scan
@@ -167,6 +168,38 @@ def test_spellings_of_a_url(folder, capsys, spelling):
 
 @pytest.mark.parametrize(("given", "in_force"), [(None, "lite"), ("standard", "standard")])
 def test_a_url_of_ours_is_wrapped_once(folder, given, in_force):
+@pytest.mark.parametrize("form", ["{}", "file://{}", "headrace::{}", "headrace::file://{}", "headrace://{}"])
+def test_options_of_ours_are_obeyed_in_any_spelling(folder, capsys, form):
+    url = form.format(folder)
+    options = ["-o", "scheduler=standard", "-o", "target_protocol=file"]
+    assert run_json(capsys, url, *options)["mode"] == "standard"
+    assert run_json(capsys, url, *options, "--mode", "lite")["mode"] == "lite"
+    assert main(["doctor", "--json", url, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["target"]["mode"] == "standard"
+    code, error = run_error(capsys, url, "-o", "target_protocol=file", "-o", "scheduler=bogus")
+    assert code == 2
+    assert "bogus" in error
+
+
+def test_options_of_ours_are_not_given_to_what_is_wrapped(folder):
+    """To s3fs they would be its session's."""
+    request = ScanRequest("mine://x", storage_options={"retries": 3, "more": 1, "retires": 2})
+    given = {}
+
+    class Mine(LocalFileSystem):
+        protocol = "mine"
+        cachable = False
+
+        def __init__(self, **options: object) -> None:
+            given.update(options)
+            super().__init__()
+
+    fsspec.register_implementation("mine", Mine, clobber=True)
+    with pytest.warns(headrace.HeadraceWarning, match="retries"):
+        fs, _ = _open_filesystem(request)
+    assert (given, fs.settings.retries) == ({"more": 1, "retires": 2}, 3)
+
+
     options = {"target_protocol": "file", "scheduler": "lite", "retries": 3}
     request = ScanRequest(f"headrace://{folder}", mode=given, storage_options=options)
     fs, _ = _open_filesystem(request)
