@@ -1,8 +1,8 @@
 """The main job of the command line: read a dataset through headrace and count what was read.
 
-1. `url_to_fs` finds the filesystem of the URL, and headrace is put over it.
-2. The files are located: one file, a glob, or a folder without what Arrow ignores too (names
-   starting with ``_`` or ``.``). Their suffix says the format, unless the caller did.
+1. `wrap_url` finds the filesystem of the URL, and puts headrace over it.
+2. The files are located: one file, a glob (of folders all that is in them), or a folder without what Arrow
+   ignores too (names starting with ``_`` or ``.``). Their suffix says the format, unless the caller did.
 3. A `pyarrow.dataset` scanner yields record batches, which are counted and dropped: what is
    measured is reading and decoding.
 
@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import fsspec
 import numpy as np
@@ -42,7 +43,8 @@ _SUFFIXES = {
     ".ipc": "ipc",
     ".orc": "orc",
 }
-_COMPRESSED = frozenset({".bz2", ".gz", ".lz4", ".zst"})
+_SEEN_BY_ARROW = (".brotli", ".bz2", ".gz", ".gzip", ".lz4", ".zstd")
+_COMPRESSED = frozenset({*_SEEN_BY_ARROW, ".br", ".snappy", ".xz", ".z", ".zip", ".zst"})
 _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 Progress = Callable[[int, int, int], None]
@@ -141,6 +143,8 @@ def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanRepor
     before = filesystem.stats()
     files = _locate(filesystem, path, request.file_format)
     file_format = request.file_format or _common_format(files.paths)
+    if file_format == "csv":
+        _check_compression(files.paths)
     scanner = _scanner(_dataset(filesystem, files, file_format), request)
     rows, batches = _drain(scanner, files, request.limit_rows, on_progress)
     after = filesystem.stats()
@@ -166,7 +170,7 @@ def _open_filesystem(request: ScanRequest) -> tuple[HeadraceFileSystem, str]:
 
 def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str | None) -> _Files:
     if fsspec.core.has_magic(path) and not filesystem.exists(path):
-        found = filesystem.glob(path, detail=True)
+        found = _matches(filesystem, path)
         root = path[: path.index(next(char for char in path if char in "*?["))].rpartition("/")[0]
         base = None
     elif (info := filesystem.info(path))["type"] == "directory":
@@ -175,11 +179,24 @@ def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str |
         return _Files(None, [path], [info["size"] or 0])
     seen = {name: info for name, info in found.items() if not _is_hidden(name, root)}
     told = {name: _told(filesystem, name, info) for name, info in seen.items()}
-    sizes = {name: info["size"] or 0 for name, info in told.items() if info["type"] == "file"}
+    # In object stores an empty object of a folder's name marks it.
+    files = {name: info for name, info in told.items() if info["type"] == "file" and name[-1:] != "/"}
+    sizes = {name: info["size"] or 0 for name, info in files.items()}
     names = _of_format(list(sizes), file_format)
     if not names:
         raise FileNotFoundError(f"no data files at {path}")
     return _Files(base, names, [sizes[name] for name in names])
+
+
+def _matches(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return what a glob matches, with the files of the folders among it."""
+    found: dict[str, dict[str, Any]] = filesystem.glob(pattern, detail=True)
+    folders: tuple[str, ...] = ()
+    for name in sorted(name for name, info in found.items() if info["type"] == "directory"):
+        if not name.startswith(folders):  # else the one above brought all of it
+            folders = (*folders, f"{name.rstrip('/')}/")
+            found |= filesystem.find(name, detail=True)
+    return found
 
 
 def _told(filesystem: fsspec.AbstractFileSystem, name: str, info: dict[str, Any]) -> dict[str, Any]:
@@ -204,10 +221,26 @@ def _of_format(paths: list[str], file_format: str | None) -> list[str]:
 
 
 def _format_of(path: str) -> str | None:
-    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    suffixes = _suffixes(path)
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _suffixes(path: str) -> list[str]:
+    """Return the suffixes of a file's name, in lower case; of a URL without its query."""
+    name = urlsplit(path).path if path.startswith(("http://", "https://")) else path
+    return [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+
+
+def _check_compression(paths: list[str]) -> None:
+    """Refuse compressed CSV that Arrow would take for text: it looks how a path ends, and in lower case."""
+    for path in paths:
+        if _COMPRESSED.intersection(_suffixes(path)[-1:]) and not path.endswith(_SEEN_BY_ARROW):
+            ends = ", ".join(_SEEN_BY_ARROW)
+            raise ScanRequestError(
+                f"{path!r} is compressed, which Arrow sees only of names that end in {ends}"
+            )
 
 
 def _common_format(paths: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import pty
@@ -23,12 +24,13 @@ import pyarrow.feather
 import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
-
 from fsspec.implementations.local import LocalFileSystem
+
 import headrace
 from headrace import cli
 from headrace._scan import ScanReport, ScanRequest, _open_filesystem, scan
 from headrace.cli import main
+from headrace.testing import ObjectServer
 
 ROWS = 1_000
 
@@ -166,8 +168,6 @@ def test_spellings_of_a_url(folder, capsys, spelling):
     assert run_json(capsys, spelling.format(folder / "part-*.parquet"))["rows"] == ROWS
 
 
-@pytest.mark.parametrize(("given", "in_force"), [(None, "lite"), ("standard", "standard")])
-def test_a_url_of_ours_is_wrapped_once(folder, given, in_force):
 @pytest.mark.parametrize("form", ["{}", "file://{}", "headrace::{}", "headrace::file://{}", "headrace://{}"])
 def test_options_of_ours_are_obeyed_in_any_spelling(folder, capsys, form):
     url = form.format(folder)
@@ -200,6 +200,8 @@ def test_options_of_ours_are_not_given_to_what_is_wrapped(folder):
     assert (given, fs.settings.retries) == ({"more": 1, "retires": 2}, 3)
 
 
+@pytest.mark.parametrize(("given", "in_force"), [(None, "lite"), ("standard", "standard")])
+def test_a_url_of_ours_is_wrapped_once(folder, given, in_force):
     options = {"target_protocol": "file", "scheduler": "lite", "retries": 3}
     request = ScanRequest(f"headrace://{folder}", mode=given, storage_options=options)
     fs, _ = _open_filesystem(request)
@@ -240,9 +242,60 @@ def test_formats_by_suffix(tmp_path, capsys, suffix):
     assert run_json(capsys, path)["rows"] == ROWS
 
 
+@pytest.mark.parametrize(
+    "name", ["table.CSV.GZ", "table.csv.zst", "table.csv.br", "table.gz?X-Amz-Signature=hunter2hunter2"]
+)
+def test_compressed_csv_that_arrow_would_take_for_text_is_refused(tmp_path, capsys, name):
+    """Its lines would be counted, and be some number."""
+    write_as(".csv.gz", tmp_path / name.partition("?")[0])
+    with contextlib.ExitStack() as stack:
+        url = str(tmp_path / name)
+        if "?" in name:
+            server = stack.enter_context(ObjectServer())
+            server.put_folder("bucket", tmp_path)
+            url = f"{server.url}/bucket/{name}"
+        code, error = run_error(capsys, url, "--format", "csv")
+    assert code == 2
+    assert "is compressed" in error
+    assert "hunter2" not in error
+
+
+def test_the_query_of_a_url_is_no_part_of_a_name(tmp_path, capsys):
+    pq.write_table(table(), tmp_path / "table.parquet")
+    with ObjectServer() as server:
+        server.put_folder("bucket", tmp_path)
+        url = f"{server.url}/bucket/table.parquet?X-Amz-Credential=key/2024/s3"
+        assert run_json(capsys, url)["rows"] == ROWS
+
+
+def test_folder_markers_of_object_stores_are_no_files(capsys):
+    data = io.BytesIO()
+    pq.write_table(table(), data)
+    with ObjectServer() as server:
+        options = [
+            part for k, v in server.storage_options().items() for part in ("-o", f"{k}:={json.dumps(v)}")
+        ]
+        for key in ("t/", "t/y=1/"):
+            server.put("bucket", key, b"")
+        server.put("bucket", "t/y=1/a.parquet", data.getvalue())
+        for url in ("s3://bucket/t", "s3://bucket/t/*", "s3://bucket/t/*/*"):
+            found = run_json(capsys, url, "--filter", "y == 1", *options)
+            assert (found["files"], found["rows"]) == (1, ROWS), url
+
+
+def test_of_folders_that_a_glob_matches_all_files_are_read(tmp_path, capsys):
+    for folder in ("y=1/m=1", "y=1/m=2", "y=2/m=1", "y=3/_temporary"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(table(), tmp_path / folder / "x.parquet")
+    pq.write_table(table(), tmp_path / "y=0.parquet")
+    rows = {"y=[12]": 3, "y=1/*": 2, "y=*": 4, "**": 4, "y=1/**": 2}
+    found = {glob: run_json(capsys, tmp_path / glob)["rows"] // ROWS for glob in rows}
+    assert found == rows
+
+
 def write_as(suffix: str, path: Path) -> None:
     if suffix.startswith(".csv"):
-        with pa.output_stream(path) as stream:  # compresses by the suffix
+        with pa.output_stream(path, "gzip" if suffix.endswith(".gz") else None) as stream:
             pa.csv.write_csv(table(), stream)
     elif suffix == ".orc":
         pyarrow.orc.write_table(table(), path)
