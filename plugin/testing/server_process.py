@@ -1,7 +1,8 @@
 """An `ObjectServer` in a process of its own, which busy Python threads of this one do not slow down.
 
 The child is started anew (never forked) and obeys one call at a time: pickled on its standard input, answered
-on its standard output. It ends with its standard input, so it does not outlive a parent that is killed.
+on its standard output. It ends with its standard input, so it does not outlive a parent that is killed, and
+with a call that is interrupted, after which nobody knows whose answer is next.
 
 Threading: one thread at a time.
 """
@@ -89,7 +90,7 @@ class ObjectServerProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        with process, contextlib.suppress(OSError):  # waits for its end
+        with contextlib.suppress(OSError), process:  # waits for its end
             if process.stdin is not None:
                 pickle.dump(None, process.stdin)  # a forked child of ours may keep the pipe open
                 process.stdin.close()
@@ -168,12 +169,18 @@ class ObjectServerProcess:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise RuntimeError("the server does not run")
+        words = pickle.dumps(said)
         try:
-            pickle.dump(said, process.stdin)
+            process.stdin.write(words)
             process.stdin.flush()
             is_error, answered = pickle.load(process.stdout)  # noqa: S301 - from our own child
         except (EOFError, OSError) as error:
             raise RuntimeError(f"the server's process has ended, status {process.poll()}") from error
+        except BaseException:
+            # Its next answer would be this call's, or it takes the next call for the rest of this one.
+            process.kill()
+            process.wait()
+            raise
         if is_error:
             raise answered
         return answered

@@ -14,6 +14,7 @@ from headrace.testing import Faults, ObjectServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import BinaryIO
 
 DATA = bytes(range(256)) * 400
 
@@ -104,3 +105,38 @@ def test_the_end_of_the_process_is_said(server: ObjectServerProcess):
     process.wait()
     with pytest.raises(RuntimeError, match="has ended"):
         server.forget()
+
+
+class Interrupted:
+    """A pipe that is interrupted within what passes through it."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+
+    def write(self, words: bytes) -> None:
+        self._pipe.write(words[: len(words) // 2])
+        self._pipe.flush()
+        raise KeyboardInterrupt
+
+    def read(self, _nbytes: int) -> bytes:
+        raise KeyboardInterrupt
+
+    readline = read
+
+
+@pytest.mark.parametrize("pipe", ["stdin", "stdout"])
+def test_an_interrupted_call_ends_the_process_and_answers_no_other(server: ObjectServerProcess, pipe: str):
+    process = server._process
+    whole = getattr(process, pipe)
+    setattr(process, pipe, Interrupted(whole))
+    with pytest.raises(KeyboardInterrupt):
+        server.put("bucket", "key", DATA)
+    setattr(process, pipe, whole)
+    with pytest.raises(RuntimeError, match="has ended"):
+        server.forget()
+
+
+def test_what_cannot_be_said_ends_nothing(server: ObjectServerProcess):
+    with pytest.raises(Exception, match="pickle"):
+        server.put("bucket", "key", memoryview(DATA))
+    server.forget()
