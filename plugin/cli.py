@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -22,10 +23,12 @@ import warnings
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from typing_extensions import override
 
 import headrace
-from headrace.redact import redact_text, redact_url, secrets_of
+from headrace.redact import MASK, redact_text, redact_url, secrets_of
 from headrace.settings import HeadraceWarning, SchedulerMode, SettingsError
 from headrace.timeline import NO_PLOTS
 
@@ -85,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-    arguments = _parser().parse_args(argv)
-    secrets: frozenset[str] = frozenset()
+    if getattr(sys.stdout, "errors", None) == "strict" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the locale has not
+    arguments, secrets = argparse.Namespace(), frozenset[str]()
     logging.basicConfig(format="%(name)s: %(message)s")  # HEADRACE_LOG says what is logged
     try:
+        arguments = _parsed(argv)
         secrets = _secrets(arguments)
         with _plain_warnings():
             code: int = arguments.run(arguments)
@@ -148,8 +153,38 @@ def _one_line(message: str, secrets: frozenset[str]) -> str:
     return line if len(line) <= _LONGEST_ERROR_CHARS else f"{line[:_LONGEST_ERROR_CHARS]}..."
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells no secret of a line that it does not understand."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        super().error(redact_text(message))
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(map(_without_value, unknown))}")
+    except SystemExit:
+        sys.stdout.flush()  # help that nobody takes is an error as any other
+        raise
+    return arguments
+
+
+def _without_value(argument: str) -> str:
+    """Return an argument without what may be the value of an option, as of one whose -o was forgotten."""
+    name, equals, _ = argument.partition("=")
+    if "://" in name or os.path.exists(argument):  # noqa: PTH110 - Path's raises, of what is too long for a name
+        return argument
+    if equals:
+        return f"{name}={MASK}"
+    return name if name.startswith("-") else MASK
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headrace",
         description="Dataset reads behind one priority I/O scheduler.",
         epilog="Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.",

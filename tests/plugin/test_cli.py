@@ -472,6 +472,34 @@ def test_no_secret_is_printed(capsys):
     assert secret not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scan", "x", "-o", "key=AK", "secret=hunter2"], "unrecognized arguments: secret=***"),
+        (["scan", "x", "-o", "secret", "hunter2" * 100], "unrecognized arguments: ***"),
+        (["scan", "x", "--secret=hunter2", "--more"], "unrecognized arguments: --secret=*** --more"),
+        (["scan", "x", "s3://u:hunter2@b/k", __file__], f"unrecognized arguments: s3://u:***@b/k {__file__}"),
+        (["scan", "x", "--limit", "s3://u:hunter2@b/k"], "'s3://u:***@b/k' is not a whole number"),
+    ],
+)
+def test_no_secret_of_a_misspelt_line_is_printed(capsys, arguments, said):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "hunter2" not in printed
+
+
+def test_letters_that_the_output_has_not_are_escaped(tmp_path):
+    pq.write_table(table(), tmp_path / "é.parquet")
+    for command, said in (("scan", "1,000"), ("doctor", "No check failed")):
+        done = run_child("-m", "headrace", command, str(tmp_path / "é.parquet"), PYTHONIOENCODING="ascii")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
+        assert "\\xe9.parquet" in done.stdout.replace("\n", "").replace("|", "").replace(" ", "")
+
+
 def test_storage_options_reach_the_target(folder, capsys):
     # dir:// without a path to sit in is an error; with it, the files are found.
     options = ["-o", f"path={folder}", "-o", "target_protocol=file", "-o", "auto_mkdir=false"]
@@ -621,14 +649,19 @@ def test_demo_notices_a_wrong_answer(monkeypatch, capsys):
     assert "DemoError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["scan", "doctor"])
 @pytest.mark.parametrize(
-    ("redirection", "code", "said"),
-    [("| true", 1, ""), ("> /dev/full", 1, "No space left on device"), (">&-", 0, "")],
-    ids=["nobody reads", "full", "closed"],
+    ("command", "redirection", "code", "said"),
+    [
+        *((command, "| true", 1, "") for command in ("scan --json", "doctor --json")),
+        *((command, ">&-", 0, "") for command in ("scan --json", "doctor --json", "--version")),
+        *(
+            (command, "> /dev/full", 1, "No space left on device")
+            for command in ("scan --json", "doctor --json", "--version", "scan --help")
+        ),
+    ],
 )
 def test_output_that_nobody_takes(command, redirection, code, said, folder):
-    words = f"{command} --json {shlex.quote(str(folder))} {redirection}"
+    words = f"{command} {shlex.quote(str(folder))} {redirection}"
     shell = f"set -o pipefail; {shlex.quote(sys.executable)} -m headrace {words}"
     ended = subprocess.run(
         ["/bin/bash", "-c", shell], capture_output=True, text=True, check=False, timeout=60
