@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from headrace.core.scheduler import Scheduler
     from headrace.delegation import Delegation
-    from headrace.drivers.engine import Engine
     from headrace.runtime import Channel
 
 _WHOLE = frozenset({"pipe", "pipe_file", "write_bytes", "write_text"})
@@ -67,22 +66,27 @@ def _all_under_way(fs: Delegation, sizes: dict[str, int]) -> Iterator[None]:
 @contextlib.contextmanager
 def _under_way(fs: Delegation, path: str, nbytes: int) -> Iterator[None]:
     channel = fs.channel  # that of this process
-    if channel is None:
-        yield
+    if channel is None or channel.engine.is_inside():
+        # A signal handler or finaliser that interrupted a section can count nothing, and is not held back.
+        try:
+            yield
+        finally:
+            fs.note_change()
         return
-    path = fs.target._strip_protocol(path)  # noqa: SLF001
-    engine, write = channel.engine, _Write()
+    engine, scheduler = channel.engine, channel.scheduler(fs.target._strip_protocol(path))  # noqa: SLF001
+    write = _Write()
     end = _End(write, engine.taken.append)
-    end.engine, end.scheduler = engine, channel.scheduler(path)
+    end.scheduler = scheduler
     try:
         with engine.lock, engine:
-            end.scheduler.room.uploads.begin(end, nbytes)
+            scheduler.room.uploads.begin(end, nbytes)
         yield
     finally:
         del write  # cut before that line, it goes with its frame
         fs.note_change()
-        with engine.lock, engine:
-            pass  # it notes the end
+        if not engine.is_inside():  # else what was interrupted there notes the end
+            with engine.lock, engine:
+                pass  # it notes the end
 
 
 class _Write:
@@ -97,16 +101,18 @@ class _End(weakref.ref[_Write]):
     An interrupt may come at any line, and would else leave it under way for ever.
     """
 
-    __slots__ = ("engine", "scheduler")
+    __hash__ = object.__hash__  # the reference's own needs what it refers to
+    __eq__ = object.__eq__
 
-    engine: Engine
-    scheduler: Scheduler
+    scheduler: Scheduler | None = None
+    """None of one whose making was cut, and which was never counted."""
 
     @override
     def __call__(self) -> None:
         """Note the end; in a section."""
-        self.scheduler.room.uploads.end(self)
-        self.engine.hub.changed()  # reads may take its place
+        if self.scheduler is not None:
+            self.scheduler.room.uploads.end(self)
+            self.scheduler.hub.changed()  # reads may take its place
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import headrace
+from headrace import uploads
 from headrace.core.uploads import UPLOAD_BYTES
 from headrace.drivers.engine import Engine
 from headrace.testing import Fault, ObjectServer
@@ -173,6 +174,33 @@ def test_a_write_that_is_interrupted_while_it_ends_counts_no_more(
             fs.pipe_file("bucket/new", b"content")
     gc.collect()
     assert fs.cat_file("bucket/key", start=0, end=3) == b"con"
+    assert uploading_ops(fs) == []
+
+
+def test_a_handler_that_interrupts_a_section_writes_uncounted(server: ObjectServer) -> None:
+    server.create_bucket("other")
+    fs = filesystem(server, "standard")
+    file = fs.open("bucket/part", "wb")
+    file.write(b"part")
+    engine = fs.channel.engine
+    with engine.lock, engine:  # where a signal came, or a finaliser
+        fs.pipe_file("bucket/whole", b"whole")
+        fs.pipe_file("other/new", b"new")  # a store that was not met before
+        file.close()
+    assert (server.read("bucket", "whole"), server.read("bucket", "part")) == (b"whole", b"part")
+    assert server.read("other", "new") == b"new"
+    assert fs.cat_file("bucket/key", start=0, end=3) == b"con"
+    assert uploading_ops(fs) == []
+
+
+def test_a_write_that_ends_where_a_section_was_interrupted_is_counted_no_more(server: ObjectServer) -> None:
+    fs = filesystem(server, "standard")
+    engine = fs.channel.engine
+    write = uploads.counted(fs, "pipe_file", ("bucket/new", b"new"), {})
+    write.__enter__()
+    assert uploading_ops(fs) == [1]
+    with engine.lock, engine:  # where the coroutine of a write that nobody awaits any more is collected
+        write.__exit__(None, None, None)
     assert uploading_ops(fs) == []
 
 

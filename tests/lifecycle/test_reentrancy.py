@@ -27,7 +27,13 @@ KINDS = [
     for work in ("single", "few", "long", "ranges", "file", "submitted")
     if not (target == "threaded" and mode == "standard")  # one driver serves both modes
     if not (target in {"threaded", "async"} and work == "few")  # as any other ranges there
-] + ["series-lite-long", "series-standard-long", "async-lite-ahead", "async-standard-ahead"]
+] + [
+    "series-lite-long",
+    "series-standard-long",
+    "async-lite-ahead",
+    "async-standard-ahead",
+    "async-standard-written",
+]
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,9 @@ class SlowAsyncFileSystem(AsyncFileSystem):
             await asyncio.sleep(delay_s)
         return _read(self._strip_protocol(path), start, end)
 
+    async def _pipe_file(self, path: str, value: bytes, **_: Any) -> None:
+        self._local.pipe_file(self._strip_protocol(path), value)
+
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         return SlowFile(self._strip_protocol(path), options)
 

@@ -159,6 +159,7 @@ def make(protocol: str, **options: Any) -> Any:
 
 READS: dict[str, tuple[str, str, Callable[[Any], bytes]]] = {}
 STEP, MANY, BLOCK = 5_000, 20, 64 << 10
+WRITTEN = b"written"
 
 
 def single(fs: Any) -> bytes:
@@ -194,6 +195,12 @@ def submitted(fs: Any) -> bytes:
     return bytes(fs.submit_ranges(PATH, [100], [200]).result()[0])
 
 
+def written(fs: Any) -> bytes:
+    """Write a file beside it, which is counted in the window meanwhile."""
+    fs.pipe_file(f"{PATH}.{threading.get_ident()}", WRITTEN)
+    return WRITTEN
+
+
 EXPECTED = {
     few: CONTENT[300:310] + CONTENT[:10] + CONTENT[200:210],
     long: CONTENT[:LONG_BYTES] + CONTENT[100 : 100 + LONG_BYTES],
@@ -202,6 +209,7 @@ EXPECTED = {
     through_file: CONTENT[100:90_100],
     read_ahead: CONTENT[: 4 * BLOCK],
     submitted: CONTENT[100:200],
+    written: WRITTEN,
 }
 TARGETS = {"local": "file", "cold": "file", "series": "file", "threaded": "slow", "async": "aslow"}
 WORK = {
@@ -212,6 +220,7 @@ WORK = {
     "file": through_file,
     "ahead": read_ahead,
     "submitted": submitted,
+    "written": written,
 }
 
 
@@ -228,25 +237,28 @@ def at_rest(fs: Any) -> str:
     engine = fs.channel.engine
     deadline_s = time.monotonic() + REST_S
     while True:
-        if TIMES == "twice" or KIND.endswith("ahead"):
-            engine.catch_up()  # as the next read would, where a finaliser was cut
+        if TIMES == "twice" or KIND.endswith(("ahead", "written")):
+            engine.catch_up()  # as the next read would, where a finaliser was cut, or the end of a write
         if not engine.lock.acquire(timeout=5):
             return "the engine's lock is held"
         try:
             engine.hub.settle(time.perf_counter())
             engine.hub.validate()
             found = engine.hub.in_flight_ops, engine.hub.budget.reserved_bytes, descriptors()[PATH]
-            requests = [r for s in engine.hub.schedulers.values() for r in s.requests.values()]
+            schedulers = engine.hub.schedulers.values()
+            requests = [request for one in schedulers for request in one.requests.values()]
+            uploading_ops = sum(one.room.uploads.ops for one in schedulers)
         except AssertionError as error:
             return f"validate: {error}"
         finally:
             engine.lock.release()
         # Interrupted twice, it may be the next read that tells the loop.
         is_idle = TIMES == "twice" or not getattr(fs.channel.driver, "has_work", bool)()
-        if found == (0, 0, 0) and not requests and is_idle:
+        if found == (0, 0, 0) and not (requests or uploading_ops) and is_idle:
             return ""
         if time.monotonic() > deadline_s:
-            return f"in flight, reserved, open: {found}, {requests}, to be settled: {list(engine.lost)}"
+            owed = f"to be settled: {list(engine.lost)}, uploading: {uploading_ops}"
+            return f"in flight, reserved, open: {found}, {requests}, {owed}"
         time.sleep(0.001)
         gc.collect()  # the keeper had a task that held an interrupt, and its traceback the read
 
