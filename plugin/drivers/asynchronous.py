@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 from collections import deque
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ class AsyncDriver:
         at it, and both threads would wait for another.
         """
         is_submitting = [True]
+        job.context = copy_context()
         job.request.on_wake = partial(self._wake, job, is_submitting)
         try:
             job.submit()
@@ -245,7 +247,9 @@ class AsyncDriver:
 
     def _start(self, job: Job, grant: Grant, *, is_again: bool = False) -> None:
         ended = partial(self._ended, job, grant, is_again)
-        task = self.loop.create_task(self._perform(job, grant, ended))
+        # The task takes a copy of the context it is made in, else that of whoever admitted the op. By an
+        # argument of `create_task` the loop's task factory would be given it, too, and may know none.
+        task = job.context.run(self.loop.create_task, self._perform(job, grant, ended))
         task.add_done_callback(ended)  # first: it takes the task off these again
         if job.tasks is None:
             job.tasks = set()

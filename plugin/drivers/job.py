@@ -15,6 +15,7 @@ from headrace.drivers.waiter import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from headrace.backends.abc import Backend
     from headrace.core.request import Grant, Request
@@ -56,6 +57,8 @@ class Job:
         Its consumer left: nobody may start anything for it any more.
     tasks
         The asyncio tasks that perform it, on async backends; made with the first.
+    context
+        The context variables of who asked for it. Drivers that have its ops performed elsewhere note them.
     """
 
     __slots__ = (
@@ -63,6 +66,7 @@ class Job:
         "backend",
         "before",
         "callbacks",
+        "context",
         "engine",
         "fails_fast",
         "fault",
@@ -78,6 +82,8 @@ class Job:
         "under_way",
         "waiter",
     )
+
+    context: Context
 
     def __init__(
         self,

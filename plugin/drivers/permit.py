@@ -2,7 +2,8 @@
 
 A backend may read through headrace again (``zip://`` over ``headrace::s3://``). Such a read runs on its
 parent's permit: it is admitted at once and waits for nobody's pool (I1). The permit is a context variable,
-so it follows coroutines; threads that headrace starts for an op set it themselves.
+so it follows coroutines; threads that headrace starts for an op set it themselves, beside the variables of
+who asked for that.
 
 Ops of inline backends (local files, memory, rings) never call back into Python code of others. Where their
 consumer performs them itself it does so on a permit all the same: a signal handler that reads meanwhile would
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextvars import Context
 
 T = TypeVar("T")
 
@@ -68,6 +70,11 @@ def call_permitted(permit: Permit, function: Callable[..., T], *args: Any, **kwa
     Leaving a context is C: no exception in between leaves the permit behind.
     """
     return copy_context().run(_call, permit, function, args, kwargs)
+
+
+def call_permitted_in(context: Context, permit: Permit, function: Callable[..., T], *args: Any) -> T:
+    """Do the same in a copy of `context`: several threads may do so at once, and one is entered by one."""
+    return context.copy().run(_call, permit, function, args, {})
 
 
 def perform_here(path: str, function: Callable[..., T], *args: Any) -> T:

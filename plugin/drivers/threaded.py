@@ -13,12 +13,13 @@ worker would wait for its own parent when the pool is full.
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.core.request import DONE
 from headrace.drivers.inline import forfeit
-from headrace.drivers.permit import Permit, permitted
+from headrace.drivers.permit import Permit, call_permitted_in
 from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.drivers.workers import Workers
 from headrace.errors import ShortReadError
@@ -55,6 +56,7 @@ class ThreadedDriver:
 
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
+        job.context = copy_context()
         job.request.on_wake = partial(self._wake, job, _is_in_order(job))
         job.submit()
 
@@ -65,6 +67,7 @@ class ThreadedDriver:
         request.is_awaited = True
         try:
             if request.is_nested:
+                job.context = copy_context()
                 request.on_wake = job.waiter.wake
                 job.submit()
                 self._perform_inbox(job)
@@ -141,8 +144,7 @@ def _perform(job: Job, grant: Grant) -> None:
     for row in range(grant.lo, grant.hi):
         charged = grant.bytes_left if grant.ops_left == 1 else int(job.ops.length[row])
         try:
-            with permitted(permit_of(job, row)):
-                backend.read(job.ops, row)
+            call_permitted_in(job.context, permit_of(job, row), backend.read, job.ops, row)
         except BaseException as error:  # noqa: BLE001 - the op's own (I10)
             job.ops.fail(row, error)
         check_delivery(backend, job.ops, row)

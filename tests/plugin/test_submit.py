@@ -7,6 +7,7 @@ nothing is reserved or in flight (I3).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import gc
@@ -15,6 +16,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,30 @@ def test_a_time_out_loses_nothing(fs: Any, path: str, log: Any, gate: Any, wait_
     gate.set()
     assert [_bytes(held), _bytes(queued)] == [CONTENT[:10], CONTENT[100:110]]
     assert at_rest(fs)
+
+
+def test_an_op_runs_in_the_context_of_who_asked_for_it(fs: Any, path: str, log: Any, gate: Any) -> None:
+    """And not of whoever ended the op before it, or ran the loop."""
+    who = ContextVar("who", default="nobody")
+    seen: dict[int, str] = {}
+    hold = log.before_read
+
+    def note(record: recording.ReadRecord) -> None:
+        seen[record.start] = who.get()
+        hold(record)
+
+    def asked_by(name: str, ask: Callable[..., Any], *args: Any) -> Any:
+        who.set(name)
+        return ask(*args)
+
+    log.before_read = note
+    asked = [("alice", 0), ("bob", 100), ("carol", 200)]
+    reads = [copy_context().run(asked_by, name, _submit, fs, path, offset) for name, offset in asked]
+    gate.set()
+    assert [_bytes(read) for read in reads] == [CONTENT[offset : offset + 10] for _, offset in asked]
+    copy_context().run(asked_by, "dave", fs.cat_file, path, 300, 310)
+    copy_context().run(asked_by, "erin", asyncio.run, fs._cat_file(path, 400, 410))
+    assert seen == {**{offset: name for name, offset in asked}, 300: "dave", 400: "erin"}
 
 
 @pytest.mark.parametrize("protocol", ["recording", "arecording"])
