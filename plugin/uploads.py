@@ -29,6 +29,9 @@ _SENDING = _WHOLE.union(FROM_DISK)
 _NAMES = ({"path", "lpath"}, {"value", "data", "text", "rpath"})
 """What filesystems call the first two arguments of these."""
 
+_INSIDE = ("buffer", "fileobj", "_fp")
+"""Where files of Python's keep the one that they write into: text, gzip, and bz2 and xz."""
+
 _UNKNOWN_BYTES = MOST_PARTS * UPLOAD_BYTES
 
 
@@ -44,11 +47,20 @@ def counted(
 
 def count_parts(fs: Delegation, file: Any, path: str) -> None:
     """Have a file that was opened for writing count each part that it sends."""
-    if _counts(fs.channel) and callable(getattr(file, "_upload_chunk", None)):
+    sending = _sending_in(file) if _counts(fs.channel) else None
+    if sending is not None:
         # A class and no attribute: a bound method inside the file would be a cycle, and a file that nobody
         # closed is closed by its finaliser.
-        file._headrace_counted = functools.partial(_under_way, fs, path)  # noqa: SLF001
-        file.__class__ = _counting(type(file))  # type: ignore[arg-type]
+        sending._headrace_counted = functools.partial(_under_way, fs, path)  # noqa: SLF001
+        sending.__class__ = _counting(type(sending))  # type: ignore[arg-type]
+
+
+def _sending_in(file: Any) -> Any:
+    """Return the file that sends the parts: `file`, what that encodes or compresses for, or None."""
+    while file is not None and not callable(getattr(file, "_upload_chunk", None)):
+        inside = (getattr(file, name, None) for name in _INSIDE)
+        file = next((inner for inner in inside if inner is not None), None)
+    return file
 
 
 def _counts(channel: Channel | None) -> bool:

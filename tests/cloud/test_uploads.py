@@ -90,7 +90,12 @@ def by_open(fs: Any, path: str, local: str) -> None:
         file.write(CONTENT)
 
 
-WAYS = [by_pipe_file, by_name, by_pipe, by_put, by_put_file, by_coroutine, by_open]
+def by_text(fs: Any, path: str, local: str) -> None:
+    with fs.open(path, "w") as file:
+        file.write(CONTENT.decode())
+
+
+WAYS = [by_pipe_file, by_name, by_pipe, by_put, by_put_file, by_coroutine, by_open, by_text]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -142,6 +147,27 @@ def test_each_part_of_a_long_file_counts(server: ObjectServer) -> None:
             writing.join()
         assert uploading_ops(fs) == []
     assert len(server.read("bucket", "long")) == PART_BYTES + 1
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bz2", "xz"])
+def test_what_is_compressed_on_its_way_counts(server: ObjectServer, compression: str) -> None:
+    fs = filesystem(server, "standard")
+    held = HoldsWrites(server)
+
+    def write() -> None:
+        with fs.open("bucket/packed", "wb", compression=compression) as file:
+            file.write(b"content")
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        assert held.has_come.wait(WAIT_S)
+        assert uploading_ops(fs) == [1]
+    finally:
+        held.may_go.set_result(None)
+        writing.join()
+    with fs.open("bucket/packed", "rb", compression=compression) as file:
+        assert file.read() == b"content"
 
 
 def test_a_write_that_fails_counts_no_more(server: ObjectServer) -> None:
