@@ -105,7 +105,9 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
         if fs is None and options.get("skip_instance_cache"):
             options[NOT_KEPT] = True
         if cls._is_derived_from(type(fs)):
-            options = {"skip_instance_cache": not is_kept(fs), **fs.own_options(), **options}
+            # Only where it says something: fsspec's token of an instance would tell it apart by this, too.
+            not_kept = {} if is_kept(fs) else {"skip_instance_cache": True}
+            options = {**not_kept, **fs.own_options(), **options}
             if args:
                 args = (fs.target, *args[1:])
             else:
