@@ -258,20 +258,27 @@ class Delegation:
 
     # -- writes and the rest
 
-    def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
+    def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> Any:
         """Write one file, or each of a dict of them."""
         if isinstance(path, dict):
             path = {self._own_path(name): data for name, data in path.items()}
         else:
             path = self._own_path(path)
-        self._of_target("pipe", path, value, **kwargs)
+        return self._of_target("pipe", path, value, **kwargs)
 
-    async def _pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
+    async def _pipe(self, path: Any, value: Any = None, **kwargs: Any) -> Any:
         if isinstance(path, dict):
             path = {self._own_path(name): data for name, data in path.items()}
         else:
             path = self._own_path(path)
-        await self._of_target_async("_pipe", path, value, **kwargs)
+        return await self._of_target_async("_pipe", path, value, **kwargs)
+
+    async def _mv_file(self, path1: Any, path2: Any, **kwargs: Any) -> Any:
+        """Move one file, in one request where the wrapped filesystem has one for that; `mv` is its own."""
+        if not getattr(self.target, "async_impl", False):
+            return await super()._mv_file(path1, path2, **kwargs)  # type: ignore[misc] # fsspec's, of ours
+        paths = self._own_path(path1), self._own_path(path2)
+        return await self._of_target_async("_mv_file", *paths, **kwargs)
 
     async def _walk(self, path: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Async twin of `walk`."""

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from targets import CONTENT, OTHER, SIZE, Target, outcome
 
@@ -92,6 +93,40 @@ def test_writes(tmp_path: Path, options: dict[str, object]) -> None:
     fs.mv(two, str(tmp_path / "three"))
     fs.rm(one)
     assert [Path(path).name for path in fs.ls(str(tmp_path), detail=False)] == ["three"]
+
+
+class Moving(AsyncFileSystem):
+    """It can move a file, and tells what its store answered to a write."""
+
+    protocol = "moving"
+    cachable = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.moved: list[tuple[str, str]] = []
+
+    async def _pipe_file(self, path: str, value: bytes, **_: Any) -> str:
+        return f"{path} has {len(value)}"
+
+    async def _mv_file(self, path1: str, path2: str) -> None:
+        self.moved.append((path1, path2))
+
+
+def test_what_a_store_answers_to_a_write_is_the_callers(mode: str) -> None:
+    fs = headrace.HeadraceFileSystem(fs=Moving(), scheduler=mode)
+    assert fs.pipe({"a": b"1", "b": b"22"}) == ["a has 1", "b has 2"]
+    assert fs.pipe("a", b"1") == fs.target.pipe("a", b"1")
+    assert asyncio.run(fs._pipe({"a": b"1"})) == ["a has 1"]
+
+
+def test_an_awaited_move_is_the_wrapped_filesystems(tmp_path: Path, mode: str) -> None:
+    target = Moving()
+    asyncio.run(headrace.HeadraceFileSystem(fs=target, scheduler=mode)._mv_file("headrace::a", "b"))
+    assert target.moved == [("a", "b")]
+    (tmp_path / "one").write_bytes(b"1")
+    local = headrace.HeadraceFileSystem(target_protocol="file", scheduler=mode)
+    asyncio.run(local._mv_file(str(tmp_path / "one"), str(tmp_path / "two")))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("two", b"1")]
 
 
 def test_our_prefix_is_none_of_a_path_that_is_named_either(tmp_path: Path, mode: str) -> None:
