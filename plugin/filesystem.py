@@ -32,6 +32,7 @@ from typing_extensions import override
 from headrace import ambient, lifecycle
 from headrace.backends import _s3fs
 from headrace.backends._http import is_http
+from headrace.backends.abc import beneath_folders
 from headrace.core.ahead import Habits
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
@@ -777,7 +778,8 @@ def _given_again(caching: dict[str, Any], priority: int | None) -> dict[str, Any
 
 def _is_stream(target: Any, block_size: int | None) -> bool:
     """Whether a file with blocks of this size, or of the filesystem's own, is a stream over HTTP."""
-    return is_http(target) and (target.block_size if block_size is None else block_size) == 0
+    read = beneath_folders(target)
+    return is_http(read) and (read.block_size if block_size is None else block_size) == 0
 
 
 def wrap(fs: Any, **options: Any) -> HeadraceFileSystem:

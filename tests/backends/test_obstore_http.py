@@ -364,6 +364,16 @@ def test_blocks_that_are_asked_for_have_ranges_of_a_filesystem_without(engine: s
         assert file.read(10) == DATA[2_000_000:2_000_010]
 
 
+@pytest.mark.parametrize("who", ["caller", "filesystem"])
+def test_a_stream_in_a_folder_is_one(who: str) -> None:
+    target = HTTPFileSystem(skip_instance_cache=True, **({"block_size": 0} if who == "filesystem" else {}))
+    with PlainServer(lambda _: Said(200, {}, DATA)) as plain:
+        fs = headrace.HeadraceFileSystem(fs=DirFileSystem(plain.url, target), skip_instance_cache=True)
+        with fs.open("x", **({"block_size": 0} if who == "caller" else {})) as file:
+            assert isinstance(file, HTTPStreamFile)
+            assert file.read() == DATA
+
+
 def _error_of(fs: Any, path: str, **bounds: int) -> BaseException:
     with pytest.raises(OSError, match="range") as raised:
         fs.cat_file(path, **bounds)
