@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from headrace.core.plan import Plan
+    from headrace.drivers.driver import Driver
     from headrace.runtime import Channel
 
 
@@ -157,13 +158,6 @@ class JobMaker:
             **options,
         )
 
-    def launch_unpolled(self, job: Job) -> None:
-        """Submit a job that nobody polls: on an event loop the keeper drives at once."""
-        self.channel.driver.launch(job)
-        keep = getattr(self.channel.driver, "keep", None)
-        if keep is not None:
-            keep(0)
-
     def run(self, job: Job, until_s: float | None = None) -> None:
         """Submit a job and return when its request is over: in time, or till then if it is part of a call."""
         timeout_s, until_s = self.channel.settings.timeout_s, until_s or self.until_s
@@ -209,7 +203,7 @@ def call_until(
         raise late(job, f"within {timeout_s} s") from None
 
 
-def wait_for_all(driver: Any, jobs: list[Job], until_s: float | None, timeout_s: float | None) -> None:
+def wait_for_all(driver: Driver, jobs: list[Job], until_s: float | None, timeout_s: float | None) -> None:
     """Wait for several that were launched, no longer together than for one."""
     for job in jobs:
         call_until(driver.wait, job, until_s, timeout_s)

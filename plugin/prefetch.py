@@ -226,7 +226,7 @@ class Piece:
         job.callbacks.append(partial(_let_go, weakref.ref(self)))
         self._job = job
         tell_engine(self, job)
-        reader.launch_unpolled(job)
+        reader.channel.driver.launch_unpolled(job)
 
     def take(self, reader: Reader, urgency: Urgency) -> UInt8Array | None:
         """Wait for its bytes as for any read that is wanted (I7); None where it was dropped, or failed."""

@@ -22,7 +22,6 @@ import numpy as np
 
 from headrace.columns import ZERO
 from headrace.core.request import Request, State
-from headrace.drivers.inline import LoopDriver
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.jobs import JobMaker, hand_over
@@ -66,7 +65,7 @@ class QuickReader(JobMaker):
 
         Where there is a time-out a worker waits in standard mode, and this thread for so long at the most.
         """
-        return self.channel.settings.timeout_s is None or not isinstance(self.channel.driver, LoopDriver)
+        return self.channel.settings.timeout_s is None or not self.channel.driver.waits_elsewhere
 
     def read_now(
         self, source: Any, path: str, start: int, length: int, priority: Callable[[], int]
@@ -85,7 +84,7 @@ class QuickReader(JobMaker):
         else:
             base = None
             driver, asked = self.channel.driver, (scheduler, source, start, length)
-            if isinstance(driver, LoopDriver) and not self._has_missed:
+            if driver.waits_elsewhere and not self._has_missed:
                 data = driver.call(self._probe, *asked)
             else:
                 data = self._probe(*asked)

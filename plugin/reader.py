@@ -283,7 +283,7 @@ class Reader(SingleReader):
         over: asyncio.Future[None] = loop.create_future()
         job.callbacks.append(partial(_resolve, loop, over))
         job.request.is_awaited = True
-        self.launch_unpolled(job)
+        self.channel.driver.launch_unpolled(job)
         return over
 
     async def cat_many_async(

@@ -51,9 +51,8 @@ if TYPE_CHECKING:
     from headrace.core.hub import TraceSink
     from headrace.core.request import Request
     from headrace.core.scheduler import Scheduler
+    from headrace.drivers.driver import Driver
     from headrace.settings import Settings
-
-Driver = LiteDriver | LoopDriver | ThreadedDriver | AsyncDriver
 
 QUICK_BYTES = 64 << 10
 """Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""

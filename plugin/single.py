@@ -19,7 +19,6 @@ from headrace.backends.abc import InlineBackend, PathSource, ThreadedBackend, be
 from headrace.columns import ZERO
 from headrace.core.plan import cut
 from headrace.core.request import State
-from headrace.drivers.inline import LiteDriver
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
@@ -75,7 +74,7 @@ class SingleReader(QuickReader):
     @property
     def is_drained(self) -> bool:
         """Whether nothing of a read is in flight any more when it has been left, by an exception too."""
-        return isinstance(self.channel.driver, LiteDriver)
+        return self.channel.driver.is_drained
 
     def read_into(
         self,
@@ -138,8 +137,7 @@ class SingleReader(QuickReader):
         request.on_wake = job.waiter.wake
         request.is_awaited = True
         got = perform_here(path, self._submit_and_fill, job, source, start, out)
-        if isinstance(channel.driver, LiteDriver):
-            channel.driver.start_for_others()
+        channel.driver.start_for_others()
         return got
 
     def _submit_and_fill(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:

@@ -21,13 +21,13 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from headrace.columns import ascending
-from headrace.core.request import DONE
 from headrace.core.retry import Attempts
+from headrace.drivers.driver import Driver
 from headrace.drivers.hedged import hedged, read_op
-from headrace.drivers.inline import forfeit
 from headrace.drivers.permit import permitted
-from headrace.drivers.threaded import permit_of
 from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.errors import ReadTimeoutError
 from headrace.types import TRY_TIMEOUT_S, UNKNOWN_LENGTH
@@ -46,7 +46,7 @@ CLOSE_S = 1.0
 _log = logging.getLogger("headrace")
 
 
-class AsyncDriver:
+class AsyncDriver(Driver):
     """Performs ops on an event loop that a thread of headrace's, or a foreign one, always runs.
 
     Parameters
@@ -71,6 +71,7 @@ class AsyncDriver:
         self.closed = threading.Event()
         backend.bind(self.loop)
 
+    @override
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
         try:
@@ -92,21 +93,12 @@ class AsyncDriver:
         finally:
             is_submitting.clear()
 
-    def run(self, job: Job, timeout_s: float | None = None) -> None:
-        """Submit and return when the request is over."""
-        job.request.is_awaited = True
-        try:
-            self._begin(job)
-            self.wait(job, timeout_s)
-        finally:
-            if job.request.state not in DONE:
-                job.cancel()
-                self._tell_loop()
+    @override
+    def _abandon(self, job: Job) -> None:
+        super()._abandon(job)
+        self._tell_loop()
 
-    def _begin(self, job: Job) -> None:
-        """Submit what this thread is about to wait for."""
-        self.launch(job)
-
+    @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
         check_caller(job, self.loop)
@@ -237,7 +229,7 @@ class AsyncDriver:
         """Make a task of each op granted; cancel the tasks of a request that is over."""
         while (grant := job.first()) is not None:
             if job.request.is_over:
-                forfeit(job, grant)
+                job.forfeit(grant)
             else:
                 self._start(job, grant)
             job.request.inbox.pop(0)
@@ -290,7 +282,7 @@ class AsyncDriver:
         limit_s = None if is_whole else self.try_timeout_s
         hedge = None if is_whole else job.scheduler.hedge
         limit = asyncio.timeout(limit_s)
-        with permitted(permit_of(job, row)):
+        with permitted(job.permit(row)):
             try:
                 async with limit:
                     if hedge is None:

@@ -78,7 +78,13 @@ class LiteAsyncDriver(AsyncDriver):
                 self._offer()
 
     @override
-    def _begin(self, job: Job) -> None:
+    def launch_unpolled(self, job: Job) -> None:
+        """Submit what nobody polls: the keeper drives at once."""
+        self.launch(job)
+        self.keep(0)
+
+    @override
+    def _begin(self, job: Job, timeout_s: float | None) -> None:
         self._submit(job)  # a loop that this thread is about to run need not be woken
 
     @override

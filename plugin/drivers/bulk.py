@@ -31,9 +31,9 @@ from typing_extensions import override
 from headrace.columns import ZERO, ascending
 from headrace.core.retry import Attempts
 from headrace.drivers import interrupts
-from headrace.drivers.inline import forfeit, give_back
+from headrace.drivers.job import check_delivery
 from headrace.drivers.permit import permitted
-from headrace.drivers.threaded import ThreadedDriver, check_delivery, permit_of
+from headrace.drivers.threaded import ThreadedDriver
 from headrace.drivers.waiting import LOOK_S, wait_until_over
 from headrace.types import NOT_YET
 
@@ -89,13 +89,13 @@ class BulkDriver(ThreadedDriver):
 
     @override
     def _begin(self, job: Job, timeout_s: float | None) -> None:
-        may_call = timeout_s is None and _may_block()
+        may_call = timeout_s is None and not job.request.is_nested and _may_block()
         if may_call and job.request.n_ops == 1:
             _call_in_turn(job)
         elif may_call and self._is_lite:
             self._perform_granted(job, partial(self.launch, job))
         else:
-            self.launch(job)
+            super()._begin(job, timeout_s)
 
     def _call_workers(self, job: Job, called: set[object], request: Request) -> None:
         """Have what was granted performed; `called` has an item for each worker that is on its way."""
@@ -153,7 +153,7 @@ class BulkDriver(ThreadedDriver):
     @override
     def _perform_grant(self, job: Job, grant: Grant) -> None:
         if job.request.is_over:
-            forfeit(job, grant)
+            job.forfeit(grant)
             return
         rows = ascending(grant.lo, grant.hi)
         attempt(job, rows)
@@ -177,7 +177,7 @@ def _call_in_turn(job: Job) -> None:
             attempt(job, ZERO)
             job.complete_tried(grant, ZERO, grant.bytes_left)
     except BaseException:
-        give_back(job)  # nobody else performs it
+        job.give_back()  # nobody else performs it
         raise
 
 
@@ -211,7 +211,7 @@ def _call(job: Job, rows: Int64Array) -> None:
     """Make the call; whatever it raises is the error of the ops it left without an answer (I10)."""
     backend: BulkBackend = job.backend  # type: ignore[assignment]
     try:
-        with permitted(permit_of(job, int(rows[0]))):
+        with permitted(job.permit(int(rows[0]))):
             backend.perform(job.ops, rows)
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - its ops' error (I10)
         # Whatever a backend raises; an interrupt of a nested read, on the main thread, is its consumer's.

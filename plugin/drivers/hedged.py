@@ -11,7 +11,7 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from headrace.drivers.threaded import check_delivery
+from headrace.drivers.job import check_delivery
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:

@@ -22,9 +22,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from typing_extensions import override
 
 from headrace.columns import ascending
 from headrace.core.request import DONE
+from headrace.drivers.driver import Driver
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiter import Waiter
 from headrace.drivers.waiting import LOOK_S, deadline, late, wait_until_over
@@ -115,7 +117,7 @@ def _fail(job: Job, rows: Int64Array, error: BaseException) -> None:
         job.ops.fail(row, error)
 
 
-class LiteDriver:
+class LiteDriver(Driver):
     """The consumer performs its own I/O.
 
     Parameters
@@ -124,10 +126,13 @@ class LiteDriver:
         Drives what outlives a call: reads that were submitted and not waited for.
     """
 
+    is_drained = True
+
     def __init__(self, keeper: LoopDriver) -> None:
         self.keeper = keeper
         self._passed_over: deque[weakref.ref[Job]] = deque()
 
+    @override
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit, perform, and return when the request is over."""
         job.request.on_wake = partial(self._wake, job)
@@ -165,6 +170,7 @@ class LiteDriver:
             elif not request.is_over:
                 wait_until_over(job, timeout_s, until=partial(_has_work, job), until_s=until_s)
 
+    @override
     def start_for_others(self) -> None:
         """Start what this thread's completions had admitted for consumers that are waiting for the disk.
 
@@ -181,10 +187,12 @@ class LiteDriver:
                     _start_granted(other)
                 other.waiter.wake()
 
+    @override
     def launch(self, job: Job) -> None:
         """Submit without waiting: the keeper drives it."""
         self.keeper.launch(job)
 
+    @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
         self.keeper.wait(job, timeout_s)
@@ -251,14 +259,7 @@ def abandon(job: Job) -> None:
             if _is_bound(job):
                 job.backend.drain()  # type: ignore[attr-defined]
         finally:
-            give_back(job)
-
-
-def give_back(job: Job) -> None:
-    """End a request, and return what was granted to it and is not under way."""
-    with job.engine.lock, job.engine:
-        job.scheduler.cancel(job.request)
-        job.scheduler.forfeit_all(job.request)
+            job.give_back()
 
 
 def _is_bound(job: Job) -> bool:
@@ -267,7 +268,7 @@ def _is_bound(job: Job) -> bool:
     return backend.is_bound(job.ops)
 
 
-class LoopDriver:
+class LoopDriver(Driver):
     """The background loop thread drives; consumers wait.
 
     Parameters
@@ -278,25 +279,19 @@ class LoopDriver:
         Threads for what must wait for a disk, those of each device by its scheduler.
     """
 
+    waits_elsewhere = True
+
     def __init__(self, thread: Dispatcher, pools: Pools) -> None:
         self.thread = thread
         self.pools = pools
 
+    @override
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
         job.request.on_wake = partial(self._wake, job)
         job.submit()
 
-    def run(self, job: Job, timeout_s: float | None = None) -> None:
-        """Submit and return when the request is over."""
-        job.request.is_awaited = True
-        try:
-            self.launch(job)
-            wait_until_over(job, timeout_s, revive=partial(self._revive, job))
-        finally:
-            if job.request.state not in DONE:
-                job.cancel()
-
+    @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
         wait_until_over(job, timeout_s, revive=partial(self._revive, job))
@@ -306,6 +301,7 @@ class LoopDriver:
         # A start may have failed, where there were too many threads for a moment.
         self.pools.of(job.scheduler).start_needed()
 
+    @override
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that does not block on the loop thread, and return what it returns."""
         if self.thread.is_current():
@@ -327,7 +323,7 @@ class LoopDriver:
         workers = self.pools.of(job.scheduler)
         while (grant := job.take()) is not None:
             if job.request.is_over:
-                forfeit(job, grant)
+                job.forfeit(grant)
                 continue
             if _is_bound(job):
                 workers.put(partial(_perform, job, grant))
@@ -388,9 +384,3 @@ class _Call(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
-
-
-def forfeit(job: Job, grant: Grant) -> None:
-    """Give back a grant that came for a request which ended."""
-    with job.engine.lock, job.engine:
-        job.scheduler.forfeit(grant)

@@ -11,7 +11,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.core.request import State
+from headrace.drivers.permit import Permit
 from headrace.drivers.waiter import Waiter
+from headrace.errors import ShortReadError
+from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,6 +210,24 @@ class Job:
         finally:
             self.engine.drain_dropped()
 
+    def permit(self, row: int) -> Permit:
+        """Make the permit that the code of op `row` runs on."""
+        ops = self.ops
+        source = ops.sources[ops.file[row]]
+        path = getattr(source, "path", source)
+        return Permit(self.request.seq, str(path), int(ops.start[row]), int(ops.length[row]))
+
+    def forfeit(self, grant: Grant) -> None:
+        """Give back a grant that came when the request had ended."""
+        with self.engine.lock, self.engine:
+            self.scheduler.forfeit(grant)
+
+    def give_back(self) -> None:
+        """End the request, and give back what was granted to it and is not under way."""
+        with self.engine.lock, self.engine:
+            self.scheduler.cancel(self.request)
+            self.scheduler.forfeit_all(self.request)
+
     def cancel(self, error: BaseException | None = None) -> None:
         """End the request; does nothing when it is over and drained."""
         with self.engine.lock, self.engine:
@@ -216,6 +237,12 @@ class Job:
         """End the request with `error`."""
         with self.engine.lock, self.engine:
             self.scheduler.fail(self.request, error)
+
+
+def check_delivery(backend: Backend, ops: Ops, row: int) -> None:
+    """Fail an op that its backend left without an answer."""
+    if ops.got[row] == NOT_YET and row not in ops.errors:
+        ops.fail(row, ShortReadError(f"backend {type(backend).__name__} left op {row} without an answer"))
 
 
 def _words_of(error: BaseException) -> str:

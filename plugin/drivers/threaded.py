@@ -17,22 +17,21 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from headrace.core.request import DONE
-from headrace.drivers.inline import forfeit
-from headrace.drivers.permit import Permit, call_permitted_in
+from typing_extensions import override
+
+from headrace.drivers.driver import Driver
+from headrace.drivers.job import check_delivery
+from headrace.drivers.permit import call_permitted_in
 from headrace.drivers.waiting import check_caller, wait_until_over
 from headrace.drivers.workers import Workers
-from headrace.errors import ShortReadError
 from headrace.threads import call_if_free
-from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headrace.backends.abc import Backend, ThreadedBackend
+    from headrace.backends.abc import ThreadedBackend
     from headrace.core.request import Grant, Request
     from headrace.drivers.job import Job
-    from headrace.types import Ops
 
 _MANY = 1024
 """Threads for nested reads that were launched, which must not wait for any pool of limited size."""
@@ -41,7 +40,7 @@ _MANY_OF_ONE = 64
 """Workers called for one of those, which is granted at once. They start under the lock of all reads."""
 
 
-class ThreadedDriver:
+class ThreadedDriver(Driver):
     """Hands each op to a worker.
 
     Parameters
@@ -54,38 +53,34 @@ class ThreadedDriver:
         self.workers = workers
         self._nested_workers = Workers(_MANY, "headrace-nested")
 
+    @override
     def launch(self, job: Job) -> None:
         """Submit without waiting."""
         job.context = copy_context()
         job.request.on_wake = partial(self._wake, job, _is_in_order(job))
         job.submit()
 
+    @override
     def run(self, job: Job, timeout_s: float | None = None) -> None:
         """Submit and return when the request is over."""
         check_caller(job)
-        request = job.request
-        request.is_awaited = True
-        try:
-            if request.is_nested:
-                job.context = copy_context()
-                request.on_wake = job.waiter.wake
-                job.submit()
-                self._perform_inbox(job)
-            else:
-                self._begin(job, timeout_s)
-            self.wait(job, timeout_s)
-        finally:
-            if request.state not in DONE:
-                job.cancel()
+        super().run(job, timeout_s)
 
+    @override
     def wait(self, job: Job, timeout_s: float | None = None) -> None:
         """Wait for what `launch` submitted."""
         check_caller(job)
         wait_until_over(job, timeout_s, revive=self._workers_of(job).start_needed)
 
-    def _begin(self, job: Job, timeout_s: float | None) -> None:  # noqa: ARG002 - of use where it calls itself
-        """Submit, on the thread that is going to wait."""
-        self.launch(job)
+    @override
+    def _begin(self, job: Job, timeout_s: float | None) -> None:
+        if not job.request.is_nested:
+            super()._begin(job, timeout_s)
+            return
+        job.context = copy_context()
+        job.request.on_wake = job.waiter.wake
+        job.submit()
+        self._perform_inbox(job)
 
     def _wake(self, job: Job, is_in_order: bool, request: Request) -> None:
         """Have what was granted performed."""
@@ -119,7 +114,7 @@ class ThreadedDriver:
 
     def _perform_grant(self, job: Job, grant: Grant) -> None:
         if job.request.is_over:
-            forfeit(job, grant)
+            job.forfeit(grant)
         else:
             _perform(job, grant)
 
@@ -144,22 +139,8 @@ def _perform(job: Job, grant: Grant) -> None:
     for row in range(grant.lo, grant.hi):
         charged = grant.bytes_left if grant.ops_left == 1 else int(job.ops.length[row])
         try:
-            call_permitted_in(job.context, permit_of(job, row), backend.read, job.ops, row)
+            call_permitted_in(job.context, job.permit(row), backend.read, job.ops, row)
         except BaseException as error:  # noqa: BLE001 - the op's own (I10)
             job.ops.fail(row, error)
         check_delivery(backend, job.ops, row)
         job.complete(grant, 1, charged)
-
-
-def permit_of(job: Job, row: int) -> Permit:
-    """Make the permit that the code of op `row` runs on."""
-    ops = job.ops
-    source = ops.sources[ops.file[row]]
-    path = getattr(source, "path", source)
-    return Permit(job.request.seq, str(path), int(ops.start[row]), int(ops.length[row]))
-
-
-def check_delivery(backend: Backend, ops: Ops, row: int) -> None:
-    """Fail an op that its backend left without an answer."""
-    if ops.got[row] == NOT_YET and row not in ops.errors:
-        ops.fail(row, ShortReadError(f"backend {type(backend).__name__} left op {row} without an answer"))
