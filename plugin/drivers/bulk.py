@@ -100,9 +100,10 @@ class BulkDriver(ThreadedDriver):
     def _call_workers(self, job: Job, called: set[object], request: Request) -> None:
         """Have what was granted performed; `called` has an item for each worker that is on its way."""
         mine = self._mine
-        if getattr(mine, "job", None) is job and mine.grant is None:
+        performed, held = getattr(mine, "at_leisure", None) or (None, [])
+        if performed is job and not _left(held):
             # This thread performs the next one itself, before any worker is awake.
-            mine.grant = job.take()
+            job.take_into(held)
         while len(called) < len(request.inbox):
             one = object()
             try:
@@ -120,49 +121,60 @@ class BulkDriver(ThreadedDriver):
         called.discard(one)
         self._perform_granted(job)
 
-    def _perform_granted(
-        self, job: Job, begin: Callable[[], None] | None = None, kept: Grant | None = None
-    ) -> None:
-        """Perform what is granted, what was kept first, and what that admits, until there is no more."""
-        mine = self._mine
-        mine.grant = kept
+    def _perform_granted(self, job: Job, begin: Callable[[], None] | None = None) -> None:
+        """Perform what is granted, until there is no more.
+
+        Whatever interrupts this thread, which is the consumer's in lite, ends the read.
+        """
+        held: list[Grant] = []
         try:
             if begin is not None:
-                mine.job = job
-                begin()
-                mine.job = None
-            self._perform_each(job)
-        finally:
-            # In this order: a finaliser may run in between, admit more, and find this thread still at it.
-            mine.job = None
-            kept, mine.grant = mine.grant, None
-            if kept is not None:
-                self._workers_of(job).put(partial(self._perform_granted, job, kept=kept))
-
-    def _perform_each(self, job: Job) -> None:
-        while (grant := self._next(job)) is not None:
-            self._perform_grant(job, grant)
-
-    def _next(self, job: Job) -> Grant | None:
-        kept: Grant | None = self._mine.grant
-        if kept is None:
-            return job.take()
-        self._mine.grant = None
-        return kept
+                self._at_leisure(job, held, begin)
+            while (grant := _next(job, held)) is not None:
+                self._perform_held(job, grant, held)
+        except BaseException as error:
+            _give_up(job, held, error)
+            raise
 
     @override
     def _perform_grant(self, job: Job, grant: Grant) -> None:
+        self._perform_held(job, grant, [grant])
+
+    def _perform_held(self, job: Job, grant: Grant, held: list[Grant]) -> None:
         if job.request.is_over:
             job.forfeit(grant)
             return
         rows = ascending(grant.lo, grant.hi)
         attempt(job, rows)
         # Only now it is at leisure: what comes free while it tries again, or waits to, is for others.
-        self._mine.job = job
+        self._at_leisure(job, held, partial(job.complete_tried, grant, rows, grant.bytes_left))
+
+    def _at_leisure(self, job: Job, held: list[Grant], function: Callable[[], None]) -> None:
+        """Call what may have more granted, which this thread takes itself, unless it holds some."""
+        mine = self._mine
+        mine.at_leisure = job, held
         try:
-            job.complete_tried(grant, rows, grant.bytes_left)
+            function()
         finally:
-            self._mine.job = None
+            mine.at_leisure = None
+
+
+def _left(held: list[Grant]) -> list[Grant]:
+    """Return what was not performed of what a thread took."""
+    return [grant for grant in held if grant.ops_left]
+
+
+def _next(job: Job, held: list[Grant]) -> Grant | None:
+    held[:] = _left(held)
+    return held[0] if held else job.take_into(held)
+
+
+def _give_up(job: Job, held: list[Grant], error: BaseException) -> None:
+    """End a request, and return what this thread took of it and did not perform; others perform theirs."""
+    with job.engine.lock, job.engine:
+        job.scheduler.fail(job.request, error)
+        for grant in _left(held):
+            job.scheduler.forfeit(grant)
 
 
 def _call_in_turn(job: Job) -> None:
@@ -177,7 +189,9 @@ def _call_in_turn(job: Job) -> None:
             attempt(job, ZERO)
             job.complete_tried(grant, ZERO, grant.bytes_left)
     except BaseException:
-        job.give_back()  # nobody else performs it
+        job.is_left = True  # nobody else performs what was granted
+        job.engine.lost.append(job)
+        job.engine.settle_lost()
         raise
 
 

@@ -37,21 +37,38 @@ async def read_op(backend: AsyncBackend, ops: Ops, row: int) -> None:
 async def hedged(backend: AsyncBackend, job: Job, row: int, hedge: Hedge) -> None:
     """Read op `row`, by two requests where it is late and the budget allows it."""
     ops, length, began_s = job.ops, int(job.ops.length[row]), perf_counter()
-    twin = None
     first = asyncio.ensure_future(read_op(backend, ops, row))
     reads: list[asyncio.Future[None]] = [first]
+    twin = None
     try:
         if await _is_late(first, job, hedge, length):
             twin = ops.alone(row)
             reads.append(asyncio.ensure_future(read_op(backend, twin, 0)))
         winner = await _winner(reads)
-    finally:
-        for read in reads:
-            read.cancel()
-        await asyncio.gather(*reads, return_exceptions=True)
-    if twin is not None and winner is not first:
+    except (Exception, asyncio.CancelledError):
+        await _end(reads)
+        raise
+    except BaseException:
+        # It is for the thread that runs the loop now: a turn later that may be another.
+        _cancel(reads)
+        raise
+    await _end(reads)
+    if winner is None:
+        await read_op(backend, ops, row)
+    elif twin is not None and winner is not first:
         ops.take(row, twin)
     job.ask(hedge.note, length, perf_counter() - began_s)
+
+
+def _cancel(reads: list[asyncio.Future[None]]) -> None:
+    for read in reads:
+        read.cancel()
+
+
+async def _end(reads: list[asyncio.Future[None]]) -> None:
+    """Cancel what goes on, and wait until nothing does."""
+    _cancel(reads)
+    await asyncio.gather(*reads, return_exceptions=True)
 
 
 async def _is_late(first: asyncio.Future[None], job: Job, hedge: Hedge, length: int) -> bool:
@@ -71,13 +88,20 @@ async def _is_late(first: asyncio.Future[None], job: Job, hedge: Hedge, length: 
     return False
 
 
-async def _winner(reads: list[asyncio.Future[None]]) -> asyncio.Future[None]:
-    """Return the first that succeeds; raises the first one's error where none does."""
-    pending = set(reads)
+async def _winner(reads: list[asyncio.Future[None]]) -> asyncio.Future[None] | None:
+    """Return the first that succeeds; raises the first one's error where none does.
+
+    None: all that did not fail were interrupted with the thread that ran the loop, which has raised that.
+    """
+    pending = reads
     while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for read in done:
-            if read.exception() is None:
+        for read in reads:
+            if read.done() and read.exception() is None:
                 return read
-    await reads[0]
-    raise AssertionError  # pragma: no cover - it failed
+        pending = [read for read in reads if not read.done()]
+        if pending:
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    for read in reads:
+        if isinstance(read.exception(), Exception):
+            await read
+    return None

@@ -131,6 +131,18 @@ class Job:
         """Take the next grant, if there is one."""
         return self._next(lambda inbox: inbox.pop(0))
 
+    def take_into(self, held: list[Grant]) -> Grant | None:
+        """Move the next grant, if there is one, to the end of `held`.
+
+        An interrupt at any line finds it in one of the two: that is one call of C's.
+        """
+
+        def move(inbox: list[Grant]) -> Grant:
+            held.extend(map(inbox.pop, (0,)))
+            return held[-1]
+
+        return self._next(move)
+
     def first(self) -> Grant | None:
         """Return the next grant, if there is one, and leave it in the inbox, which is the caller's."""
         return self._next(lambda inbox: inbox[0])

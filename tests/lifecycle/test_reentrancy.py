@@ -28,11 +28,11 @@ KINDS = [
     if not (target == "threaded" and mode == "standard")  # one driver serves both modes
     if not (target in {"threaded", "async"} and work == "few")  # as any other ranges there
 ] + [
-    "series-lite-long",
-    "series-standard-long",
-    "async-lite-ahead",
-    "async-standard-ahead",
+    *("series-lite-long", "series-standard-long", "async-lite-ahead", "async-standard-ahead"),
     "async-standard-written",
+    # A single op is called for by its waiter in both modes, and what was submitted by a worker.
+    *("bulk-lite-single", "bulk-lite-ranges", "bulk-lite-submitted", "bulk-standard-ranges"),
+    *("hedged-lite-single", "hedged-lite-ranges"),  # in standard the loop thread does all of it
 ]
 
 
@@ -52,6 +52,7 @@ TWICE = {  # of every so many lines
     "threaded-lite-single": 53,
     "async-lite-ranges": 97,
     "async-standard-file": 131,
+    "bulk-lite-single": 97,
 }
 
 
@@ -75,6 +76,10 @@ def test_an_exception_at_every_line(kind: str, content: Path) -> None:
     assert answer["rounds"] > 50
     if kind.startswith("async-lite") and share == "0/1":
         assert "_take" in answer["functions"], "the thread that is interrupted never ran the loop"
+    if kind == "bulk-lite-ranges":
+        assert "_perform_held" in answer["functions"], "the thread that is interrupted never made a call"
+    if kind == "hedged-lite-ranges":
+        assert "_winner" in answer["functions"], "the thread that is interrupted never asked twice"
     if kind.startswith("cold") and kind.endswith("file"):
         assert "_fill" in answer["functions"]
     if kind.endswith("ahead"):

@@ -37,7 +37,9 @@ import slow
 from soaking import descriptors
 
 import headrace
-from headrace.backends import fsspec_sync
+from headrace.backends import fsspec_sync, registry
+from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict
+from headrace.core.hedge import Hedge
 from headrace.core.window import Window
 from headrace.drivers import asynchronous_lite
 from headrace.reader import LONG_BYTES
@@ -153,10 +155,6 @@ def _line(path: str, number: int) -> str:
     return re.sub(r"(^|  )#.*", "", linecache.getline(path, number).strip())
 
 
-def make(protocol: str, **options: Any) -> Any:
-    return headrace.HeadraceFileSystem(target_protocol=protocol, **options)
-
-
 READS: dict[str, tuple[str, str, Callable[[Any], bytes]]] = {}
 STEP, MANY, BLOCK = 5_000, 20, 64 << 10
 WRITTEN = b"written"
@@ -211,7 +209,15 @@ EXPECTED = {
     submitted: CONTENT[100:200],
     written: WRITTEN,
 }
-TARGETS = {"local": "file", "cold": "file", "series": "file", "threaded": "slow", "async": "aslow"}
+TARGETS = {
+    "local": "file",
+    "cold": "file",
+    "series": "file",
+    "bulk": "file",
+    "threaded": "slow",
+    "async": "aslow",
+    "hedged": "aslow",
+}
 WORK = {
     "single": single,
     "few": few,
@@ -222,6 +228,53 @@ WORK = {
     "submitted": submitted,
     "written": written,
 }
+
+
+class FileInBulk(BulkBackend):
+    """Stands for a native engine: it reads the file at once, and no line of it is ours."""
+
+    name = "file-in-bulk"
+    defaults = Defaults("standard", max_gap_bytes=0, max_op_bytes=1 << 20, io_parallelism=12)
+
+    @classmethod
+    def serves(cls, target: Any) -> bool:
+        return True
+
+    def device(self, path: str) -> str:
+        return "bulk"
+
+    def open(self, path: str, **options: Any) -> PathSource:
+        return PathSource(path)
+
+    def verdict(self, error: BaseException) -> Verdict:
+        return Verdict(is_retryable=False)
+
+    def perform(self, ops: Any, rows: Any) -> None:
+        for row in rows.tolist():
+            start = int(ops.start[row])
+            ops.deliver(row, CONTENT[start : start + int(ops.length[row])])
+
+
+def make(target: str, mode: str) -> Any:
+    if target == "bulk":
+        registry.backend_for = lambda target, *_, **__: FileInBulk(target)
+    fs = headrace.HeadraceFileSystem(
+        target_protocol=TARGETS[target], scheduler=mode, hedge=target == "hedged"
+    )
+    if target == "cold":
+        miss_always(fs.channel.backend)
+    elif target == "hedged":
+        ask_always_twice()
+    elif target == "series":
+        Window.expects_urgent = True  # type: ignore[assignment,method-assign]
+        assert fs.channel.op_bytes(PATH) < LONG_BYTES
+    return fs
+
+
+def ask_always_twice() -> None:
+    """Have every op be late as soon as it was asked for."""
+    Hedge.delay_s = lambda _self, _length: 0.0  # type: ignore[method-assign]
+    Hedge.may_send = lambda _self: True  # type: ignore[method-assign]
 
 
 def miss_always(backend: Any) -> None:
@@ -331,12 +384,7 @@ def rounds(work: Callable[[Any], bytes], fs: Any) -> Iterator[tuple[int, str, st
 
 def main() -> None:
     target, mode, what = KIND.split("-")
-    fs, work = make(TARGETS[target], scheduler=mode), WORK[what]
-    if target == "cold":
-        miss_always(fs.channel.backend)
-    if target == "series":
-        Window.expects_urgent = True  # type: ignore[assignment,method-assign]
-        assert fs.channel.op_bytes(PATH) < LONG_BYTES
+    fs, work = make(target, mode), WORK[what]
     asynchronous_lite.KEEPER_S = 0.01  # what is left by a read waits for it in most rounds
     threading.excepthook = lambda args: errors.append(repr(args.exc_value))
     for _ in range(3):

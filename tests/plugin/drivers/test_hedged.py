@@ -116,6 +116,35 @@ def test_how_the_first_request_ends_that_lost_is_nobodys_error() -> None:
     assert (job.ops.got.tolist(), job.ops.errors) == ([len(DATA)], {})
 
 
+class InterruptedBackend:
+    """A signal's handler raises in its first two requests."""
+
+    asked = 0
+
+    async def read(self, ops: Ops, row: int) -> None:
+        self.asked += 1
+        if self.asked <= 2:
+            await asyncio.sleep(0)
+            raise KeyboardInterrupt
+        ops.deliver(row, DATA)
+
+
+def test_what_interrupts_requests_ends_the_turn_of_the_loop_and_not_the_op() -> None:
+    """In lite it is for the thread that ran the loop, and the op may be another's (I5)."""
+    job: Any = LateJob()
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(
+            hedged(cast("AsyncBackend", InterruptedBackend()), cast("Job", job), 0, Always())
+        )
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(asyncio.shield(task))
+        loop.run_until_complete(task)
+    assert job.ops.buffer.tobytes() == DATA
+    assert (job.ops.got.tolist(), job.ops.errors) == ([len(DATA)], {})
+
+
 class RefusingBackend:
     """Notes an error for each op, and keeps none."""
 
