@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sim.devices import (
     KIB,
@@ -387,7 +387,6 @@ OBSERVATION = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     bounds=st.lists(st.integers(1, 1 << 40), min_size=3, max_size=3).map(sorted),
     seen=st.lists(OBSERVATION, max_size=60),
@@ -402,7 +401,6 @@ def test_any_observation_keeps_the_bounds(bounds: list[int], seen: list[dict[str
         assert isinstance(window.limit, int)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     bounds=st.lists(st.integers(1, 400), min_size=3, max_size=3).map(sorted),
     steps=st.lists(

@@ -1,7 +1,8 @@
 """Reads small ranges and cancels, drops, fails or consumes them at random; run by ``test_soak.py``.
 
-Arguments: a protocol, a directory with ``data.bin``, how many ranges in all.  The mode comes from
-the environment.  Prints what is left at the end as JSON.
+Arguments: a protocol, a directory with ``data.bin``, how many reads shall be cancelled, dropped or failed,
+the options of the protocol's filesystem and those of headrace as JSON.  The mode comes from the environment.
+Prints what is left at the end as JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ from soaking import IDLE_S, descriptors, on_threads, wait_until_closed, wrong
 
 import headrace
 from headrace.backends import fsspec_sync
+from headrace.drivers import bulk
 
 PROTOCOL, ROOT, COUNT = sys.argv[1:4]
-DATA, MISSING, FAILING = f"{ROOT}/data.bin", f"{ROOT}/missing.bin", f"{ROOT}/failing.bin"
-CONTENT = Path(DATA).read_bytes()
+TARGET_OPTIONS, OPTIONS = map(json.loads, sys.argv[4:6])
+CONTENT = Path(ROOT, "data.bin").read_bytes()
+FOLDER = "bucket" if PROTOCOL == "s3" else ROOT
+DATA, MISSING, FAILING = (f"{FOLDER}/{name}.bin" for name in ("data", "missing", "failing"))
+MOST_CONNECTIONS = 400
+"""Of a store: how many of them are kept for later is its engine's."""
+LASTING = ("headrace-loop", "fsspecIO", "asyncio_")
+"""How the names of threads begin that live as long as the process, where there are any."""
 fsspec_sync.THREAD_SAFE |= {"slow.SlowFileSystem"}
+bulk.IDLE_S = 0.5
 slow.failing = "failing"
 
 
@@ -75,13 +84,15 @@ def failed(fs: Any, starts: list[int], ends: list[int]) -> None:
         assert path == FAILING or len(batch.errors) == len(starts), dict(batch.errors)
 
 
-WORK = (consumed, at_once, cancelled, dropped, dropped_in_a_cycle, failed)
+SPOILT = (cancelled, dropped, dropped_in_a_cycle, failed)
+WORK = (consumed, at_once, *SPOILT)
 
 
 def work(chance: random.Random) -> int:
-    starts, ends = ranges(chance)
-    chance.choice(WORK)(fs, starts, ends)
-    return len(starts)
+    """Do some; returns how many reads were cancelled, dropped or failed."""
+    does = chance.choice(WORK)
+    does(fs, *ranges(chance))
+    return int(does in SPOILT)
 
 
 def settled(fs: Any, before: set[threading.Thread], files: Counter[str] | None = None) -> None:
@@ -95,12 +106,14 @@ def settled(fs: Any, before: set[threading.Thread], files: Counter[str] | None =
         thread.join(max(0.0, deadline_s - time.monotonic()))
 
 
-fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL)
+fs = headrace.HeadraceFileSystem(target_protocol=PROTOCOL, target_options=TARGET_OPTIONS, **OPTIONS)
 begun = set(threading.enumerate())
-on_threads(work, 400)  # the loop thread, where there is one, lives as long as the process
-begun |= {thread for thread in threading.enumerate() if thread.name == "headrace-loop"}
+on_threads(work, 40)
+begun |= {thread for thread in threading.enumerate() if thread.name.startswith(LASTING)}
 settled(fs, begun)
 threads, files = set(threading.enumerate()), descriptors()
+if PROTOCOL == "s3":
+    files["socket"] += MOST_CONNECTIONS
 started_s = time.monotonic()
 on_threads(work, int(COUNT))
 took_s = time.monotonic() - started_s

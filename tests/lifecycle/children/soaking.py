@@ -19,7 +19,7 @@ wrong: list[str] = []
 
 
 def on_threads(work: Callable[[random.Random], int], count: int) -> None:
-    """Call `work`, which says how many ranges it read, on some threads until all have read `count`."""
+    """Call `work`, which says how much it did, on some threads until they have done `count` together."""
 
     def soak(seed: int) -> None:
         chance, left = random.Random(seed), count // THREADS
