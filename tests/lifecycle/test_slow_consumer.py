@@ -29,6 +29,7 @@ def test_memory_stays_inside_the_budget(tmp_path: Path, scheduled_mode: str) -> 
     assert ended.status == 0, ended.err
     answer = json.loads(ended.out.splitlines()[-1])
     assert answer["delivered"] >= TOTAL
-    assert BUDGET // 2 < answer["peak_reserved"] <= BUDGET, "nothing, or too much, was read ahead"
+    assert answer["peak_reserved"] <= BUDGET
+    assert answer["most_reserved"] > BUDGET * 3 // 4, "hardly anything was read ahead"
     assert answer["reserved"] == 0
     assert answer["grown"] <= BUDGET * 11 // 10
