@@ -11,10 +11,13 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec import AbstractFileSystem
 from fsspec.implementations.cached import CachingFileSystem
@@ -224,3 +227,40 @@ def test_a_handle_has_the_parts_of_its_file_that_are_given(scheduled_mode: str) 
     assert not fs.target.fetched
     with pickle.loads(pickled) as again:
         assert again.read(10) == LONG[:10]
+
+
+def one_of(name: str, path: Path) -> Any:
+    """Make a filesystem of a class, and say where it has a file."""
+    memory = MemoryFileSystem()
+    memory.pipe_file("/safe.bin", path.read_bytes())
+    made = {
+        "LocalFileSystem": (LocalFileSystem, str(path)),
+        "MemoryFileSystem": (MemoryFileSystem, "/safe.bin"),
+        "HeadraceFileSystem": (partial(headrace.HeadraceFileSystem, fs=memory), "/safe.bin"),
+    }
+    make, where = made[name.rpartition(".")[2]]
+    return make(skip_instance_cache=True), where
+
+
+@pytest.mark.parametrize("name", sorted(fsspec_sync.THREAD_SAFE))
+def test_a_class_that_needs_no_lock_is_read_by_threads_at_once(name: str, tmp_path: Path) -> None:
+    data = np.random.default_rng(8).bytes(100_000)
+    (tmp_path / "safe.bin").write_bytes(data)
+    target, path = one_of(name, tmp_path / "safe.bin")
+    backend, both = SyncBackend(target), threading.Barrier(2, timeout=WAIT_S)
+
+    def meet() -> None:
+        with backend.guard():
+            both.wait()
+
+    def read(seed: int) -> bool:
+        start, end = 997 * seed, 997 * seed + 500
+        with backend.guard(), target.open(path, "rb") as file:
+            file.seek(start)
+            is_right = file.read(500) == target.cat_file(path, start, end) == data[start:end]
+        return bool(is_right)
+
+    with ThreadPoolExecutor(8) as threads:
+        for met in [threads.submit(meet) for _ in range(2)]:
+            met.result()
+        assert all(threads.map(read, range(80)))

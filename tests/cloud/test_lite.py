@@ -6,6 +6,7 @@ keeper in any case.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import headrace
+from headrace.drivers import asynchronous_lite, waiting
 from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.errors import ReadTimeoutError
 from headrace.testing import Fault, ObjectServer
@@ -87,6 +89,23 @@ def test_a_request_that_nobody_polls_is_sent(server: ObjectServer, is_kept: bool
     assert bytes(elsewhere(read.result, WAIT_S)[0]) == b"small", "a waiter drives it in any case"
 
 
+def test_a_thread_that_runs_a_loop_has_the_keeper_at_once(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it waits to see whether somebody polls what was submitted."""
+    fs = filesystem(server)
+    monkeypatch.setattr(asynchronous_lite, "KEEPER_S", 1000.0)
+    monkeypatch.setattr(waiting, "LOOK_S", 1000.0)  # nor does who waits look after it
+    submitted = fs.submit_ranges("bucket/small", [0], [5])
+
+    async def read() -> bytes:
+        data: bytes = fs.cat_file("bucket/small", 0, 5)
+        return data
+
+    assert elsewhere(asyncio.run, read()) == b"small"
+    assert bytes(submitted.result(WAIT_S)[0]) == b"small"
+
+
 def test_a_response_that_is_half_read_does_not_time_out(server: ObjectServer, is_kept: bool) -> None:
     fs = filesystem(server, retries=0, try_timeout_s=TRY_S, max_op_bytes=len(BIG))
     gate: Future[None] = Future()
@@ -113,7 +132,8 @@ def test_a_response_that_is_half_read_does_not_time_out(server: ObjectServer, is
 def test_a_connection_that_was_closed_while_idle_is_not_used_again(
     server: ObjectServer, is_kept: bool
 ) -> None:
-    fs = filesystem(server)
+    """With a keeper or without: nothing is in flight, and a loop that runs again first sees what ended."""
+    fs = filesystem(server, retries=0)
     server.drop_connections()
     assert small(fs) == b"small"
     assert fs.stats().in_flight_ops == 0

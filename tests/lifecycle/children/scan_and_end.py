@@ -70,7 +70,7 @@ def failing(dataset: Any) -> int:
     sys.exit(7)
 
 
-WORK = {"table": table, "alive": alive, "slow": slow_iterator, "failing": failing}
+WORK = {"table": table, "alive": alive, "failing": failing}
 
 dataset = pyarrow.dataset.dataset(PATH, filesystem=filesystem())
 kept.append(dataset)
