@@ -77,6 +77,11 @@ class SingleReads(AsyncBackend):
         return self._bulk.version_of(info)
 
     @override
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Return what the bulk backend's filesystem says."""
+        return self._bulk.info(path, **options)
+
+    @override
     async def read(self, ops: Ops, row: int) -> None:
         """Perform op `row` by a request of its own."""
         await self._bulk.read(ops, row)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.backends import _s3fs
+from headrace.backends.abc import wrapped_filesystems
 
 NOBODY = {"token": "anon"}
 """Options of a gcsfs instance that is lent its credentials: its own would be asked for, of a browser even."""
@@ -59,6 +60,28 @@ def make(target: Any, loop: Any, connections: int, *, is_home: bool) -> Any:
     if is_lent:
         lend_credentials(target, reader)
     return reader
+
+
+def make_wrapper(target: Any, loop: Any, connections: int) -> tuple[Any, list[Any]]:
+    """Copy a filesystem that wraps others, with such of them as read on `loop`; returns also those."""
+    from fsspec.asyn import AsyncFileSystem  # noqa: PLC0415
+
+    made: dict[int, Any] = {}
+
+    def again(value: Any) -> Any:
+        if isinstance(value, dict) and any(isinstance(one, AsyncFileSystem) for one in value.values()):
+            return {name: again(one) for name, one in value.items()}
+        if not isinstance(value, AsyncFileSystem) or getattr(value, "is_headrace", False):
+            return value  # which is read on any loop
+        if not wrapped_filesystems(value):
+            if id(value) not in made:
+                made[id(value)] = make(value, loop, connections, is_home=False)
+            return made[id(value)]
+        copied = object.__new__(type(value))  # its constructor may read files, or have others made
+        vars(copied).update({name: again(one) for name, one in vars(value).items()})
+        return copied
+
+    return again(target), list(made.values())
 
 
 def _package(kind: type) -> str:

@@ -215,6 +215,11 @@ class Backend(abc.ABC):
         """Return the version that ``info`` of a file tells, as `open` takes it for `etag`; None for none."""
         return info.get("ETag") or None
 
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Return what the filesystem says of a path."""
+        found: dict[str, Any] = self.target.info(path, **options)
+        return found
+
     def verdict(self, error: BaseException) -> Verdict:  # noqa: ARG002
         """Say whether the op that met `error` may be tried again, and what it tells of the store."""
         return FINAL

@@ -4,9 +4,10 @@ The sessions of such a filesystem belong to one loop ("attached to a different l
 so reads use an instance of their own, made from the wrapped one's class and options for our loop. Its
 connection pool is not shared with anybody either: metadata and writes go through the wrapped instance.
 
-A filesystem that wraps another (``dir``, ``reference``) cannot be made again for another loop, because
-the one inside it would stay behind, nor can one that was given what may belong to its loop
-(`headrace.backends._readers`). It keeps its loop, and is awaited there.
+A filesystem that wraps others (``reference``) keeps its loop and is awaited there; so does one that was given
+what may belong to its loop (`headrace.backends._readers`). Where a wrapper has none, for it is awaited by its
+program, a copy of it reads, with instances inside that are made for our loop. Folders of a store (``dir``)
+are read as the store is (`headrace.backends._folders`).
 
 What s3fs reads is of one version and resumed where it broke (`headrace.backends._s3fs`), what fsspec's HTTP
 filesystem reads of one version (`headrace.backends._http`). The others read by ``_cat_file``, which takes no
@@ -18,8 +19,10 @@ decides.
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
@@ -37,6 +40,7 @@ from headrace.backends.abc import (
     wrapped_filesystems,
 )
 from headrace.errors import ObjectChangedError
+from headrace.redact import redact_url
 from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ class AsyncFsspecBackend(AsyncBackend):
     def __init__(self, target: Any) -> None:
         super().__init__(target)
         self._reader: Any = None
+        self._made: list[Any] = []
         self.is_s3fs = self.are_versions_unique = _s3fs.is_s3fs(target)
         self._is_compared = self.is_s3fs and not _s3fs.takes_conditions(target)
         self._is_http = _http.is_http(target)
@@ -102,27 +107,21 @@ class AsyncFsspecBackend(AsyncBackend):
     def bind(self, loop: Any) -> None:
         """Make the instance that reads on `loop`, where the wrapped one cannot."""
         is_home = loop is self.foreign_loop
-        if self._is_wrapper or (is_home and not self.is_s3fs):
+        if is_home and not self.is_s3fs:
             self._reader = self.target
+        elif self._is_wrapper:
+            self._reader, self._made = _readers.make_wrapper(self.target, loop, self._connections)
         else:
             self._reader = _readers.make(self.target, loop, self._connections, is_home=is_home)
+            self._made = [self._reader]
 
     @override
     def device(self, path: str) -> Hashable:
         """Name the store: class, options (endpoint and credentials among them) and bucket.
 
-        What lies in a folder (``dir``) is of the store that the folder is in. Paths of a filesystem that puts
-        others together (``reference``) name no bucket: all are of one store.
+        Paths of a filesystem that puts others together (``reference``) name no bucket: all are of one store.
         """
-        if self._inner is not None:
-            return self._inner.device(self.target._join(path))  # noqa: SLF001
         return self._parts or (*self.store, bucket_of(path))
-
-    @cached_property
-    def _inner(self) -> AsyncFsspecBackend | None:
-        from fsspec.implementations.dirfs import DirFileSystem  # noqa: PLC0415
-
-        return AsyncFsspecBackend(self.target.fs) if isinstance(self.target, DirFileSystem) else None
 
     @cached_property
     def _parts(self) -> tuple[str, ...]:
@@ -153,6 +152,10 @@ class AsyncFsspecBackend(AsyncBackend):
         first, end = source.limits(int(ops.start[row]), length)
         # By name: s3fs's second positional parameter is a version, and it would read the whole object.
         data = await self._reader._cat_file(source.path, start=first, end=end, **source.options)  # noqa: SLF001
+        if first and 0 < length < len(data):
+            # Of what was asked for nothing says where it is in that: the store may have sent all of the file.
+            msg = f"the filesystem returned {len(data)} bytes for a range of {length}"
+            raise OSError(errno.EIO, msg, redact_url(source.path))
         ops.deliver(row, data)
 
     async def _read_end(self, ops: Ops, row: int) -> None:
@@ -181,11 +184,9 @@ class AsyncFsspecBackend(AsyncBackend):
 
     @override
     async def aclose(self) -> None:
-        """Close the session that was made for our loop."""
-        if self._reader is None or self._reader is self.target:
-            return
-        for name in ("_s3", "_session"):
-            session = getattr(self._reader, name, None)
+        """Close the sessions that were made for our loop."""
+        for reader, name in product(self._made, ("_s3", "_session")):
+            session = getattr(reader, name, None)
             close = getattr(session, "close", None)
             if close is not None:
                 closing = close()

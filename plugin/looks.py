@@ -170,9 +170,11 @@ class Looks(Delegation):
 
     @property
     def _is_s3fs(self) -> bool:
-        """Whether the wrapped filesystem is s3fs, on a loop of its own."""
+        """Whether the wrapped filesystem is s3fs, and not a folder of it, on a loop of its own."""
         channel = self.channel
-        return channel is not None and channel.backend.is_s3fs and not self.target.asynchronous
+        if channel is None or not channel.backend.is_s3fs or channel.backend.target is not self.target:
+            return False
+        return not self.target.asynchronous
 
     def _is_listed(self, path: str) -> bool:
         """Whether a listing that is kept tells of a path."""

@@ -288,7 +288,7 @@ class Runtime:
         if settings.log is not None:
             _log.setLevel(settings.log)
         backend = registry.backend_for(target, _excluded(settings), wanted=settings.local_backend)
-        _check_engine(backend, target, settings)
+        _check_engine(backend, settings)
         backend.configure(**{name: getattr(settings, name) for name in backend.options})
         if settings.hedge and isinstance(backend, BulkBackend):
             backend = backend.singly() or backend
@@ -371,11 +371,11 @@ def _excluded(settings: Settings) -> frozenset[str]:
     return frozenset(found)
 
 
-def _check_engine(backend: Backend, target: Any, settings: Settings) -> None:
+def _check_engine(backend: Backend, settings: Settings) -> None:
     """Raise where the native engine was asked for and cannot be had: nothing else shall read then."""
     if settings.cloud_engine != NATIVE or backend.name == NATIVE:
         return
-    why = registry.refusal(NATIVE, target)
+    why = registry.refusal(NATIVE, backend.target)
     if why is not None:
         msg = f"cloud_engine={NATIVE!r} cannot read this filesystem: {why}; use 'auto' or 'fsspec'"
         raise BackendError(msg)

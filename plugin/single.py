@@ -175,7 +175,7 @@ class SingleReader(QuickReader):
         if found is not None:
             return found
         with redacted_errors():
-            return int(self.channel.backend.target.info(path)["size"])
+            return int(self.channel.backend.info(path)["size"])
 
     def release(self, source: Any) -> None:
         """Let go of a source."""
@@ -373,7 +373,7 @@ class SingleReader(QuickReader):
         if etag is not None and not backend.checks_versions:
             size = None  # it is that of a version which nobody asks for
         if size is None:
-            info = backend.target.info(path, **options) if info is None or options else info
+            info = backend.info(path, **options) if info is None or options else info
             if info.get("type") == "directory":
                 raise IsADirectoryError(path)
             size, etag = info.get("size"), backend.version_of(info)

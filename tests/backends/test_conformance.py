@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from s3fs import S3FileSystem
 from headrace.backends import _linux as linux
 from headrace.backends import _rings
 from headrace.backends._files import LocalSource
+from headrace.backends._folders import in_folder
 from headrace.backends.abc import Backend
 from headrace.backends.fsspec_async import AsyncFsspecBackend
 from headrace.backends.fsspec_sync import SyncBackend
@@ -171,10 +173,13 @@ class TestAsync(BackendTests):
 
 
 class TestAsyncOnAForeignLoop(TestAsync):
-    """A filesystem that wraps another stays on its own loop."""
+    """A filesystem that was given what belongs to its loop stays there; in a folder, too."""
+
+    backend_class = in_folder(AsyncFsspecBackend)
 
     def make_target(self, tmp_path: Path) -> Any:
-        return DirFileSystem(str(tmp_path), StoreFileSystem(), skip_instance_cache=True)
+        store = StoreFileSystem(given=asyncio.Lock())
+        return DirFileSystem(str(tmp_path), store, skip_instance_cache=True)
 
     def put(self, target: Any, tmp_path: Path, name: str, data: bytes) -> str:
         super().put(target.fs, tmp_path, name, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import botocore
@@ -13,34 +13,39 @@ import fsspec
 import pytest
 from aiobotocore.session import AioSession
 from fsspec.asyn import AsyncFileSystem, get_loop, sync
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.http import HTTPFileSystem
 from google.oauth2.credentials import Credentials
 from plain_http import PlainServer, ranged
 
 import headrace
+from headrace.backends import registry
 from headrace.backends.fsspec_async import AsyncFsspecBackend
 
 NAMES = [f"{number}.bin" for number in range(20)]
 
 
 class BusyFileSystem(AsyncFileSystem):
-    """Files of one byte; it notes how many were being read at once."""
+    """Files of one byte; it is noted how many were being read at once."""
 
     protocol = "busystore"
     cachable = False
+    now: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+    """Of all instances: another one may read than the one that is wrapped."""
 
     def __init__(self, store: Any = "one", **options: Any) -> None:
         super().__init__(store=store, **options)
-        self.now = self.most = 0
 
     async def _info(self, path: str, **_: Any) -> dict[str, Any]:
         return {"name": path, "size": 1, "type": "file"}
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        self.now += 1
-        self.most = max(self.most, self.now)
+        kind = BusyFileSystem
+        kind.now += 1
+        kind.most = max(kind.most, kind.now)
         await asyncio.sleep(0)  # all that may begin have begun when the first goes on
-        self.now -= 1
+        kind.now -= 1
         return b"x"[start:end]
 
 
@@ -55,11 +60,11 @@ def reference(fs: Any) -> Any:
 
 @pytest.mark.parametrize("make", [folder, reference])
 def test_a_limit_is_of_all_files(make: Any) -> None:
-    store = BusyFileSystem()
-    fs = headrace.wrap(make(store), scheduler="standard", io_parallelism=2)
+    BusyFileSystem.most = 0
+    fs = headrace.wrap(make(BusyFileSystem()), scheduler="standard", io_parallelism=2)
     assert fs.backend_name == "fsspec-async"
     assert [bytes(one) for one in fs.cat_ranges(NAMES, 0, 1)] == [b"x"] * len(NAMES)
-    assert store.most <= 2
+    assert BusyFileSystem.most == 2
     devices = {fs.channel.backend.device(path) for path in NAMES}
     assert len(devices) == 1
 
@@ -72,9 +77,57 @@ def test_a_folder_is_of_the_bucket_that_it_is_in() -> None:
         (folder(store, "/"), "bucket/a"),
         (folder(folder(store)), "c"),
     ]:
-        assert AsyncFsspecBackend(fs).device(path) == plain.device("bucket/a"), path
-    other = folder(store, "other/prefix")
-    assert AsyncFsspecBackend(other).device("a") == plain.device("other/a") != plain.device("bucket/a")
+        assert registry.backend_for(fs).device(path) == plain.device("bucket/a"), path
+    other = registry.backend_for(folder(store, "other/prefix"))
+    assert other.device("a") == plain.device("other/a") != plain.device("bucket/a")
+
+
+class Shouting(DirFileSystem):
+    """A folder that reads in its own way."""
+
+    async def _cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
+        found: bytes = await super()._cat_file(path, *args, **options)
+        return found.upper()
+
+
+def test_a_folder_that_reads_in_its_own_way_is_left_to_itself() -> None:
+    inner = folder(Shouting(path="bucket", fs=BusyFileSystem(), skip_instance_cache=True), "/")
+    assert headrace.wrap(inner).cat_file("a", 0, 1) == b"X"
+
+
+def on_the_web(url: str, kind: str) -> Any:
+    """Wrap an HTTP filesystem that is awaited by its program, and by nobody else."""
+    fs = HTTPFileSystem(asynchronous=True, skip_instance_cache=True)
+    more = {"asynchronous": True, "skip_instance_cache": True}
+    if kind == "dir":
+        return fs, DirFileSystem(path=url, fs=fs, **more)
+    if kind == "reference":
+        return fs, fsspec.filesystem("reference", fo={"a": [f"{url}/a"]}, fs=fs, **more)
+    files = fsspec.filesystem("reference", fo={"a": [f"{url}/a"]}, fs=fs, **more)
+    return fs, Shouting(path="/", fs=files, **more)
+
+
+@pytest.mark.parametrize("kind", ["dir", "reference", "a wrapped wrapper"])
+@pytest.mark.parametrize("who_first", ["program", "headrace"])
+def test_what_is_awaited_by_its_program_is_read_beside_it(
+    kind: str, who_first: str, scheduled_mode: str
+) -> None:
+    """Its session is of the program's loop: reads have one of their own."""
+    data = b"ABCDEFGHIJ" * 10
+
+    async def program(url: str) -> None:
+        inner, target = on_the_web(url, kind)
+        fs = headrace.HeadraceFileSystem(fs=target, asynchronous=True, scheduler=scheduled_mode, retries=0)
+        if who_first == "program":
+            assert await target._cat_file("a", 0, 10) == data[:10]
+        assert await fs._cat_file("a", 0, 10) == data[:10]
+        assert await fs._cat_ranges(["a"] * 2, [5, 50], [9, 59]) == [data[5:9], data[50:59]]
+        assert (await fs._info("a"))["size"] == len(data)
+        assert await target._cat_file("a", 3, 7) == data[3:7]
+        await (await inner.set_session()).close()
+
+    with PlainServer(lambda asked: ranged(asked, data, ETag='"one"')) as server:
+        asyncio.run(program(server.url))
 
 
 def test_references_are_of_the_stores_that_they_name() -> None:
@@ -155,6 +208,34 @@ def test_http_by_a_connector(scheduled_mode: str) -> None:
         fs = headrace.wrap(target, scheduler=scheduled_mode, retries=0)
         assert fs.cat_file(f"{server.url}/a", 3, 9) == data[3:9]
         assert target.cat_file(f"{server.url}/a", 3, 9) == data[3:9]
+
+
+class WholeFileSystem(AsyncFileSystem):
+    """It has no ranges, and says of none that it is not what was asked for."""
+
+    protocol = "whole"
+    cachable = False
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": 100, "type": "file"}
+
+    async def _cat_file(self, path: str, **_: Any) -> bytes:
+        return bytes(range(100))
+
+
+def test_more_than_was_asked_for_is_no_range(scheduled_mode: str) -> None:
+    """It is the beginning of the file; where that was asked for, it is as good."""
+    fs = headrace.wrap(WholeFileSystem(), scheduler=scheduled_mode, retries=0)
+    assert fs.cat_file("a") == bytes(range(100))
+    assert fs.cat_file("a", 0, 10) == bytes(range(10))
+    with fs.open("a", cache_type="none") as file:
+        assert file.read() == bytes(range(100))
+        assert file.seek(5) == 5
+        with pytest.raises(OSError, match="returned 100 bytes for a range of 10"):
+            file.read(10)
+    with pytest.raises(OSError, match="returned 100 bytes"):
+        fs.cat_file("a", 20, 30)
+    assert fs.cat_file("a", 20, 20) == b""
 
 
 class ChangedFileSystem(AsyncFileSystem):

@@ -296,8 +296,22 @@ def no_ranges(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def test_a_server_that_ignores_ranges_is_an_error_and_no_wrong_bytes(no_ranges: str, engine: str) -> None:
+def in_folder(fs: Any, url: str) -> tuple[Any, str]:
+    """Return who reads the same through ``dir``, and what it calls the file."""
+    folder, _, name = url.rpartition("/")
+    target = DirFileSystem(path=folder, fs=fs.target, skip_instance_cache=True)
+    options = {**fs.own_options(), "skip_instance_cache": True}
+    return headrace.HeadraceFileSystem(fs=target, **options), name
+
+
+@pytest.mark.parametrize("is_of_a_folder", [False, True])
+def test_a_server_that_ignores_ranges_is_an_error_and_no_wrong_bytes(
+    no_ranges: str, engine: str, is_of_a_folder: bool
+) -> None:
     fs = reader(engine)
+    if is_of_a_folder:
+        fs, no_ranges = in_folder(fs, no_ranges)
+    assert fs.backend_name == {"obstore": "obstore", "fsspec": "fsspec-async"}[engine]
     assert fs.cat_file(no_ranges) == DATA
     assert fs.cat_file(no_ranges, start=0, end=10) == DATA[:10], "what it sends begins with it"
     found = fs.read_ranges(no_ranges, [1000, 5000], [1010, 5010]).to_pylist(on_error="return")
@@ -339,19 +353,25 @@ def test_a_server_that_ignores_ranges_can_be_streamed(no_ranges: str, engine: st
 @pytest.mark.parametrize("mode", ["r", "rb"])
 @pytest.mark.parametrize("who", ["server", "filesystem", "neither"])
 def test_files_are_streams_where_they_are_without_headrace(engine: str, who: str, mode: str) -> None:
-    """Where the server says that it has no ranges, and of a filesystem made with blocks of no size."""
+    """Where the server says that it has no ranges, and of a filesystem made with blocks of no size.
+
+    In a folder, too.
+    """
     text = b"headrace\n" * (2 << 17)
 
     def answer(asked: Asked) -> Said:
         return Said(200, {"Accept-Ranges": "none"}, text) if who == "server" else ranged(asked, text)
 
     fs = reader(engine, **({"block_size": 0} if who == "filesystem" else {}))
-    with PlainServer(answer) as plain, fs.open(f"{plain.url}/x", mode, headers={"A": "b"}) as file:
-        assert file.read() == (text if mode == "rb" else text.decode())
-        streams = [type(one) for one in (file, getattr(file, "buffer", None))]
-        assert (HTTPStreamFile in streams) == (who != "neither")
-    assert all(asked.headers["a"] == "b" for asked in plain.log)
-    assert len(plain.gets) == 1 or who == "neither"
+    with PlainServer(answer) as plain:
+        for there, path in ((fs, f"{plain.url}/x"), in_folder(fs, f"{plain.url}/x")):
+            plain.log.clear()
+            with there.open(path, mode, headers={"A": "b"}) as file:
+                assert file.read() == (text if mode == "rb" else text.decode())
+                streams = [type(one) for one in (file, getattr(file, "buffer", None))]
+                assert (HTTPStreamFile in streams) == (who != "neither")
+            assert all(asked.headers["a"] == "b" for asked in plain.log)
+            assert len(plain.gets) == 1 or who == "neither"
 
 
 def test_blocks_that_are_asked_for_have_ranges_of_a_filesystem_without(engine: str) -> None:

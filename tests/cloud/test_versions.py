@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 
 import headrace
 from headrace.backends._obstore_stores import WORTH_OPS
-from headrace.errors import ObjectChangedError
+from headrace.errors import BackendError, ObjectChangedError
 from headrace.testing import Fault, ObjectServer
 
 if TYPE_CHECKING:
@@ -41,6 +41,15 @@ def filesystem(
     )
 
 
+def in_folder(
+    server: ObjectServer, engine: str, mode: str = "standard", **options: Any
+) -> headrace.HeadraceFileSystem:
+    """Read ``bucket/folder`` through ``dir``."""
+    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
+    folder = DirFileSystem("bucket/folder", target, skip_instance_cache=True)
+    return headrace.HeadraceFileSystem(fs=folder, cloud_engine=engine, scheduler=mode, **options)
+
+
 def methods(server: ObjectServer) -> list[str]:
     return [request.method for request in server.requests]
 
@@ -57,6 +66,31 @@ def test_a_replaced_object_is_an_error_that_names_both_versions(
         file.read(10)
     assert (caught.value.path, caught.value.expected, caught.value.found) == ("bucket/folder/key", old, new)
     assert fs.stats().in_flight_ops == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"hedge": True}])
+def test_a_replaced_object_in_a_folder_is_an_error(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str, options: dict[str, Any]
+) -> None:
+    """Through `dir` as without it, by the engine that was asked for."""
+    fs = in_folder(server, cloud_engine, scheduled_mode, **options)
+    assert fs.channel.backend.name == filesystem(server, cloud_engine).channel.backend.name
+    with fs.open("key", cache_type="none") as file:
+        assert file.read(10) == OLD[:10]
+        server.replace("bucket", "folder/key", NEW)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
+    with fs.open("key") as file:
+        assert file.read() == NEW
+
+
+def test_what_an_engine_cannot_read_in_a_folder_is_refused(server: ObjectServer) -> None:
+    """As it is without the folder: the other engine reads what nobody asked it for."""
+    pytest.importorskip("obstore")
+    target = S3FileSystem(**server.storage_options(), version_aware=True, skip_instance_cache=True)
+    for fs in (target, DirFileSystem("bucket/folder", target, skip_instance_cache=True)):
+        with pytest.raises(BackendError, match="cannot read this filesystem"):
+            _ = headrace.wrap(fs, cloud_engine="obstore").channel
 
 
 def test_the_version_is_the_one_at_open_also_for_the_first_read(
@@ -107,12 +141,14 @@ def test_a_store_that_knows_no_conditions_is_sent_none(
     assert not any("If-Match" in request.headers for request in server.requests)
 
 
+@pytest.mark.parametrize("is_of_a_folder", [False, True])
 @pytest.mark.parametrize("read_bytes", [0, 10])
 def test_a_pickled_file_is_of_the_version_that_it_was(
-    server: ObjectServer, cloud_engine: str, read_bytes: int
+    server: ObjectServer, cloud_engine: str, read_bytes: int, is_of_a_folder: bool
 ) -> None:
     """Its position and its length are those of that one."""
-    file = filesystem(server, cloud_engine).open("bucket/folder/key")
+    fs = in_folder(server, cloud_engine) if is_of_a_folder else filesystem(server, cloud_engine)
+    file = fs.open("key" if is_of_a_folder else "bucket/folder/key")
     assert file.read(read_bytes) == OLD[:read_bytes]
     pickled = pickle.dumps(file)
     server.forget()
@@ -123,19 +159,17 @@ def test_a_pickled_file_is_of_the_version_that_it_was(
         pickle.loads(pickled).read()
 
 
-@pytest.mark.parametrize("is_of_a_folder", [True, False])
 def test_a_pickled_file_whose_reads_are_not_checked_is_as_long_as_it_is_now(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, is_of_a_folder: bool
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through `dir`, which asks for no version, and where it is opened without a scheduler."""
-    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
-    fs = headrace.wrap(DirFileSystem("bucket/folder", target) if is_of_a_folder else target)
-    with fs.open("key" if is_of_a_folder else "bucket/folder/key") as file:
+    """Where it is opened without a scheduler."""
+    fs = headrace.wrap(S3FileSystem(**server.storage_options(), skip_instance_cache=True))
+    with fs.open("bucket/folder/key") as file:
         pickled = pickle.dumps(file)
     server.replace("bucket", "folder/key", NEW * 2)
     try:
         with monkeypatch.context() as patch:
-            patch.setenv("HEADRACE_SCHEDULER", "auto" if is_of_a_folder else "off")
+            patch.setenv("HEADRACE_SCHEDULER", "off")
             headrace.reload()
             assert pickle.loads(pickled).read() == NEW * 2
     finally:
