@@ -4,6 +4,9 @@ fsspec keeps most filesystems for the life of the process, by their options, but
 archive or a connection, nor those made with ``skip_instance_cache``. One of ours holds what it wraps, so it
 is kept where that is, and for as long: an archive that was replaced is opened again, and closed when nobody
 has it any more. Who asks for one of ours that is not kept is given what it wraps anew, too.
+
+A sync filesystem that fsspec makes awaitable (`AsyncFileSystemWrapper`) is wrapped without that: ours is
+awaitable anyhow, and by what is beneath it knows how to read.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.spec import AbstractFileSystem
 from typing_extensions import override
 
@@ -44,7 +48,7 @@ def make_target(
         if given or flat:
             msg = f"fs= is given, so these options have no target: {sorted(given | flat)}"
             raise TypeError(msg)
-        return fs
+        return _unwrapped(fs)
     for name in given.keys() & flat.keys():
         if given[name] != flat[name]:
             msg = f"option {name!r} is given twice, flat and in target_options"
@@ -52,7 +56,14 @@ def make_target(
     merged = {**given, **flat}
     if issubclass(fsspec.get_filesystem_class(protocol), AsyncFileSystem):
         merged = {**shared, **merged}
-    return fsspec.filesystem(protocol, **merged)
+    return _unwrapped(fsspec.filesystem(protocol, **merged))
+
+
+def _unwrapped(fs: Any) -> Any:
+    """Return the sync filesystem that is only made awaitable, or `fs`."""
+    while isinstance(fs, AsyncFileSystemWrapper):
+        fs = fs.sync_fs
+    return fs
 
 
 def is_kept(fs: Any) -> bool:

@@ -15,6 +15,7 @@ import fsspec
 import pyarrow.fs
 import pytest
 import recording
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.memory import MemoryFileSystem
 from plain_http import PlainServer, ranged
 from targets import LOG, OTHER, Target
@@ -484,6 +485,31 @@ def test_the_text_shows_what_was_given() -> None:
     given = headrace.HeadraceFileSystem(target_protocol="file", scheduler="lite")
     assert "LocalFileSystem, scheduler='lite', " in repr(given)
     assert "scheduler" not in repr(headrace.HeadraceFileSystem(target_protocol="file"))
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_what_is_made_awaitable_is_wrapped_itself(
+    tmp_path: Path, scheduled_mode: str, asynchronous: bool, is_named: bool
+) -> None:
+    """Its files are read as those of the filesystem that it is, and awaited as ours are."""
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    if is_named:
+        given = {"target_protocol": "file", "target_options": {}, "asynchronous": asynchronous}
+        wrapped = {"target_protocol": "asyncwrapper", "target_options": given}
+    else:
+        inner = fsspec.filesystem("file")
+        wrapped = {"fs": AsyncFileSystemWrapper(inner, asynchronous=asynchronous)}
+    fs = headrace.HeadraceFileSystem(
+        **wrapped, asynchronous=asynchronous, scheduler=scheduled_mode, skip_instance_cache=True
+    )
+    assert fs.backend_name == headrace.wrap(fsspec.filesystem("file")).backend_name
+    assert await fs._cat_file(str(path), 2, 5) == b"234"
+    assert await fs._cat_ranges([str(path)] * 2, [0, 5], [3, 9]) == [b"012", b"5678"]
+    assert (await fs._info(str(path)))["size"] == 10
+    await fs._pipe_file(str(path), b"new")
+    assert pickle.loads(pickle.dumps(fs)).cat_file(path) == b"new"
 
 
 async def test_streams_that_the_target_has_not() -> None:
