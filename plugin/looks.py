@@ -215,7 +215,9 @@ class Looks(Delegation):
         """Read the end of a Parquet file, for its reader; returns what is known of it then."""
         reader = self._reader
         is_there = PARQUET_NAME.search(path) and self._is_s3fs and self._ends_missed < MOST_MISSED
-        if reader is None or not is_there or self._is_listed(path):
+        # What was overwritten is still there by its id, which only `info` tells.
+        is_by_id = getattr(self.target, "version_aware", False)
+        if reader is None or not is_there or is_by_id or self._is_listed(path):
             return None
         try:
             found = reader.read_end(path, END_BYTES, self._urgency(None))

@@ -10,6 +10,7 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFile
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from s3fs import S3FileSystem
 
 import headrace
@@ -53,21 +54,25 @@ def test_of_a_file_by_path(fs: headrace.HeadraceFileSystem) -> None:
     assert fs.cat_ranges(["a"], [0], [3]) == [NEW[:3]]
 
 
+@pytest.mark.parametrize("how", ["fsspec", "folder", "arrow"])
 def test_an_open_file_of_a_filesystem_that_knows_versions_outlives_them(
-    s3_server: dict[str, Any], scheduled_mode: str
+    s3_server: dict[str, Any], scheduled_mode: str, how: str
 ) -> None:
     """As one of s3fs's own does: the version it was opened of is still there."""
-    bucket = f"versions-{scheduled_mode}"
+    bucket = f"versions-{how}-{scheduled_mode}"
     options = {**s3_server, "version_aware": True, "skip_instance_cache": True}
     target = S3FileSystem(**options)
     target.call_s3("create_bucket", Bucket=bucket)
     target.call_s3("put_bucket_versioning", Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    target.pipe_file(f"{bucket}/a", OLD)
-    fs = headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode)
-    with fs.open(f"{bucket}/a") as file:
-        target.pipe_file(f"{bucket}/a", NEW)
+    path = f"{bucket}/a.parquet"
+    target.pipe_file(path, OLD)
+    wrapped = DirFileSystem(bucket, target, skip_instance_cache=True) if how == "folder" else target
+    fs = headrace.HeadraceFileSystem(fs=wrapped, scheduler=scheduled_mode)
+    by_arrow = PyFileSystem(FSSpecHandler(fs)).open_input_file
+    with by_arrow(path) if how == "arrow" else fs.open("a.parquet" if how == "folder" else path) as file:
+        S3FileSystem(**options).pipe_file(path, NEW)
         assert file.read(3) == OLD[:3]
-        target.rm(f"{bucket}/a")
+        S3FileSystem(**options).rm(path)
         assert file.read() == OLD[3:]
 
 
