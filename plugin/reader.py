@@ -58,7 +58,7 @@ from headrace.threads import raise_if_of_a_handler
 from headrace.types import Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from headrace.core.plan import Settled
     from headrace.core.request import Request
@@ -281,7 +281,8 @@ class Reader(SingleReader):
     def _launch_awaited(self, job: Job, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Start a job that a coroutine waits for; returns what it awaits."""
         over: asyncio.Future[None] = loop.create_future()
-        job.callbacks.append(partial(_resolve, loop, over))
+        give_up = partial(job.engine.hub.drop, job.scheduler, job.request)
+        job.callbacks.append(partial(_resolve, loop, over, give_up))
         job.request.is_awaited = True
         self.channel.driver.launch_unpolled(job)
         return over
@@ -312,10 +313,11 @@ class Reader(SingleReader):
             await asyncio.gather(*tasks)
             return answers
         finally:
-            for task in tasks:
-                task.cancel()
             self.channel.engine.lost.extend(jobs)
             self.channel.engine.settle_lost()
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and none of them goes on
+                for task in tasks:
+                    task.cancel()
 
     async def _cat_async(
         self, one: Single | Exception, jobs: set[Job], urgency: Urgency, options: dict[str, Any]
@@ -606,15 +608,22 @@ def _pieces_of(parts: list[Part], buffer: UInt8Array) -> Pieces | None:
     return pieces
 
 
-def _resolve(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> None:
-    """Resolve a future of the caller's loop, from whatever thread ended the request."""
+def _resolve(
+    loop: asyncio.AbstractEventLoop, over: asyncio.Future[None], give_up: Callable[[], object]
+) -> None:
+    """Resolve a future of the caller's loop, from whatever thread ended the request.
+
+    Where that is closed nobody waits any more: what the request has reserved is given up (I3).
+    """
 
     def resolve() -> None:
         if not over.done():
             over.set_result(None)
 
-    with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
+    try:
         loop.call_soon_threadsafe(resolve)
+    except RuntimeError:  # closed
+        give_up()
 
 
 def _is_all_there(part: Part) -> bool:

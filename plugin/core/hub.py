@@ -200,14 +200,14 @@ class Hub:
 
     def settle(self, now: float) -> None:
         """Do what is owed before the lock is released: see the module's text."""
-        while self.dropped:
-            scheduler, request, is_left = self.dropped[0]
-            scheduler.cancel(request)
-            if is_left:
-                scheduler.forfeit_all(request)
-            self.dropped.popleft()
-        while self._has_changed or self._wakes:
-            if self._has_changed:
+        while self.dropped or self._has_changed or self._wakes:
+            if self.dropped:
+                scheduler, request, is_left = self.dropped[0]
+                scheduler.cancel(request)
+                if is_left:
+                    scheduler.forfeit_all(request)
+                self.dropped.popleft()
+            elif self._has_changed:
                 self._has_changed = False
                 self._admit(now)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -429,6 +430,30 @@ def test_async_reads_that_are_given_up_hold_no_thread(
             let_go.set_result(None)
         wait_until(lambda: at_rest(fs))
         assert asyncio.run(GIVEN_UP[how](fs)) == expected
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+@pytest.mark.parametrize("how", GIVEN_UP)
+def test_async_reads_whose_loop_is_closed_keep_nothing(
+    engine: str, scheduled_mode: str, how: str, wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They end on ours, and nobody is there to take them."""
+    let_go: Future[None] = Future()
+    with ObjectServer() as server:
+        for name in ("key", "other"):
+            server.put("bucket", name, bytes(range(100)))
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode, skip_instance_cache=True)
+        server.script = lambda _request: Fault(until=let_go)
+        loop = asyncio.new_event_loop()
+        read = loop.create_task(GIVEN_UP[how](fs))
+        while not server.in_progress:
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        let_go.set_result(None)
+        wait_until(lambda: at_rest(fs))
+        del read
+        gc.collect()
+    assert {record.name for record in caplog.records} == {"asyncio"}, "which says that it is not awaited"
 
 
 def test_a_call_of_a_thread_apart_that_stops_an_iteration_ends() -> None:
