@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends._answers import part_of
 from headrace.backends._faults import PRECONDITION_FAILED
-from headrace.errors import ObjectChangedError
+from headrace.errors import NoRangesError, ObjectChangedError
 from headrace.redact import redact_url
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ async def _ask(fs: Any, source: PathSource, start: int | None, end: int | None) 
         fs._raise_not_found_for_status(answer, source.path)  # noqa: SLF001
         is_part = answer.status == _PARTIAL_CONTENT
         if not is_part and (start or (end or 0) < 0):
-            raise OSError(errno.EIO, _IGNORED, redact_url(source.path))
+            raise NoRangesError(errno.EIO, _IGNORED, redact_url(source.path))
         source.meet(answer.headers.get("ETag"))
         return await _part(source, answer, headers) if is_part else (await _beginning(answer, end), None)
 

@@ -13,6 +13,7 @@ from headrace.batch import RangeBatch
 from headrace.errors import (
     BackendError,
     HeadraceError,
+    NoRangesError,
     ObjectChangedError,
     ReadCancelledError,
     ReadTimeoutError,
@@ -36,6 +37,7 @@ __all__ = [
     "HeadraceFile",
     "HeadraceFileSystem",
     "HeadraceWarning",
+    "NoRangesError",
     "ObjectChangedError",
     "RangeBatch",
     "Read",

@@ -50,6 +50,10 @@ class UnsizedFileError(HeadraceError, OSError):
     """A device, a pipe, or a file that the kernel makes up as it is read: there are no offsets in it."""
 
 
+class NoRangesError(HeadraceError, OSError):
+    """A server sent the whole of a file where a range of it was asked for."""
+
+
 class SeekError(HeadraceError, OSError, ValueError):
     """A seek before the start of a file, or beyond the largest offset.
 

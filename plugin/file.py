@@ -26,7 +26,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from headrace.blocks import NEAR_BYTES, SMALL_SHARE, Blocks
-from headrace.errors import SeekError
+from headrace.errors import NoRangesError, SeekError
 from headrace.lifecycle import follow
 from headrace.lines import RUN_BYTES, LineRun, lines_of
 from headrace.memory import pooled_buffer
@@ -260,7 +260,14 @@ class HeadraceFile(io.BufferedIOBase):
             small = self._from_blocks(length)
             if small is not None:
                 return small
-            data = self._bytes_at(self._position, self._wanted(length))
+            wanted = self._wanted(length)
+            try:
+                data = self._bytes_at(self._position, wanted)
+            except NoRangesError:
+                if self._position or wanted < self.size:
+                    raise
+                # All of it is what such a server can send.
+                data = self._reader.read_whole(self._source, self._here())[:wanted]
             self._advance(len(data))
             return data
 

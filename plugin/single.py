@@ -203,7 +203,7 @@ class SingleReader(QuickReader):
         start, end = bounds
         if self.channel.is_by_path and self._is_one_op(start, end):
             return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
-        return _within(bounds, self._read_whole(source, urgency, self._charged_bytes(bounds)))
+        return _within(bounds, self.read_whole(source, urgency, self._charged_bytes(bounds)))
 
     def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> Any:
         check_not_exiting()
@@ -219,12 +219,13 @@ class SingleReader(QuickReader):
         source = self.channel.backend.open_end(path, nbytes)
         if source is None:
             return None
-        data = self._read_whole(source, urgency, nbytes)
+        data = self.read_whole(source, urgency, nbytes)
         if source.size is None or source.version is None or len(data) != min(nbytes, source.size):
             return None
         return source.size, source.version, data
 
-    def _read_whole(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> bytes:
+    def read_whole(self, source: PathSource, urgency: Urgency, nbytes: int | None = None) -> bytes:
+        """Return all of a source in one op, whose length is known when it ends."""
         job = self._whole_job(source, urgency, nbytes)
         try:
             self.run(job)

@@ -22,7 +22,7 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 from plain_http import Asked, PlainServer, Said, ranged
-from targets import outcome
+from targets import at_rest, outcome
 
 import headrace
 from headrace.backends import _answers, _http, _obstore_stores
@@ -30,7 +30,7 @@ from headrace.backends._obstore_client import InexactError
 from headrace.backends._obstore_http import HttpClient
 from headrace.backends.obstore import ObstoreBackend
 from headrace.doctor import diagnose
-from headrace.errors import ObjectChangedError
+from headrace.errors import NoRangesError, ObjectChangedError
 from headrace.testing import Faults, ObjectServer
 
 DATA = np.random.default_rng(21).bytes(3_000_001)
@@ -322,6 +322,40 @@ def test_a_server_that_ignores_ranges_is_an_error_and_no_wrong_bytes(
         _error_of(fs, no_ranges, end=-5),
     ]
     assert all("ignored the range" in str(answer) for answer in found)
+
+
+@pytest.mark.parametrize("is_of_a_folder", [False, True])
+def test_a_long_file_of_a_server_that_ignores_ranges_is_read_as_a_whole(
+    no_ranges: str, engine: str, scheduled_mode: str, is_of_a_folder: bool, wait_until: Any
+) -> None:
+    """Though it takes several ops: it is what such a server sends."""
+    fs = headrace.wrap(reader(engine), scheduler=scheduled_mode, max_op_bytes=1 << 20)
+    if is_of_a_folder:
+        fs, no_ranges = in_folder(fs, no_ranges)
+    with fs.open(no_ranges) as file:
+        assert file.read() == DATA
+        assert (file.tell(), file.read()) == (len(DATA), b"")
+        file.seek(0)
+        assert file.read(len(DATA) + 10) == DATA
+        file.seek(0)
+        with pytest.raises(NoRangesError):
+            file.read(len(DATA) - 1)
+        file.seek(1)
+        with pytest.raises(NoRangesError):
+            file.read()
+    with fs.open(no_ranges, "r", encoding="latin-1", newline="") as file:
+        assert file.read() == DATA.decode("latin-1")
+    wait_until(lambda: at_rest(fs))
+
+
+def test_a_file_that_is_read_as_a_whole_is_of_its_version(engine: str) -> None:
+    def answer(asked: Asked) -> Said:
+        is_whole = asked.method == "GET" and "range" not in asked.headers
+        return Said(200, {"ETag": '"new"' if is_whole else '"old"'}, DATA)
+
+    fs = headrace.wrap(reader(engine), max_op_bytes=1 << 20)
+    with PlainServer(answer) as plain, fs.open(f"{plain.url}/x") as file, pytest.raises(ObjectChangedError):
+        file.read()
 
 
 def test_no_more_of_a_whole_body_is_taken_than_the_range(engine: str) -> None:
