@@ -2,14 +2,20 @@
 
 Clients hold a body against ``Content-Length`` alone. Where that is missing, a connection that is closed too
 early ends a body as any other would. And a server may send another range than it was asked for, or less of
-it, and say so in ``Content-Range`` (RFC 9110, 15.3.7).
+it, and say so in ``Content-Range`` (RFC 9110, 15.3.7). What a filesystem returned for a range says nothing:
+where it is more than that, the store may have sent all of the file, as it does of what it decodes on the way.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from headrace.redact import redact_url
+
+if TYPE_CHECKING:
+    from headrace.types import Ops
 
 from headrace.redact import redact_url
 
@@ -40,6 +46,15 @@ class Part(NamedTuple):
         if reached < due:
             msg = f"the body ended at byte {reached}, and not at {due}"
             raise ConnectionResetError(errno.ECONNRESET, msg, redact_url(path))
+
+
+def deliver_answer(ops: Ops, row: int, data: bytes) -> None:
+    """Deliver what a filesystem returned for op `row`, if that can be it: the beginning of more may be."""
+    length = int(ops.length[row])
+    if ops.start[row] and 0 < length < len(data):
+        msg = f"the filesystem returned {len(data)} bytes for a range of {length}"
+        raise OSError(errno.EIO, msg, redact_url(ops.sources[int(ops.file[row])].path))
+    ops.deliver(row, data)
 
 
 def part_of(content_range: str | None) -> Part | None:

@@ -21,6 +21,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
+from headrace.backends._answers import deliver_answer
+
 if TYPE_CHECKING:
     import re
     from collections.abc import Mapping
@@ -160,7 +162,7 @@ class Client(abc.ABC):
         source = ops.sources[int(ops.file[row])]
         start, end = source.limits(int(ops.start[row]), int(ops.length[row]))
         answer = await asker._cat_file(source.path, start=start, end=end, **source.options)  # noqa: SLF001
-        ops.deliver(row, answer)
+        deliver_answer(ops, row, answer)
 
 
 def check_class(target: Any, *names: str) -> None:

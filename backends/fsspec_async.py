@@ -19,7 +19,6 @@ decides.
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
 from functools import cached_property
 from itertools import product
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from headrace.backends import _faults, _http, _readers, _s3fs
+from headrace.backends._answers import deliver_answer
 from headrace.backends.abc import (
     AsyncBackend,
     Defaults,
@@ -40,7 +40,6 @@ from headrace.backends.abc import (
     wrapped_filesystems,
 )
 from headrace.errors import ObjectChangedError
-from headrace.redact import redact_url
 from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -152,11 +151,7 @@ class AsyncFsspecBackend(AsyncBackend):
         first, end = source.limits(int(ops.start[row]), length)
         # By name: s3fs's second positional parameter is a version, and it would read the whole object.
         data = await self._reader._cat_file(source.path, start=first, end=end, **source.options)  # noqa: SLF001
-        if first and 0 < length < len(data):
-            # Of what was asked for nothing says where it is in that: the store may have sent all of the file.
-            msg = f"the filesystem returned {len(data)} bytes for a range of {length}"
-            raise OSError(errno.EIO, msg, redact_url(source.path))
-        ops.deliver(row, data)
+        deliver_answer(ops, row, data)
 
     async def _read_end(self, ops: Ops, row: int) -> None:
         try:

@@ -33,6 +33,7 @@ class Google:
         self.tokens = {"Bearer a-token", "Bearer another"}
         self.etag = '"one"'
         self.status = 200
+        self.has_ranges = True
         self.modified = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
 
     def __call__(self, asked: Asked) -> Said:
@@ -56,7 +57,8 @@ class Google:
             about = {"bucket": bucket, "name": key, "size": str(len(data)), "generation": "1", "etag": "json"}
             about |= {"updated": "2026-01-01T00:00:00Z", "timeCreated": "2026-01-01T00:00:00Z"}
             return Said(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
-        return ranged(asked, data, ETag=self.etag, **self.modified)
+        headers = {"ETag": self.etag, **self.modified}
+        return ranged(asked, data, **headers) if self.has_ranges else Said(200, headers, data)
 
 
 @pytest.fixture
@@ -98,6 +100,17 @@ def test_what_obstore_cannot_answer_gcsfs_does(server: PlainServer) -> None:
     with pytest.raises(FileNotFoundError):
         fs.cat_file("bucket/missing", start=0, end=10)
     assert fs.cat_file("bucket/data.bin", start=7) == DATA[7:]
+    assert fs.cat_file("bucket/data.bin") == DATA
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_all_of_an_object_is_no_range_of_it(server: PlainServer, google: Google, engine: str) -> None:
+    """Google's server sends it of what it decompresses, and gcsfs returns it."""
+    google.has_ranges = False
+    fs = headrace.wrap(native(server), cloud_engine=engine)
+    assert fs.cat_file("bucket/data.bin", start=0, end=10) == DATA[:10]
+    with pytest.raises(OSError, match=f"returned {len(DATA)} bytes for a range of 10"):
+        fs.cat_file("bucket/data.bin", start=50, end=60)
     assert fs.cat_file("bucket/data.bin") == DATA
 
 
