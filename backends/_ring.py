@@ -149,6 +149,11 @@ class _Mapping:
         self._addresses.clear()
 
 
+_SQE_NAMES = ("flags", "fd", "off", "addr", "len", "rw_flags", "user_data")
+_ARRAYS = ("_sq_head", "_sq_tail", "_cq_head", "_cq_tail", "_cqe_tokens", "_cqe_results")
+"""The names of what lies in memory that is shared with the kernel."""
+
+
 class Ring:
     """A submission and a completion queue for reads, of the thread that makes it.
 
@@ -209,8 +214,7 @@ class Ring:
         np.frombuffer(rings, np.uint32, self.entries, int(sq["array"]))[:] = np.arange(self.entries)
         sqes = np.frombuffer(entries, abi.SQE, self.entries)
         sqes["opcode"] = abi.OP_READ
-        names = ("flags", "fd", "off", "addr", "len", "rw_flags", "user_data")
-        self._sqes = {name: sqes[name] for name in names}
+        self._sqes = {name: sqes[name] for name in _SQE_NAMES}
         cqes = np.frombuffer(rings, abi.CQE, self.cq_entries, int(cq["cqes"]))
         self._cqe_tokens, self._cqe_results = cqes["user_data"], cqes["res"]
 
@@ -323,14 +327,25 @@ class Ring:
         """Let go of the ring; its thread must have drained it, or be gone.
 
         When a thread ends, the kernel ends what it submitted before the thread's last moment is over.
+
+        A signal handler may have forked in the middle of a read, which goes on in the child. It finds empty
+        queues of memory of its own, and that the ring is broken.
         """
         if self.pid != os.getpid():
             for mapped in self._mapped:
                 mapped.forget()
+            self._have_own_queues()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             _libc().close(fd)  # no error of its own to keep apart from a signal handler's
         # The mappings go with the last array on them, and the kernel's part of the ring with them.
         self._mapped.clear()
-        for name in ("_sq_head", "_sq_tail", "_cq_head", "_cq_tail", "_sqes", "_cqe_tokens", "_cqe_results"):
-            self.__dict__.pop(name, None)
+        if self.pid == os.getpid():
+            for name in (*_ARRAYS, "_sqes"):
+                self.__dict__.pop(name, None)
+
+    def _have_own_queues(self) -> None:
+        """Have empty queues of this process's memory in the place of the parent's."""
+        # In place, as `fill` has the entries by a name of its own.
+        for columns, names in ((self.__dict__, _ARRAYS), (self.__dict__.get("_sqes", {}), _SQE_NAMES)):
+            columns.update({name: np.zeros_like(columns[name]) for name in names if name in columns})

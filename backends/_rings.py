@@ -149,8 +149,9 @@ class ThreadRing:
         except OSError as error:
             raise_if_of_a_handler(error)
             self.is_broken = True
-            # Its text: who keeps records would keep what its frames hold.
-            _log.warning("a ring is of no use any more, its reads are done with preadv: %s", str(error))
+            if self.ring.fd >= 0:  # else this is a forked child, and there is nothing wrong
+                # Its text: who keeps records would keep what its frames hold.
+                _log.warning("a ring is of no use any more, its reads are done with preadv: %s", str(error))
             return None
         finally:
             self.is_busy = False

@@ -117,7 +117,8 @@ class LiteAsyncDriver(AsyncDriver):
         while not job.request.is_over:
             if not self._drive(job, until_s):
                 left_s = LOOK_S if until_s is None else min(LOOK_S, until_s - perf_counter())
-                job.waiter.wait(max(left_s, 0.0))
+                if not job.waiter.wait(max(left_s, 0.0)):
+                    job.engine.check_process()
             _check_deadline(job, until_s)
 
     def _drive(self, job: Job, until_s: float | None) -> bool:

@@ -24,6 +24,7 @@ itself: `lock` is handed out once it is free, and who finds it held stands by un
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 from collections import deque
@@ -32,7 +33,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.core.hub import Hub
-from headrace.drivers.waiter import Waiter
+from headrace.drivers.waiter import Waiter, check_process
 from headrace.threads import call_locked, raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Engine:
 
         Results that were taken inside a section which was interrupted, and writes that are over.
         """
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._is_mine = self._lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._acquire = partial(self._lock.acquire, blocking=False)
@@ -100,6 +102,11 @@ class Engine:
                 self._standing_by.remove(waiter)
             if self._is_free():
                 return
+        self.check_process()
+
+    def check_process(self) -> None:
+        """Refuse to wait in a forked child for what its parent's threads have, or do."""
+        check_process(self._pid)
 
     def _tell_them(self) -> None:
         """Wake those who stand by now; who comes meanwhile looks by himself."""

@@ -15,6 +15,7 @@ device: one that hangs, as a network mount may, leaves the others theirs.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import deque
 from functools import partial
@@ -28,7 +29,7 @@ from headrace.columns import ascending
 from headrace.core.request import DONE
 from headrace.drivers.driver import Driver
 from headrace.drivers.permit import perform_here
-from headrace.drivers.waiter import Waiter
+from headrace.drivers.waiter import Waiter, check_process
 from headrace.drivers.waiting import LOOK_S, deadline, late, wait_until_over
 from headrace.threads import raise_if_of_a_handler
 
@@ -282,6 +283,7 @@ class LoopDriver(Driver):
     waits_elsewhere = True
 
     def __init__(self, thread: Dispatcher, pools: Pools) -> None:
+        self._pid = os.getpid()
         self.thread = thread
         self.pools = pools
 
@@ -309,6 +311,7 @@ class LoopDriver(Driver):
         call = _Call(function, args)
         self.thread.call(call.make)
         while not call.waiter.wait(LOOK_S):
+            check_process(self._pid)
             self.thread.ensure()
         return call.outcome()
 

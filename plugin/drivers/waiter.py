@@ -7,6 +7,9 @@ safe to wake from a finaliser or a signal handler (it never blocks).
 from __future__ import annotations
 
 import _thread
+import os
+
+from headrace.errors import SchedulerClosedError
 
 _AWAKE = "release unlocked"
 """What a raw lock says that nobody has."""
@@ -32,3 +35,18 @@ class Waiter:
         except RuntimeError as error:
             if not str(error).startswith(_AWAKE):
                 raise  # a signal handler's
+
+
+def check_process(pid: int) -> None:
+    """Refuse to wait in a process that was forked from `pid`: whoever would wake it stayed behind.
+
+    A signal handler may fork in the middle of a read, and the child go on from there.
+
+    Raises
+    ------
+    SchedulerClosedError
+        It was.
+    """
+    if pid != os.getpid():
+        msg = "this read was under way when the process was forked: the child has to begin its own"
+        raise SchedulerClosedError(msg)

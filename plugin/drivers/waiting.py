@@ -1,8 +1,8 @@
 """How a consumer waits for a request that others drive.
 
-A wait sleeps on the job's own waiter and looks up now and then (`LOOK_S`), for three things that wake
+A wait sleeps on the job's own waiter and looks up now and then (`LOOK_S`), for four things that wake
 nobody: a driver thread that died is revived; the total time-out; an interrupt that must reach reads on
-Arrow's threads (`drivers.interrupts`).
+Arrow's threads (`drivers.interrupts`); that this is a forked child, where nobody else reads.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def _sleep(
         if left <= 0:
             raise late(job, f"within {timeout_s} s")
         if not job.waiter.wait(left):
+            job.engine.check_process()
             revive()
             job.engine.catch_up()
     if request.is_over:

@@ -44,6 +44,13 @@ def test_a_fork_with_slow_reads_in_flight(protocol: str, content: Path, schedule
     _passes("fork_slow", protocol, content, scheduled_mode)
 
 
+@pytest.mark.parametrize("protocol", ["file", "slow"])
+def test_a_child_that_goes_on_in_the_middle_of_a_read(
+    protocol: str, content: Path, scheduled_mode: str
+) -> None:
+    _passes("fork_inside", protocol, content, scheduled_mode)
+
+
 @pytest.mark.parametrize("protocol", ["slow", "aslow"])
 def test_a_file_that_is_read_at_a_fork_is_closed_in_the_child(
     protocol: str, content: Path, scheduled_mode: str

@@ -20,6 +20,10 @@ import slow
 from forked import CHILD_S, wait_for_child
 
 import headrace
+from headrace import SchedulerClosedError
+from headrace.backends._ring import LinuxKernel
+from headrace.backends._rings import probe
+from headrace.drivers.waiter import Waiter
 
 WORK, PROTOCOL, PATH = sys.argv[1:4] if len(sys.argv) > 3 else ("", "file", "")
 CONTENT = Path(PATH).read_bytes() if PATH else b""
@@ -197,6 +201,61 @@ def fork_replaced(fs: Any) -> None:
     other.replace(PATH)
     goes_on_in_a_child(file)
     Path(PATH).write_bytes(CONTENT)
+
+
+def read_scattered(fs: Any) -> None:
+    starts = [*range(0, 200_000, 1000)]
+    found = fs.read_ranges(PATH, starts, [start + 10 for start in starts])
+    assert found.to_pylist() == [CONTENT[start : start + 10] for start in starts]
+
+
+def read_two(fs: Any) -> None:
+    assert fs.cat_file(PATH, 10, 20) == CONTENT[10:20]
+    with fs.open(PATH, "rb") as file:
+        assert file.read(70_000) == CONTENT[:70_000]
+
+
+class Forks:
+    """Forks, where that is due, in the middle of what the main thread does."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+        self.is_due = False
+        self.is_child = False
+
+    def before(self, function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if self.is_due and threading.current_thread() is threading.main_thread():
+                self.is_due = False
+                self.pids.append(os.fork())
+                self.is_child = not self.pids[-1]
+            return function(*args, **options)
+
+        return call
+
+
+def fork_inside(fs: Any) -> None:
+    """Fork in the middle of reads, as a signal handler may, whose child goes on.
+
+    What the child cannot finish is refused; what it reads then is read.
+    """
+    forks = Forks()
+    for kind, name in ((LinuxKernel, "enter"), (Waiter, "wait")):
+        setattr(kind, name, forks.before(getattr(kind, name)))
+    for read in [read_scattered, read_two] * 5:
+        forks.is_due = True
+        try:
+            read(fs)
+        except SchedulerClosedError:
+            if not forks.is_child:
+                raise
+        if forks.is_child:
+            check(fs)
+            read_scattered(fs)
+            os._exit(0)
+    assert forks.pids or probe() is not None
+    for pid in forks.pids:
+        assert_ended_well(pid)
 
 
 def fork_removed(fs: Any) -> None:
