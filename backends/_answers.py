@@ -17,7 +17,6 @@ from headrace.redact import redact_url
 if TYPE_CHECKING:
     from headrace.types import Ops
 
-from headrace.redact import redact_url
 
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)")
 
