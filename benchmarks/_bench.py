@@ -119,6 +119,8 @@ class Case:
         What every contender must answer, or None where nothing is compared.
     around
         What goes on beside all of it, such as busy threads.
+    starts_threads
+        Whether contenders start busy threads by themselves, as part of what is timed.
     """
 
     section: str
@@ -131,6 +133,7 @@ class Case:
     files: Sequence[Path]
     truth: Callable[[Any], Any] | None = None
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    starts_threads: bool = False
 
 
 @dataclass(slots=True)
@@ -230,7 +233,7 @@ def _orders(contenders: int) -> Iterator[list[int]]:
 def _timed(case: Case, contender: Contender, given: Any) -> Took:
     if case.state == "cold":
         make_cold(case.files)
-    if case.around is not contextlib.nullcontext:
+    if case.starts_threads or case.around is not contextlib.nullcontext:
         wait_for_long_turns()
     gc.collect()
     began = perf_counter()

@@ -256,6 +256,7 @@ def busy_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
             n,
             "reads",
             [path],
+            starts_threads=around is busy_thread,
         )
 
 

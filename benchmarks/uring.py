@@ -29,7 +29,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -262,7 +262,8 @@ def busy_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
             for one in headrace_reads(path, ("lite", "uring"), ("lite", "pread"))
         ]
         label = f"{sizes.busy:,} x 4 KiB, {count} busy threads"
-        yield block_case("busy", label, "hot", path, sizes.busy, contenders)
+        case = block_case("busy", label, "hot", path, sizes.busy, contenders)
+        yield replace(case, starts_threads=count > 0)
 
 
 def beside(count: int, run: Callable[[list[int]], Any], starts: list[int]) -> Any:
