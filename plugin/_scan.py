@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,8 @@ def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanRepor
     if file_format == "csv":
         _check_compression(files.paths)
     scanner = _scanner(_dataset(filesystem, files, file_format), request)
-    rows, batches = _drain(scanner, files, request.limit_rows, on_progress)
+    with _told_of_types(has_filter=request.where is not None):
+        rows, batches = _drain(scanner, files, request.limit_rows, on_progress)
     after = filesystem.stats()
     return ScanReport(
         mode=filesystem.mode,
@@ -302,6 +303,17 @@ def _plain(field: pa.Field) -> pa.Field:
         key, item = _plain(type_.key_field), _plain(type_.item_field)
         return field.with_type(pa.map_(key, item, keys_sorted=type_.keys_sorted))
     return field.with_type(_PLAIN.get(type_, type_))
+
+
+@contextmanager
+def _told_of_types(*, has_filter: bool) -> Iterator[None]:
+    """Tell what only reading shows of a type: Arrow compares with a file's statistics, if it has them."""
+    try:
+        yield
+    except pa.ArrowNotImplementedError as error:
+        if has_filter and "has no kernel" in str(error):
+            raise ScanRequestError(f"Arrow cannot filter by a column of this type here: {error}") from error
+        raise
 
 
 def _drain(

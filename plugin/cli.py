@@ -213,7 +213,7 @@ def _add_scan(commands: Any) -> None:
         choices=_MODES,
         help="who schedules; auto: what the backend prefers (default: the environment's)",
     )
-    scan.add_argument("--batch-size", type=_count, metavar="N", help="the most rows in a batch")
+    scan.add_argument("--batch-size", type=_short_count, metavar="N", help="the most rows in a batch")
     scan.add_argument("--limit", type=_count, metavar="N", help="stop after N rows")
     _add_storage_option(scan)
     scan.add_argument("--trace", type=_trace_file, metavar="FILE", help="write a timeline: .png or .json")
@@ -264,12 +264,16 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _count(text: str) -> int:
+def _count(text: str, bits: int = 64) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    if int(text) >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text} needs more than 64 bits")
+    if int(text) >= 1 << bits - 1:
+        raise argparse.ArgumentTypeError(f"{text} needs more than {bits} bits")
     return int(text)
+
+
+def _short_count(text: str) -> int:
+    return _count(text, 32)  # Arrow's own type of it
 
 
 def _trace_file(text: str) -> Path:

@@ -147,6 +147,10 @@ def test_a_trace_that_is_a_folder_is_refused_before_the_scan(folder, tmp_path, c
     assert "is a folder" in capsys.readouterr().err
 
 
+def test_the_largest_batches_and_limits(folder, capsys):
+    assert run_json(capsys, folder, "--batch-size", 2**31 - 1, "--limit", 2**63 - 1)["rows"] == ROWS
+
+
 def test_columns_filter_and_limit(folder, capsys):
     found = run_json(capsys, folder, "--columns", "id, price", "--filter", "mode == 'AIR'")
     assert found["rows"] == ROWS / 2
@@ -378,6 +382,17 @@ def test_only_what_is_asked_for_must_be_of_a_type_that_can_be_filtered(tmp_path,
     assert run_json(capsys, path, "--columns", "k", "--filter", "k == 1")["rows"] == 1
 
 
+@pytest.mark.parametrize(("has_statistics", "expected"), [(True, 2), (False, 0)])
+def test_types_whose_statistics_arrow_cannot_compare(tmp_path, capsys, has_statistics, expected):
+    """It does so whatever is asked of the column."""
+    ids = pa.array([bytes(16), None], pa.uuid())
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"u": ids, "k": [1, 2]}), path, write_statistics=has_statistics)
+    assert main(["scan", "--json", str(path), "--filter", "u is not None"]) == expected
+    assert ("cannot filter by a column of this type" in capsys.readouterr().err) is has_statistics
+    assert run_json(capsys, path, "--filter", "k == 1")["rows"] == 1
+
+
 @pytest.mark.parametrize("suffix", [".png", ".json"])
 def test_trace_is_written(folder, tmp_path, capsys, suffix):
     path = tmp_path / f"timeline{suffix}"
@@ -421,7 +436,9 @@ def test_what_makes_no_sense_is_2(folder, capsys, arguments, complaint):
         ["scan", "x", "--format", "xml"],
         ["scan", "x", "--limit", "0"],
         ["scan", "x", "--limit", "-1"],
+        ["scan", "x", "--limit", str(2**63)],
         ["scan", "x", "--batch-size", "many"],
+        ["scan", "x", "--batch-size", str(2**31)],
         ["scan", "x", "--columns", "a,,b"],
         ["scan", "x", "--trace", "timeline.gif"],
         ["scan", "x", "--trace", "/no/such/folder/timeline.png"],
