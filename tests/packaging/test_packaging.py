@@ -70,8 +70,8 @@ def _sources(folder: str) -> list[Path]:
 def test_the_source_distribution_has_what_the_readme_speaks_of(tmp_path: Path) -> None:
     named = set(re.findall(r"\]\(([\w./-]+)\)", (ROOT / "README.md").read_text()))
     assert {"CHANGELOG.md", "docs/architecture.md"} <= named
-    wanted = {*named, "tests/conftest.py", "benchmarks/cloud.py", "plugin/py.typed"}
-    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    wanted = {*named, ".ci/run", "tests/conftest.py", "benchmarks/cloud.py", "plugin/py.typed"}
+    ignored = shutil.ignore_patterns(".[!c]*", "build", "*.egg-info", "__pycache__")
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, tmp_path, cwd=source)
