@@ -44,6 +44,14 @@ def run(*command: object, cwd: Path, environment: dict[str, str] | None = None) 
     return done.stdout
 
 
+def test_every_size_of_the_full_run_is_in_the_readme() -> None:
+    sizes = re.compile(r'os\.environ\.get\(\s*"(HEADRACE_TEST_[A-Z_]+)"')
+    read = {name for path in (ROOT / "tests").rglob("*.py") for name in sizes.findall(path.read_text())}
+    readme = (ROOT / "README.md").read_text()
+    assert read, "the tests read none"
+    assert not {name for name in read if f"{name}=" not in readme}
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
