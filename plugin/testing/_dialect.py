@@ -152,7 +152,9 @@ def _get_object(buckets: Buckets, ask: Ask) -> Answer:
         "Accept-Ranges": "bytes",
         "Content-Type": "binary/octet-stream",
     }
-    asked = _asked_range(ask.headers.get("Range", ""), stored.size_bytes)
+    # Of another version than the one named there, all is meant (RFC 9110, 13.1.5).
+    is_of_it = ask.headers.get("If-Range") in (None, stored.etag, headers["Last-Modified"])
+    asked = _asked_range(ask.headers.get("Range", "") if is_of_it else "", stored.size_bytes)
     if asked is None:
         return Answer(200, headers, Span(stored, 0, stored.size_bytes))
     start, end = asked
@@ -217,7 +219,7 @@ def _put_object(buckets: Buckets, ask: Ask) -> Answer:
     before, wanted = objects.get(ask.key), ask.headers.get("If-Match")
     if before is not None and ask.headers.get("If-None-Match") == "*":
         raise _precondition_failed("If-None-Match")
-    if wanted is not None and (before is None or not _matches(wanted, before.etag)):
+    if wanted is not None and not _matches(wanted, _object(buckets, ask).etag):  # 404 where there is none
         raise _precondition_failed("If-Match")
     stored = buckets.put(ask.bucket, ask.key, Stored.of_bytes(plain_body(ask.headers, ask.body)))
     return Answer(200, {"ETag": stored.etag})

@@ -152,6 +152,25 @@ def test_conditions_name_a_version(server: ObjectServer):
         server.replace("bucket", "none", b"")
 
 
+def test_a_range_of_another_version_means_the_whole(server: ObjectServer):
+    etag = server.put("bucket", "key", DATA)
+    date = ask(server, "HEAD", "/bucket/key").headers["Last-Modified"]
+    for condition in (etag, date):
+        of_it = {"If-Range": condition, "Range": "bytes=0-1"}
+        assert ask(server, "GET", "/bucket/key", of_it).body == DATA[:2]
+    for condition in (f"W/{etag}", '"another"', "Thu, 01 Jan 1970 00:00:00 GMT"):
+        of_another = {"If-Range": condition, "Range": "bytes=0-1"}
+        said = ask(server, "GET", "/bucket/key", of_another)
+        assert (said.status, said.body) == (200, DATA)
+
+
+def test_another_version_is_put_only_where_there_is_one(server: ObjectServer):
+    etag = server.put("bucket", "key", DATA)
+    assert ask(server, "PUT", "/bucket/none", {"If-Match": etag}, b"new").texts("Code") == ["NoSuchKey"]
+    assert ask(server, "PUT", "/bucket/key", {"If-Match": '"another"'}, b"new").status == 412
+    assert ask(server, "PUT", "/bucket/key", {"If-Match": etag}, b"new").status == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
