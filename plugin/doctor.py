@@ -9,13 +9,15 @@ prints.  Every check tries the thing itself instead of deducing it from version 
    ``preadv2`` and ``statx``;
 4. backends of the entry-point group ``headrace.backends``, each one loaded;
 5. settings in force, with their sources; names that look like settings and are none;
-6. with a URL: the filesystem behind it, and the backend and mode that would serve it.
+6. with a URL: the filesystem behind it, and the backend and mode that would serve it, or that there was no
+   answer in time.
 
 A check that fails says so and never raises, on any operating system; secrets are redacted.  The
 ring is set up in a child process, since a seccomp profile may kill who asks for one: without a URL,
 behind which a read would do so, nothing here does.
 
-Threading: single-threaded, blocking.  Not done: measuring speed, changing anything.
+Threading: blocking; what is behind a URL is looked up on a thread of its own.  Not done: measuring
+speed, changing anything.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from headrace.backends import registry
 from headrace.backends.uring import UringBackend
@@ -50,16 +55,18 @@ from headrace.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import Console
 
+T = TypeVar("T")
 Status = Literal["ok", "warn", "fail"]
 
 _REQUIRED: Final = ("fsspec", "s3fs", "pyarrow", "dask", "numpy", "rich", "typing-extensions")
 _OPTIONAL: Final = ("obstore", "gcsfs", "adlfs", "distributed", "pandas", "matplotlib")
 _FEW_FILES: Final = 1024
 _PROBE_LIMIT_S: Final = 20.0
+_TARGET_LIMIT_S: Final = 20.0
 _INSTEAD: Final = "local reads use preadv"
 _NO_LIMIT_V1: Final = 2**60  # control groups v1 write "no limit" as a number of about 2**63
 
@@ -457,7 +464,7 @@ def _plain(url: str) -> str:
 def _target(url: str, storage_options: Mapping[str, Any]) -> tuple[dict[str, Any], Check]:
     shown = redact_url(url)
     try:
-        found = describe_target(url, storage_options)
+        found = _in_time(partial(describe_target, url, storage_options))
     except Exception as error:  # noqa: BLE001 - it is the finding
         text = redact_text(f"{type(error).__name__}: {error}", secrets_of([url, dict(storage_options)]))
         cure = "check the spelling, the credentials and the network"
@@ -468,6 +475,22 @@ def _target(url: str, storage_options: Mapping[str, Any]) -> tuple[dict[str, Any
     if found["engine_reason"]:
         detail += f" ({found['engine_reason']})"
     return found, Check("target", "ok", f"{shown}: {detail}")
+
+
+def _in_time(look: Callable[[], T]) -> T:
+    """Look on a thread of its own, which is left behind where storage keeps silent for too long."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(look())
+        except BaseException as error:  # noqa: BLE001 - the caller's
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="headrace-doctor", daemon=True).start()
+    if not wait([answer], _TARGET_LIMIT_S).done:
+        raise TimeoutError(f"no answer within {_TARGET_LIMIT_S:g} s")
+    return answer.result()
 
 
 # --- drawing -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -437,6 +438,16 @@ def test_a_target_that_is_not_there_is_a_finding(url):
     assert report.target is not None
     assert report.target["error"]
     assert not report.ok
+
+
+def test_a_target_that_keeps_silent_is_a_finding(monkeypatch):
+    is_over = threading.Event()
+    monkeypatch.setattr(doctor, "_TARGET_LIMIT_S", 0.1)
+    monkeypatch.setattr(doctor, "describe_target", lambda *_: is_over.wait(60))
+    check = named(diagnose("s3://bucket/key"), "target")
+    is_over.set()
+    assert (check.status, check.detail) == ("fail", "s3://bucket/key: TimeoutError: no answer within 0.1 s")
+    assert "the network" in check.cure
 
 
 def test_credentials_of_the_target_are_nowhere(monkeypatch):
