@@ -53,7 +53,10 @@ class DirectColumns(Columns):
     keeps_gil
         Whether no row is a copy out of the page cache that is long enough to let other threads run.
     bounces
-        Of the slices under way, by their first row; None where all of the slice is aligned.
+        Of the slices under way, by their first row: the row behind the last, and the buffer, or None where
+        all of the slice is aligned.
+    is_kept
+        Whether a ring was lost: what it had under way may come still, so no buffer is let go of.
     """
 
     head: Int64Array
@@ -61,7 +64,8 @@ class DirectColumns(Columns):
     own_dest: Int64Array
     is_raw: np.ndarray[Any, Any]
     keeps_gil: bool
-    bounces: dict[int, mmap.mmap | None] = field(default_factory=dict)
+    bounces: dict[int, tuple[int, mmap.mmap | None]] = field(default_factory=dict)
+    is_kept: bool = False
 
     def place(self, lo: int, hi: int) -> None:
         """Make room for the rows ``[lo, hi)`` that are not aligned."""
@@ -72,8 +76,8 @@ class DirectColumns(Columns):
             bounce = mmap.mmap(-1, int(ends[-1]))  # a mapping begins with a page
             address = ctypes.addressof(ctypes.c_char.from_buffer(bounce))
             self.dest[rows] = address + (ends - self.length[rows])
-        self.bounces[lo] = bounce
-        self.is_raw[lo:hi] = True
+        self.is_raw[lo:hi] = True  # first: another thread may look what it can let go of
+        self.bounces[lo] = hi, bounce
 
     def take(self, ops: Ops, rows: Int64Array) -> None:
         """Bring what was read of `rows` where it was asked for, and say in `got` how much that is."""
@@ -89,11 +93,14 @@ class DirectColumns(Columns):
         self.is_raw[rows] = False  # last: what was cut before is whole nowhere
 
     def forget(self, rows: Int64Array) -> None:
-        """Let go of the bounce buffers of the slices that `rows` are in: nothing of them is under way."""
+        """Let go of the bounce buffers of those slices with `rows` of which nothing is under way any more."""
         first = np.sort(np.array(list(self.bounces), np.int64))
-        if len(first):
-            for lo in np.unique(first[np.searchsorted(first, rows, "right") - 1]).tolist():
-                self.bounces.pop(lo, None)
+        if self.is_kept or not len(first):
+            return
+        for lo in np.unique(first[np.searchsorted(first, rows, "right") - 1]).tolist():
+            hi, _ = self.bounces[lo]
+            if not self.is_raw[lo:hi].any():
+                del self.bounces[lo]
 
 
 def direct_columns(ops: Ops) -> DirectColumns | None:

@@ -279,6 +279,9 @@ class InlineBackend(Backend):
         """
         raise NotImplementedError
 
+    probes_rows: bool = True
+    """Whether `probe_rows` may find anything; else no file is opened for it."""
+
     def probe_rows(self, ops: Ops, lo: int, hi: int, *, keeps_gil: bool = True) -> bool:  # noqa: ARG002
         """Perform the rows ``[lo, hi)``, all of them short, if that takes no waiting; else say so.
 

@@ -26,6 +26,7 @@ class MemoryBackend(InlineBackend):
     name: ClassVar[str] = "memory"
     rank: ClassVar[int] = 100
     holds_descriptors = False
+    probes_rows = False
     defaults: ClassVar[Defaults] = Defaults(
         mode="lite", max_gap_bytes=0, max_op_bytes=8 << 20, io_parallelism=256
     )

@@ -69,7 +69,7 @@ class UringBackend(FileBackend):
         """Take the depth of each thread's submission queue, and whether to read around the page cache."""
         self._rings = Rings.of(options["uring_queue_depth"] or DEFAULT_DEPTH)
         self._is_direct = options["uring_direct"]
-        self.fills_plainly = not self._is_direct
+        self.fills_plainly = self.probes_rows = not self._is_direct
         # What is not aligned is short at the end of its file, which would end a series.
         self.series_ops = 1 if self._is_direct else SERIES_OPS
 
@@ -143,9 +143,9 @@ class UringBackend(FileBackend):
             is_done = ops.got[rows] != NOT_YET if len(pending) else np.ones(len(rows), np.bool_)
         done = rows[is_done]
         if isinstance(columns, DirectColumns):
+            columns.is_kept |= ring is None or ring.is_broken
             columns.take(ops, done)
-            if is_done.all() and ring is not None and not ring.is_broken:
-                columns.forget(rows)
+            columns.forget(done)
         again = done[ops.got[done] != ops.length[done]]
         if len(again):
             super().finish(ops, again)

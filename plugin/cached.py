@@ -44,8 +44,8 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     """Answer ranges from the page cache, or say that they must be scheduled."""
     if not channel.quick_bytes or not len(ranges) or not isinstance(channel.backend, InlineBackend):
         return None
-    if channel.engine.is_inside():
-        return None  # a signal handler that interrupted a section
+    if not channel.backend.probes_rows or channel.engine.is_inside():
+        return None  # nothing to find, or a signal handler that interrupted a section
     length = difference(ranges.ends, ranges.starts)
     longest = largest(length)
     offsets = offsets_of(length)

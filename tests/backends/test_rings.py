@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from headrace.backends import _linux as linux
 from headrace.backends import _ring, _rings
 from headrace.backends._direct import DirectColumns
+from headrace.backends._files import LocalSource
 from headrace.backends._ring import LinuxKernel, Ring
 from headrace.backends._rings import Rings, probe
 from headrace.backends.uring import FEW, UringBackend
@@ -331,6 +332,64 @@ def test_a_file_that_refuses_once_it_is_read_is_asked_once(
     gc.collect()
     names = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert path not in names, "both of its descriptors are closed with it"
+
+
+def test_bounce_buffers_live_as_long_as_their_slice(
+    path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str
+) -> None:
+    """Not as long as the request, of a million short ranges perhaps, each of which has a block."""
+    fs = HeadraceFileSystem(
+        fs=LocalFileSystem(), scheduler=scheduled_mode, uring_direct=True, io_parallelism=32
+    )
+    place, held = DirectColumns.place, []
+
+    def placed(columns: DirectColumns, lo: int, hi: int) -> None:
+        place(columns, lo, hi)
+        held.append(len(columns.bounces))
+
+    monkeypatch.setattr(DirectColumns, "place", placed)
+    if fs.channel.backend.open(path).direct_fd < 0:
+        pytest.skip("the filesystem refuses direct reads")
+    starts = [(k * 7919) % 290_000 | 1 for k in range(600)]
+    found = fs.cat_ranges([path] * 600, starts, [start + 10 for start in starts], max_gap=0)
+    content = Path(path).read_bytes()
+    assert found == [content[start : start + 10] for start in starts]
+    assert len(held) >= 600 / 32
+    assert max(held) < 10
+
+
+def test_no_file_is_opened_for_a_look_at_the_page_cache_that_direct_reads_go_around(
+    path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str
+) -> None:
+    fs = HeadraceFileSystem(fs=LocalFileSystem(), scheduler=scheduled_mode, uring_direct=True)
+    make_source, opened = UringBackend.make_source, []
+
+    def noted(backend: UringBackend, name: str) -> LocalSource:
+        opened.append(name)
+        return make_source(backend, name)
+
+    monkeypatch.setattr(UringBackend, "make_source", noted)
+    assert fs.cat_ranges([path] * 30, [*range(30)], [40] * 30)[29] == Path(path).read_bytes()[29:40]
+    assert opened == [path]
+
+
+def test_bounce_buffers_are_kept_where_a_ring_was_lost(path: str) -> None:
+    """The kernel may have taken what it answers only later (I9)."""
+    backend = backend_on(LinuxKernel())
+    backend._is_direct = True
+    ops, expected = scattered(backend, path)
+    ops.start += 1
+    rows = backend.start(ops, 0, len(ops))
+    columns = ops.state.columns
+    ring = backend._rings.mine()
+    assert ring is not None
+    if not isinstance(columns, DirectColumns):
+        pytest.skip("the filesystem refuses direct reads")
+    ring.is_broken = True
+    for some in np.array_split(rows, 3):
+        backend.finish(ops, some)
+    assert len(expected) == len(answers(ops))
+    assert list(columns.bounces) == [0]
 
 
 @pytest.mark.parametrize("at_line", ["entry", "copied", "counted"])
