@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.backends._files import KEEP_GIL_BYTES
 from headrace.backends._rings import ERRNO_BASE, Columns, fd_column
+from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, Ops
@@ -50,8 +50,6 @@ class DirectColumns(Columns):
         ``int64[m]``: addresses where the ops' own bytes go; `dest` is where their blocks do.
     is_raw
         ``bool[m]``: rows whose `got` counts bytes of whole blocks, which are not taken yet.
-    keeps_gil
-        Whether no row is a copy out of the page cache that is long enough to let other threads run.
     bounces
         Of the slices under way, by their first row: the row behind the last, and the buffer, or None where
         all of the slice is aligned.
@@ -63,21 +61,25 @@ class DirectColumns(Columns):
     is_bounced: np.ndarray[Any, Any]
     own_dest: Int64Array
     is_raw: np.ndarray[Any, Any]
-    keeps_gil: bool
     bounces: dict[int, tuple[int, mmap.mmap | None]] = field(default_factory=dict)
     is_kept: bool = False
 
-    def place(self, lo: int, hi: int) -> None:
-        """Make room for the rows ``[lo, hi)`` that are not aligned."""
+    def place(self, lo: int, hi: int) -> bool:
+        """Make room for the rows ``[lo, hi)`` that are not aligned; False where there is none."""
         bounce = None
         rows = lo + np.flatnonzero(self.is_bounced[lo:hi])
         if len(rows):
             ends = np.cumsum(self.length[rows])
-            bounce = mmap.mmap(-1, int(ends[-1]))  # a mapping begins with a page
+            try:
+                bounce = mmap.mmap(-1, int(ends[-1]))  # a mapping begins with a page
+            except OSError as error:
+                raise_if_of_a_handler(error)
+                return False
             address = ctypes.addressof(ctypes.c_char.from_buffer(bounce))
             self.dest[rows] = address + (ends - self.length[rows])
         self.is_raw[lo:hi] = True  # first: another thread may look what it can let go of
         self.bounces[lo] = hi, bounce
+        return True
 
     def take(self, ops: Ops, rows: Int64Array) -> None:
         """Bring what was read of `rows` where it was asked for, and say in `got` how much that is."""
@@ -118,7 +120,6 @@ def direct_columns(ops: Ops) -> DirectColumns | None:
     own_dest = ops.dest + ops.buffer.ctypes.data
     is_bounced = ~is_plain & ((head != 0) | (length != ops.length) | (own_dest % BLOCK != 0))
     is_raw = np.zeros(len(ops), np.bool_)
-    keeps_gil = bool((ops.length[is_plain] <= KEEP_GIL_BYTES).all())
     return DirectColumns(
-        fd_column(ops, fds), start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw, keeps_gil
+        fd_column(ops, fds), start, own_dest.copy(), length, 0, head, is_bounced, own_dest, is_raw
     )

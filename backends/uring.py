@@ -105,8 +105,10 @@ class UringBackend(FileBackend):
         if columns is None or ring is None or ops.series_ops > 1:
             return super().start(ops, lo, hi)
         if isinstance(columns, DirectColumns):
-            columns.place(lo, hi)
-            ring.submit(ops, columns, lo, hi, keeps_gil=columns.keeps_gil)
+            if not columns.place(lo, hi):
+                return super().start(ops, lo, hi)
+            # Of a long read the kernel has a thousand pages to hold, or to copy where its file refuses.
+            ring.submit(ops, columns, lo, hi, keeps_gil=is_small(ops))
             return ascending(lo, hi)
         ring.submit(ops, columns, lo, hi)
         return lo + np.flatnonzero(ops.got[lo:hi] != ops.length[lo:hi])

@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from headrace.backends import _direct, _ring, _rings
 from headrace.backends import _linux as linux
-from headrace.backends import _ring, _rings
 from headrace.backends._direct import DirectColumns
 from headrace.backends._files import LocalSource
 from headrace.backends._ring import LinuxKernel, Ring
@@ -343,9 +343,10 @@ def test_bounce_buffers_live_as_long_as_their_slice(
     )
     place, held = DirectColumns.place, []
 
-    def placed(columns: DirectColumns, lo: int, hi: int) -> None:
-        place(columns, lo, hi)
+    def placed(columns: DirectColumns, lo: int, hi: int) -> bool:
+        is_placed = place(columns, lo, hi)
         held.append(len(columns.bounces))
+        return is_placed
 
     monkeypatch.setattr(DirectColumns, "place", placed)
     if fs.channel.backend.open(path).direct_fd < 0:
@@ -371,6 +372,50 @@ def test_no_file_is_opened_for_a_look_at_the_page_cache_that_direct_reads_go_aro
     monkeypatch.setattr(UringBackend, "make_source", noted)
     assert fs.cat_ranges([path] * 30, [*range(30)], [40] * 30)[29] == Path(path).read_bytes()[29:40]
     assert opened == [path]
+
+
+@pytest.mark.parametrize("refused", [1, 1000])
+def test_direct_reads_without_memory_for_a_bounce_buffer_are_plain_ones(
+    path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str, refused: int
+) -> None:
+    fs = HeadraceFileSystem(
+        fs=LocalFileSystem(), scheduler=scheduled_mode, uring_direct=True, io_parallelism=32
+    )
+    refusals, plain = iter([errno.ENOMEM] * refused), mmap.mmap
+
+    def mapped(*args: Any) -> mmap.mmap:
+        code = next(refusals, 0)
+        if code:
+            raise OSError(code, os.strerror(code))
+        return plain(*args)
+
+    monkeypatch.setattr(_direct.mmap, "mmap", mapped)
+    starts = [5_000 * k + 7 for k in range(50)]
+    found = fs.cat_ranges([path] * 50, starts, [start + 10 for start in starts], max_gap=0)
+    content = Path(path).read_bytes()
+    assert found == [content[start : start + 10] for start in starts]
+
+
+@pytest.mark.parametrize(("nbytes", "is_kept"), [(1000, True), (100_000, False)])
+def test_long_direct_reads_are_submitted_with_the_gil_let_go(path: str, nbytes: int, is_kept: bool) -> None:
+    kernel = LinuxKernel()
+    backend = backend_on(kernel)
+    backend._is_direct = True
+    how: list[bool] = []
+    enter = kernel.enter
+
+    def noted(fd: int, submit: int, least: int, *, keep_gil: bool) -> int:
+        how.extend([keep_gil] if submit else [])
+        return enter(fd, submit, least, keep_gil=keep_gil)
+
+    kernel.enter = noted  # type: ignore[method-assign]
+    zero, length = np.zeros(1, np.int64), np.array([nbytes])
+    ops = Ops.of([backend.open(path)], (zero, zero + 5, length, zero), np.zeros(nbytes, np.uint8))
+    if not isinstance(backend._columns(ops), DirectColumns):
+        pytest.skip("the filesystem refuses direct reads")
+    Performer(backend).perform(ops)
+    assert answers(ops) == [Path(path).read_bytes()[5 : 5 + nbytes]]
+    assert how == [is_kept]
 
 
 def test_bounce_buffers_are_kept_where_a_ring_was_lost(path: str) -> None:
