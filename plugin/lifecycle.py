@@ -20,6 +20,10 @@ last resort is to end the process before Arrow's own exit handlers run, with the
 then.
 
 Handles are followed in every mode, `off` included.
+
+Exit handlers run in the reverse of the order in which they were registered, so those of before headrace's
+import come after all this, and cannot read. (All finalisers of `weakref.finalize` are one handler, as old as
+the first of them.)
 """
 
 from __future__ import annotations
@@ -142,7 +146,7 @@ def _refuse(*_: Any) -> None:
 def check_not_exiting() -> None:
     """Raise where a read is started while the interpreter ends."""
     if _guard.is_exiting:
-        msg = "the interpreter is shutting down"
+        msg = "the interpreter is shutting down; exit handlers may read that were registered after headrace's"
         raise SchedulerClosedError(msg)
 
 

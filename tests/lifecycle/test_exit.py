@@ -14,6 +14,7 @@ import os
 import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import data
@@ -130,6 +131,17 @@ def test_a_traceback_that_somebody_keeps_holds_no_handle(monkeypatch: pytest.Mon
     # Before Python 3.13 a look leaves a frame with a copy of its variables, which the next look clears.
     looks = [lifecycle._is_held(SchedulerClosedError()) for _ in range(2)]
     assert not looks[-1]
+
+
+def test_an_exit_handler_older_than_ours_is_told_why_it_cannot_read(
+    tmp_path: Path, scheduled_mode: str
+) -> None:
+    (tmp_path / "data.bin").write_bytes(b"PAR1")
+    ended = run("exit_handlers.py", tmp_path / "data.bin", HEADRACE_SCHEDULER=scheduled_mode)
+    assert (ended.status, ended.err) == (0, "")
+    newer, older = ended.out.splitlines()
+    assert newer == "newer: b'PAR1'"
+    assert older.startswith("older: SchedulerClosedError the interpreter is shutting down; exit handlers may")
 
 
 def test_files_that_are_equal_are_followed_each(monkeypatch: pytest.MonkeyPatch) -> None:
