@@ -237,11 +237,22 @@ class ThreadRing:
             ops.got[rows] = np.where(ops.got[rows] == length, length, got)
 
     def close(self) -> None:
-        """Let go of the ring."""
+        """Let go of the ring, which has nothing in flight then.
+
+        When the interpreter ends, the variables of a daemon thread go on the main thread, which cannot wait
+        for what is in flight on the other's ring: all that stays as it is.
+        """
         if self.ring.pid == os.getpid() and not self.is_broken and self.ring.fd >= 0:
+            if self.ring.in_flight and self.ring.tid != threading.get_native_id():
+                self.keep_for_ever()
+                return
             self.drain()
         self.ring.close()
         self._ops.clear()
+
+    def keep_for_ever(self) -> None:
+        """Have the ring and its ops never freed, at exit neither: the kernel may still write to them."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
 
 class Rings:
@@ -321,8 +332,7 @@ class Rings:
         self._rings.pop(ring.ring.tid, None)
         self._unheard = 0
         if ring.ring.in_flight > ring.ring.unsubmitted:
-            # It may still write: neither now nor at exit are the buffers freed.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
+            ring.keep_for_ever()
         else:
             ring.close()
 

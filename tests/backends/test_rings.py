@@ -339,7 +339,11 @@ def test_bounce_buffers_live_as_long_as_their_slice(
 ) -> None:
     """Not as long as the request, of a million short ranges perhaps, each of which has a block."""
     fs = HeadraceFileSystem(
-        fs=LocalFileSystem(), scheduler=scheduled_mode, uring_direct=True, io_parallelism=32
+        fs=LocalFileSystem(),
+        scheduler=scheduled_mode,
+        uring_direct=True,
+        io_parallelism=32,
+        buffer_bytes=(1 << 36) + 32,
     )
     place, held = DirectColumns.place, []
 
@@ -379,7 +383,11 @@ def test_direct_reads_without_memory_for_a_bounce_buffer_are_plain_ones(
     path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str, refused: int
 ) -> None:
     fs = HeadraceFileSystem(
-        fs=LocalFileSystem(), scheduler=scheduled_mode, uring_direct=True, io_parallelism=32
+        fs=LocalFileSystem(),
+        scheduler=scheduled_mode,
+        uring_direct=True,
+        io_parallelism=32,
+        buffer_bytes=(1 << 36) + 32,
     )
     refusals, plain = iter([errno.ENOMEM] * refused), mmap.mmap
 
@@ -626,6 +634,38 @@ def test_two_requests_of_one_thread_on_one_ring(path: str) -> None:
     os.write(write_to, SENT)
     backend.finish(waiting, np.arange(FEW))
     assert sorted(waiting.buffer.tobytes()) == sorted(SENT)
+    os.close(write_to)
+
+
+def test_a_ring_of_another_thread_is_left_as_it_is_while_something_is_in_flight(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the end of the program, of a daemon thread whose variables go on the main thread."""
+    backend = backend_on(LinuxKernel())
+    ops, write_to = pipe_ops()
+    is_started, is_seen = threading.Event(), threading.Event()
+    rings: list[Any] = []
+
+    def begin() -> None:
+        backend.start(ops, 0, FEW)
+        rings.append(backend._rings.mine())
+        is_started.set()
+        is_seen.wait()
+        rings[0].drain()
+        rings[0].close()
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    assert is_started.wait(60)
+    backend._rings.close_one(rings[0])
+    assert not caplog.records
+    assert not rings[0].is_broken
+    assert rings[0].ring.in_flight == FEW
+    assert [kept is ops for kept in rings[0]._ops.values()] == [True]
+    os.write(write_to, SENT)
+    is_seen.set()
+    thread.join()
+    assert sorted(ops.buffer.tobytes()) == sorted(SENT)
     os.close(write_to)
 
 
