@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -34,7 +35,7 @@ from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
 from headrace.drivers.patience import Patience
 from headrace.drivers.waiting import deadline
-from headrace.errors import ObjectChangedError
+from headrace.errors import ObjectChangedError, UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import is_out_of_descriptors, soft_limit
@@ -83,6 +84,10 @@ FINAL_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ObjectChangedError,
 )  # fmt: skip
 """Errors about the file: asking again for a part of it is useless."""
+
+
+HAVE_NO_LENGTH = (IsADirectoryError, UnsizedFileError, io.UnsupportedOperation)
+"""Errors of what has none: a directory, a device or a file that the kernel makes up, a pipe."""
 
 
 class Reader(SingleReader):
@@ -451,8 +456,18 @@ class Reader(SingleReader):
                 sizes[number] = 0 if source is None else self.size(source, ranges.paths[number])
             except (OSError, RuntimeError) as error:
                 raise_if_of_a_handler(error)
-                # Of a device, or gone, or not to be asked on this loop: the read says so.
+                # Of a device, or gone, or not to be asked on this loop: the read says so, if there is memory.
+                if isinstance(error, HAVE_NO_LENGTH):
+                    self._refuse_long(ranges, number, without_frames(error))
         ranges.ends = np.maximum(ranges.starts, np.minimum(ranges.ends, sizes[ranges.file]))
+        if ranges.errors:
+            refused = list(ranges.errors)
+            ranges.ends[refused] = ranges.starts[refused]
+
+    def _refuse_long(self, ranges: Ranges, file: int, error: Exception) -> None:
+        """Have what there is no memory for fail by itself, of what has no length to cut it to."""
+        is_long = ranges.ends - ranges.starts > CLIP_ASKED_ABOVE_BYTES
+        ranges.errors.update(dict.fromkeys(np.flatnonzero(is_long & (ranges.file == file)).tolist(), error))
 
     def _by_device(self, ranges: Ranges) -> dict[str, Int64Array | None]:
         """Group the ranges which can be read by device; the key is a path on it."""

@@ -24,6 +24,7 @@ from headrace import _scan
 from headrace.drivers import patience
 from headrace.drivers import workers as workers_
 from headrace.drivers.workers import Pools
+from headrace.errors import UnsizedFileError
 from headrace.reader import Reader
 
 DATA = bytes(range(256)) * 40
@@ -113,6 +114,24 @@ def test_an_end_far_behind_the_file_takes_no_memory(
     assert fs.cat_ranges([path], [5], [end]) == [DATA[5:]]
     missing, found = fs.cat_ranges([f"{path}.not", path], [0, 0], [end, end])
     assert (type(missing), found) == (FileNotFoundError, DATA)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="files that the kernel makes up are of Linux")
+def test_what_has_no_length_fails_alone_where_all_of_it_is_asked(path: str, scheduled_mode: str) -> None:
+    fs = filesystem(scheduler=scheduled_mode)
+    odd = [str(Path(path).parent), "/proc/version"]
+    for count, first in ((1, 0), (40, 5)):
+        ends = [1 << 50, 1 << 50, first + 10] * count
+        folder, made_up, found = fs.cat_ranges([*odd, path] * count, [first] * len(ends), ends)[-3:]
+        assert (type(folder), type(made_up)) == (IsADirectoryError, UnsizedFileError)
+        assert found == DATA[first : first + 10]
+        batch = fs.read_ranges([*odd, path] * count, [first] * len(ends), ends)
+        assert sorted(batch.errors) == [row for row in range(3 * count) if row % 3 < 2]
+        assert batch[3 * count - 1] == DATA[first : first + 10]
+    assert fs.cat_ranges(["/proc/version", path], [0, 0], [100 << 20] * 2) == [
+        Path("/proc/version").read_bytes(),
+        DATA,
+    ]
 
 
 def count_opened(fs: Any, start: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
