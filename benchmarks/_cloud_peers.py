@@ -46,6 +46,8 @@ KEYS = ("benchmark", "not-a-secret")
 ENGINES = ("obstore", "fsspec")
 MODES = {"": "auto", ", lite": "lite"}
 S3FS_POOLS = (64, 128)
+OPEN_FILES_OF_S3FS = "s3fs open files"
+"""Not one of the ways in which s3fs is at its best by path."""
 ARROW_THREADS = 128
 BULK_THREADS = 12
 BULK_RANGES = 10
@@ -87,10 +89,12 @@ class Clients:
     @property
     def openers(self) -> dict[str, Callable[[str], Any]]:
         """What opens the files that are also read, by name: with versions checked, and without."""
-        filesystems = {**self.as_it_comes, "s3fs": self.fsspec[f"s3fs, {S3FS_POOLS[0]} connections"]}
         found: dict[str, Callable[[str], Any]] = {
-            f"{name}, open files": partial(fs.open, cache_type="none") for name, fs in filesystems.items()
+            f"{name}, open files": partial(fs.open, cache_type="none")
+            for name, fs in self.as_it_comes.items()
         }
+        plain = self.fsspec[f"s3fs, {S3FS_POOLS[0]} connections"]
+        found[OPEN_FILES_OF_S3FS] = partial(plain.open, cache_type="none")
         native = "headrace obstore"
         if native in self.as_it_comes:
             found[f"{native}, open files, unchecked"] = partial(open_unchecked, self.as_it_comes[native])
@@ -178,7 +182,6 @@ def rate_contenders(clients: Clients, name: str, nbytes: int, slow_share: float)
     for label, fs in {**clients.headrace, **clients.fsspec}.items():
         yield limited(label, _cat_ranges(fs, path, nbytes), slow_share if is_slow(label) else 1.0)
     for label, open_file in clients.openers.items():
-        # As much as pyarrow's threads do: of fewer reads each thread would make one, its first.
         share = slow_share if is_slow(label) else 1.0
         yield _open_files(label, partial(open_file, path), nbytes, share)
     for label, (fs, threads) in clients.arrow.items():

@@ -52,7 +52,14 @@ from _bench import (
     show_results,
 )
 from _cloud_defaults import Beside, default_cases
-from _cloud_peers import Clients, make_clients, rate_contenders, scan_filesystems, single_contenders
+from _cloud_peers import (
+    OPEN_FILES_OF_S3FS,
+    Clients,
+    make_clients,
+    rate_contenders,
+    scan_filesystems,
+    single_contenders,
+)
 from _nginx import NginxMissingError, nginx, write_listing
 from _promises import Promise, Rates, cases_of, promises_as_json, ratio, show_promises
 from fsspec import AbstractFileSystem
@@ -207,7 +214,7 @@ def promises(results: Sequence[Result]) -> Iterator[Promise]:
         if case.section == "scan":
             yield from _of_scans(case)
         yield from case.against(OVER_S3FS, "s3fs", 1)
-        yield from case.against_one(f"{OVER_S3FS}, open files", "s3fs, open files", 1)
+        yield from case.against_one(f"{OVER_S3FS}, open files", OPEN_FILES_OF_S3FS, 1)
         yield from case.against_one(CHECKED, UNCHECKED)
 
 

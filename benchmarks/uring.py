@@ -46,8 +46,6 @@ from _bench import (
     Result,
     Took,
     as_json,
-    by_case,
-    console,
     draw_rates,
     parse_sections,
     parser,
@@ -58,6 +56,7 @@ from _bench import (
     show_results,
 )
 from _peers import READ_BYTES, cat_each, cat_ranges, read_ranges, seek_and_read
+from _promises import Promise, Rates, cases_of, promises_as_json, ratio, show_promises
 from fsspec.implementations.local import LocalFileSystem
 from local_reads import blocks_of, busy_thread, random_starts
 from obstore.store import LocalStore
@@ -65,7 +64,7 @@ from obstore.store import LocalStore
 from headrace import HeadraceFileSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 DEPTH = 128
 THREADS = 8
@@ -401,49 +400,49 @@ def part_reads(fs: HeadraceFileSystem, path: str) -> Callable[[list[int]], Any]:
     return lambda starts: fs.cat_ranges([path] * len(starts), starts, [start + MIB for start in starts])
 
 
-# -- what to look at
+# -- promises
+
+RING, POOL = "headrace lite, uring", "headrace standard, pread"
+_OURS = {RING: 1.0, "headrace lite, pread": None}
+"""Of what share of the GIL, and of one thread's rate, something is promised."""
+FLAT = 1.5
+"""From so many ranges a call on, the dearest range costs so many times the cheapest one at the most."""
+FLAT_FROM = 1000
 
 
-def show_ratios(results: list[Result]) -> None:
-    """Print the ratios that the project makes promises about."""
-    console.rule("ratios of rates within this run")
-    for rows in by_case(results):
-        show_against_others(rows)
-        show_auto(rows)
-    show_busy([row for row in results if row.section == "busy"])
-    show_threads([row for row in results if row.section == "threads"])
-    for row in results:
-        if row.section == "calls":
-            console.print(f"  {row.case}: {1e9 * row.median_s / row.amount:,.0f} ns a range")
+def promises(results: Sequence[Result]) -> Iterator[Promise]:
+    """Return every ratio that the project makes a promise about, kept or missed."""
+    for case in cases_of(results, "fio"):
+        yield from case.against(RING, "fio io_uring", 0.9 if case.state == "hot" else 0.95)
+    for case in cases_of(results, "modes"):
+        yield from case.against_one(RING, POOL, 4)
+    for case in cases_of(results, "lance"):
+        yield from case.against(RING, "lance take", 3 if case.state == "hot" else 1.5)
+    for case in cases_of(results, "cat_ranges"):
+        yield from case.against(RING, "fsspec local", 8)
+        yield from case.against(RING, "obstore", 3)
+    yield from _beside_busy_threads(*cases_of(results, "busy"))
+    for case in cases_of(results, "threads"):
+        for name, least in _OURS.items():
+            yield from case.against_one(f"{name}, 8 threads", f"{name}, 1 thread", least)
+    yield from _cost_of_a_range([row for row in results if row.section == "calls"])
+    for case in cases_of(results, "auto"):
+        yield from case.against_one(*case.contenders, 0.95)
 
 
-def show_against_others(rows: list[Result]) -> None:
-    """Print lite through io_uring against each other contender of a case."""
-    ours = next((row for row in rows if row.contender == "headrace lite, uring"), None)
-    if ours is not None and len(rows) > 1:
-        others = [f"{row.contender} {ours.rate / row.rate:.2f}" for row in rows if row is not ours]
-        console.print(f"  {ours.section}: {ours.case}, {ours.state}: lite, uring / {', '.join(others)}")
+def _beside_busy_threads(*cases: Rates) -> Iterator[Promise]:
+    """Compare with the idle machine: a share of the GIL is left."""
+    for busy, case in enumerate(cases):
+        for name, share in _OURS.items() if busy else ():
+            least = share and share / (busy + 1)
+            yield from ratio(f"{name} / the same idle", str(case), least, case.one(name), cases[0].one(name))
 
 
-def show_auto(rows: list[Result]) -> None:
-    """Print `auto` against `pread`."""
-    if rows[0].section == "auto":
-        auto, pread = rows
-        console.print(f"  auto: {auto.case}, {auto.state}: auto / pread {auto.rate / pread.rate:.2f}")
-
-
-def show_busy(results: list[Result]) -> None:
-    """Print what is kept of the idle rate."""
-    idle = {row.contender: row.rate for row in results if row.case.endswith("0 busy threads")}
-    for row in results:
-        if not row.case.endswith("0 busy threads"):
-            console.print(f"  {row.contender}, {row.case}: {row.rate / idle[row.contender]:.0%} of idle")
-
-
-def show_threads(results: list[Result]) -> None:
-    """Print eight threads against one."""
-    for alone, together in zip(results[::2], results[1::2], strict=True):
-        console.print(f"  {together.contender} / 1, {together.state}: {together.rate / alone.rate:.2f}")
+def _cost_of_a_range(rows: Sequence[Result]) -> Iterator[Promise]:
+    """Compare the dearest range of long calls with the cheapest; a case says first how many are in a call."""
+    rates = [row.rate for row in rows if int(row.case.split()[0].replace(",", "")) >= FLAT_FROM]
+    what = f"the dearest range's rate / the cheapest one's, {FLAT_FROM:,} and more in a call"
+    yield from ratio(what, "calls", 1 / FLAT, min(rates, default=None), max(rates, default=None))
 
 
 SECTIONS: dict[str, Callable[[Path, Path, Sizes], Iterator[Case]]] = {
@@ -468,10 +467,10 @@ def main() -> None:
     results = run_all(cases, given.rounds)
     title = f"local reads through io_uring, medians of {given.rounds} alternating runs"
     show_results(results, title)
-    show_ratios(results)
-    save(
-        given.out, "uring", {"rounds": given.rounds, "results": as_json(results)}, draw_rates(results, title)
-    )
+    found = list(promises(results))
+    show_promises(found)
+    facts = {"rounds": given.rounds, "promises": promises_as_json(found), "results": as_json(results)}
+    save(given.out, "uring", facts, draw_rates(results, title))
 
 
 if __name__ == "__main__":
