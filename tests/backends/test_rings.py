@@ -342,7 +342,7 @@ def test_bounce_buffers_live_as_long_as_their_slice(
         fs=LocalFileSystem(),
         scheduler=scheduled_mode,
         uring_direct=True,
-        io_parallelism=32,
+        process_io_limit=32,
         buffer_bytes=(1 << 36) + 32,
     )
     place, held = DirectColumns.place, []
