@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from dataclasses import asdict
@@ -42,6 +43,8 @@ _MODES = get_args(SchedulerMode)
 _FORMATS = ("parquet", "csv", "ipc", "orc")
 _TRACES = (".png", ".json")
 _LONGEST_ERROR_CHARS = 600
+_SHORT_CHARS = len("-o")
+_IGNORED_VALUE = re.compile(r"(?<=ignored explicit argument ).*", re.DOTALL)
 
 _SCAN_HELP = """\
 Read a dataset through headrace's I/O scheduler, and print rows, bytes, ops and time. Nothing is
@@ -156,9 +159,16 @@ def _one_line(message: str, secrets: frozenset[str]) -> str:
 class _Parser(argparse.ArgumentParser):
     """Tells no secret of a line that it does not understand."""
 
+    _words: Sequence[str] = ()
+
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = sys.argv[1:] if args is None else args  # a command's parser is called so with its own
+        return super().parse_known_args(args, namespace)
+
     @override
     def error(self, message: str) -> NoReturn:
-        super().error(redact_text(message))
+        super().error(redact_text(_without_values(message, self._words)))
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -173,14 +183,34 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _without_values(message: str, words: Sequence[str]) -> str:
+    """Mask values in a message of argparse, which repeats words as they are, or quotes them.
+
+    A word that is no assignment is told, where argparse knows what it should be: a command, a number.
+    """
+    behind = [word.partition("=")[2] for word in words if word.startswith("-")]
+    known = {
+        form: _without_value(text)
+        for text in (*words, *behind)
+        if "=" in text
+        for form in (text, repr(text)[1:-1])
+    }
+    forms = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    if forms:
+        message = re.sub(rf"(?<![^\s'\"])(?:{forms})(?![^\s'\"])", lambda match: known[match[0]], message)
+    return _IGNORED_VALUE.sub(MASK, message)
+
+
 def _without_value(argument: str) -> str:
     """Return an argument without what may be the value of an option, as of one whose -o was forgotten."""
-    name, equals, _ = argument.partition("=")
+    name, equals, value = argument.partition("=")
     if "://" in name or os.path.exists(argument):  # noqa: PTH110 - Path's raises, of what is too long for a name
         return argument
-    if equals:
+    if name.startswith("-") and not name.startswith("--"):
+        return argument if len(argument) <= _SHORT_CHARS else f"{argument[:_SHORT_CHARS]}{MASK}"
+    if equals and (value.strip("=") or name.startswith("--")):
         return f"{name}={MASK}"
-    return name if name.startswith("-") else MASK
+    return name if name.startswith("--") else MASK  # the equals signs at the end are of base64: no name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -304,8 +334,8 @@ def _storage_option(pair: str) -> tuple[str, Any]:
     name, equals, text = pair.partition("=")
     is_json = name.endswith(":")
     name = name.removesuffix(":")
-    if not equals or not name:
-        raise UsageError(f"--storage-option needs KEY=VALUE; no value for {name!r}")
+    if not equals or not name:  # which one stays out of the message, as a value below: it may be a secret
+        raise UsageError("--storage-option needs KEY=VALUE, and one is not so")
     if not is_json and text not in ("true", "false", "null") and text[:1] not in ("{", "["):
         return name, text
     try:
