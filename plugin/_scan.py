@@ -26,6 +26,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from fsspec.implementations.local import LocalFileSystem
 
 from headrace._binding import bind_filter
 from headrace.filesystem import HeadraceFileSystem, wrap_url
@@ -49,6 +50,9 @@ _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 Progress = Callable[[int, int, int], None]
 """Called with (bytes of files done, bytes of files in all, rows so far)."""
+
+_Listing = dict[str, dict[str, Any]]
+"""What is known of files and folders, by name."""
 
 
 class ScanRequestError(ValueError):
@@ -169,19 +173,17 @@ def _open_filesystem(request: ScanRequest) -> tuple[HeadraceFileSystem, str]:
     return wrap_url(request.url, {**request.storage_options, **mode})
 
 
-def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str | None) -> _Files:
+def _locate(filesystem: HeadraceFileSystem, path: str, file_format: str | None) -> _Files:
     if fsspec.core.has_magic(path) and not filesystem.exists(path):
-        found = _matches(filesystem, path)
         root = path[: path.index(next(char for char in path if char in "*?["))].rpartition("/")[0]
-        base = None
+        found, base = _matches(filesystem, path, root), None
     elif (info := filesystem.info(path))["type"] == "directory":
         found, root, base = filesystem.find(path, detail=True), path, path
     else:
         return _Files(None, [path], [info["size"] or 0])
-    seen = {name: info for name, info in found.items() if not _is_hidden(name, root)}
-    told = {name: _told(filesystem, name, info) for name, info in seen.items()}
+    shown = _shown(filesystem, found, root)
     # In object stores an empty object of a folder's name marks it.
-    files = {name: info for name, info in told.items() if info["type"] == "file" and name[-1:] != "/"}
+    files = {name: info for name, info in shown.items() if info["type"] == "file" and name[-1:] != "/"}
     sizes = {name: info["size"] or 0 for name, info in files.items()}
     names = _of_format(list(sizes), file_format)
     if not names:
@@ -189,23 +191,40 @@ def _locate(filesystem: fsspec.AbstractFileSystem, path: str, file_format: str |
     return _Files(base, names, [sizes[name] for name in names])
 
 
-def _matches(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+def _matches(filesystem: HeadraceFileSystem, pattern: str, root: str) -> _Listing:
     """Return what a glob matches, with the files of the folders among it."""
-    found: dict[str, dict[str, Any]] = filesystem.glob(pattern, detail=True)
-    folders: tuple[str, ...] = ()
-    for name in sorted(name for name, info in found.items() if info["type"] == "directory"):
-        if not name.startswith(folders):  # else the one above brought all of it
-            folders = (*folders, f"{name.rstrip('/')}/")
-            found |= filesystem.find(name, detail=True)
+    found = _shown(filesystem, _globbed(filesystem, pattern), root)
+    folders = {f"{name.rstrip('/')}/": name for name, info in found.items() if info["type"] == "directory"}
+    above = None
+    for folder in sorted(folders):  # what is in a folder comes right after it
+        if above is None or not folder.startswith(above):  # else `above` brought all of it
+            above = folder
+            found |= filesystem.find(folders[folder], detail=True)
     return found
 
 
-def _told(filesystem: fsspec.AbstractFileSystem, name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of a file; of a link (a listing says no more) where it leads, if anywhere."""
+def _globbed(filesystem: HeadraceFileSystem, pattern: str) -> _Listing:
+    found: _Listing
+    if isinstance(filesystem.target, LocalFileSystem):
+        # By our own `find`, which follows links: the target's looks into no linked folder.
+        found = fsspec.AbstractFileSystem.glob(filesystem, pattern, detail=True)
+    else:
+        found = filesystem.glob(pattern, detail=True)
+    return found
+
+
+def _shown(filesystem: HeadraceFileSystem, found: _Listing, root: str) -> _Listing:
+    """Return what is not hidden; of links (a listing says no more) where they lead."""
+    shown = {name: info for name, info in found.items() if not _is_hidden(name, root)}
+    return {name: _told(filesystem, name, info) for name, info in shown.items()}
+
+
+def _told(filesystem: HeadraceFileSystem, name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a file; of a link where it leads, if anywhere."""
     if info["type"] != "other":
         return info
     try:
-        return filesystem.info(name)  # type: ignore[no-any-return]
+        return filesystem.info(name)
     except FileNotFoundError:
         return info
 

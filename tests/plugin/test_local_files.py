@@ -88,6 +88,25 @@ def test_a_scan_reads_what_links_lead_to(linked: Path) -> None:
     assert len(_scan._locate(fs, f"{linked}/*.parquet", None).paths) == 2
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*", ["a.parquet", "b.parquet", "folder-2/plain/c.parquet", "folder/b.parquet"]),
+        ("**", ["a.parquet", "b.parquet", "folder-2/plain/c.parquet", "folder/b.parquet"]),
+        ("fo*", ["folder-2/plain/c.parquet", "folder/b.parquet"]),
+        ("*/*", ["folder-2/plain/c.parquet", "folder/b.parquet"]),
+        ("fold?r", ["folder/b.parquet"]),
+    ],
+)
+def test_folders_that_a_glob_matches_may_be_links(linked: Path, pattern: str, names: list[str]) -> None:
+    (linked / "folder" / "back").unlink()
+    (linked / "folder-2" / "plain").mkdir(parents=True)
+    (linked / "folder-2" / "plain" / "c.parquet").touch()
+    (linked / ".hidden").symlink_to(".hidden")  # asked where it leads, it is an error
+    found = _scan._locate(filesystem(), f"{linked}/{pattern}", None).paths
+    assert [name.removeprefix(f"{linked}/") for name in found] == names
+
+
 @pytest.mark.parametrize("max_op_bytes", ["2MiB", "8MiB", 2**62])
 def test_ops_may_be_longer_than_the_window_begins_with(
     path: str, scheduled_mode: str, max_op_bytes: Any
