@@ -797,8 +797,10 @@ def wrap_url(url: str, options: Mapping[str, Any]) -> tuple[HeadraceFileSystem, 
     """Return the filesystem of a URL, as one of ours, and the path in it.
 
     ``headrace::`` in front may be left out, and then needs no entry point. Options with the names of ours are
-    ours, as they are with it.
+    ours, as they are with it; those of the link, in a dict called ``headrace``, give way to the others.
     """
+    options = {**options.get("headrace", {}), **options}
+    options.pop("headrace", None)
     url = url.removeprefix("headrace::")
     if url.startswith("headrace://"):  # one of ours already, which divides the options itself
         target, path = url_to_fs(url, **options)

@@ -180,6 +180,9 @@ def test_options_of_ours_are_obeyed_in_any_spelling(folder, capsys, form):
     assert run_json(capsys, url, *options, "--mode", "lite")["mode"] == "lite"
     assert main(["doctor", "--json", url, *options]) == 0
     assert json.loads(capsys.readouterr().out)["target"]["mode"] == "standard"
+    of_the_link = ["-o", 'headrace:={"scheduler": "standard"}', "-o", "target_protocol=file"]
+    assert run_json(capsys, url, *of_the_link)["mode"] == "standard"
+    assert run_json(capsys, url, *of_the_link, "--mode", "lite")["mode"] == "lite"
     code, error = run_error(capsys, url, "-o", "target_protocol=file", "-o", "scheduler=bogus")
     assert code == 2
     assert "bogus" in error
