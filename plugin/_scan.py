@@ -138,9 +138,10 @@ def scan(request: ScanRequest, on_progress: Progress | None = None) -> ScanRepor
     Raises
     ------
     ScanRequestError
-        The dataset has no such column, cannot evaluate the filter, or has no known format.
+        The dataset has no such column, has no one known format, or is CSV whose compression Arrow would not
+        see; or the filter does not fit it, which of some types only the reading shows.
     OSError
-        And whatever else the filesystem raises.
+        And whatever else the filesystem or Arrow raises.
     """
     started = time.perf_counter()
     filesystem, path = _open_filesystem(request)
