@@ -21,6 +21,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import contextlib
 import gc
+import os
 import select
 import signal
 import socket
@@ -30,6 +31,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from headrace.drivers.waiter import check_process
 from headrace.threads import after_fork_in_child, call_locked, is_python_thread
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ AFTERMATH_S = 0.5
 """Reads that Arrow starts this soon after an interrupt fail, handled or not: its scan is ending."""
 
 LOCK_LOOK_S = 0.05
-"""How often a thread that waits for a lock looks whether an interrupt came."""
+"""How often a thread that waits for a lock looks whether an interrupt came, or it was forked."""
 
 _CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
 """Modules of what Arrow calls: `open`, `info`, `find`, reads of files. Where they move to is named here."""
@@ -420,21 +422,26 @@ def call_holding(guard: Any, function: Callable[..., T], *args: Any, **kwargs: A
 
 
 def _wait_for(acquire: Callable[..., bool]) -> bool:
-    """Acquire a lock, and look up: a signal that comes just before the wait does not end it."""
+    """Acquire a lock, and look up: a signal that comes just before the wait does not end it.
+
+    A signal handler may fork meanwhile: whoever has the lock stays with the parent.
+    """
+    pid = os.getpid()
     if not is_watched():
         while not acquire(timeout=LOCK_LOOK_S):
-            pass
+            check_process(pid)
         return True
     key = threading.get_ident()
     try:
         _watcher.add(key, None)
-        return _wait_watched(acquire)
+        return _wait_watched(acquire, pid)
     finally:
         _watcher.remove(key)
 
 
-def _wait_watched(acquire: Callable[..., bool]) -> bool:
+def _wait_watched(acquire: Callable[..., bool], pid: int) -> bool:
     while not acquire(timeout=LOCK_LOOK_S):
+        check_process(pid)
         if _watcher.is_aftermath():
             raise _watcher.error()
     return True

@@ -40,7 +40,7 @@ class Waiter:
 def check_process(pid: int) -> None:
     """Refuse to wait in a process that was forked from `pid`: whoever would wake it stayed behind.
 
-    A signal handler may fork in the middle of a read, and the child go on from there.
+    A signal handler may fork in the middle of a call, and the child go on from there.
 
     Raises
     ------
@@ -48,5 +48,5 @@ def check_process(pid: int) -> None:
         It was.
     """
     if pid != os.getpid():
-        msg = "this read was under way when the process was forked: the child has to begin its own"
+        msg = "this call was under way when the process was forked: the child has to begin its own"
         raise SchedulerClosedError(msg)

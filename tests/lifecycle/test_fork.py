@@ -51,6 +51,10 @@ def test_a_child_that_goes_on_in_the_middle_of_a_read(
     _passes("fork_inside", protocol, content, scheduled_mode)
 
 
+def test_a_child_that_goes_on_in_the_wait_for_a_lock(content: Path, scheduled_mode: str) -> None:
+    _passes("fork_at_a_lock", "slow", content, scheduled_mode)
+
+
 @pytest.mark.parametrize("protocol", ["slow", "aslow"])
 def test_a_file_that_is_read_at_a_fork_is_closed_in_the_child(
     protocol: str, content: Path, scheduled_mode: str

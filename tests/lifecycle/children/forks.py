@@ -23,6 +23,8 @@ import headrace
 from headrace import SchedulerClosedError
 from headrace.backends._ring import LinuxKernel
 from headrace.backends._rings import probe
+from headrace.backends.fsspec_sync import instance_lock
+from headrace.drivers import interrupts
 from headrace.drivers.waiter import Waiter
 
 WORK, PROTOCOL, PATH = sys.argv[1:4] if len(sys.argv) > 3 else ("", "file", "")
@@ -256,6 +258,41 @@ def fork_inside(fs: Any) -> None:
     assert forks.pids or probe() is not None
     for pid in forks.pids:
         assert_ended_well(pid)
+
+
+def fork_at_a_lock(fs: Any) -> None:
+    """Fork in the wait for a filesystem that another thread uses, and which is not thread-safe.
+
+    It is looked at on this thread, and on one that is not Python's own.
+    """
+    wait_for = interrupts._wait_for
+    for is_watched in (False, True):
+        forks, is_held = Forks(), threading.Event()
+
+        def hold(forks: Forks = forks, is_held: threading.Event = is_held) -> None:
+            with instance_lock(fs.target):
+                is_held.set()
+                while not forks.pids:
+                    time.sleep(0.001)
+
+        interrupts.is_watched = lambda is_watched=is_watched: is_watched
+        interrupts._wait_for = lambda acquire, forks=forks: wait_for(forks.before(acquire))
+        holder = threading.Thread(target=hold)
+        holder.start()
+        is_held.wait()
+        forks.is_due = True
+        try:
+            size = fs.info(PATH)["size"]
+        except SchedulerClosedError:
+            if not forks.is_child:
+                raise
+            check(fs)
+            size = fs.info(PATH)["size"]
+        assert size == len(CONTENT)
+        if forks.is_child:
+            os._exit(0)
+        holder.join()
+        assert_ended_well(*forks.pids)
 
 
 def fork_removed(fs: Any) -> None:
