@@ -318,11 +318,11 @@ class Reader(SingleReader):
             await asyncio.gather(*tasks)
             return answers
         finally:
-            self.channel.engine.lost.extend(jobs)
-            self.channel.engine.settle_lost()
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and none of them goes on
-                for task in tasks:
-                    task.cancel()
+            try:
+                _cancel(tasks)  # first: they would read the rest for nobody
+            finally:
+                self.channel.engine.lost.extend(jobs)
+                self.channel.engine.settle_lost()
 
     async def _cat_async(
         self, one: Single | Exception, jobs: set[Job], urgency: Urgency, options: dict[str, Any]
@@ -637,8 +637,20 @@ def _resolve(
 
     try:
         loop.call_soon_threadsafe(resolve)
-    except RuntimeError:  # closed
+    except RuntimeError:
+        if not loop.is_closed():
+            raise  # a signal handler's
         give_up()
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks of one loop; where that is closed none of them goes on."""
+    for task in tasks:
+        try:
+            task.cancel()
+        except RuntimeError:
+            if not task.get_loop().is_closed():
+                raise  # a signal handler's
 
 
 def _is_all_there(part: Part) -> bool:

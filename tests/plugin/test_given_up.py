@@ -23,6 +23,7 @@ import headrace
 import headrace.runtime
 from headrace import HeadraceFileSystem, ReadTimeoutError
 from headrace.drivers.apart import call_apart
+from headrace.drivers.engine import Engine
 from headrace.drivers.waiting import wait_until_over
 from headrace.errors import SchedulerClosedError
 from headrace.reader import Reader
@@ -454,6 +455,63 @@ def test_async_reads_whose_loop_is_closed_keep_nothing(
         del read
         gc.collect()
     assert {record.name for record in caplog.records} == {"asyncio"}, "which says that it is not awaited"
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_many_async_reads_end_where_what_is_due_after_them_is_cut(
+    engine: str, scheduled_mode: str, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go: Future[None] = Future()
+
+    def cut(_engine: Engine) -> None:
+        raise SchedulerClosedError
+
+    async def main() -> None:
+        read = asyncio.ensure_future(fs._cat_ranges(["bucket/key"] * 9, None, None))
+        await asyncio.to_thread(wait_until, lambda: server.in_progress == 9)
+        turns = asyncio.all_tasks() - {read, asyncio.current_task()}
+        read.cancel()
+        with monkeypatch.context() as patched:
+            patched.setattr(Engine, "settle_lost", cut)
+            with pytest.raises(SchedulerClosedError):
+                await read
+        let_go.set_result(None)
+        await asyncio.wait(turns)
+        assert [turn.cancelled() for turn in turns] == [True] * 8
+
+    with ObjectServer() as server:
+        server.put("bucket", "key", DATA)
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode, skip_instance_cache=True)
+        server.script = lambda _request: Fault(until=let_go)
+        asyncio.run(main())
+        assert fs.cat_file("bucket/key") == DATA
+        wait_until(lambda: at_rest(fs))
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_an_async_read_is_told_again_of_its_end_where_that_was_cut(
+    engine: str, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a handler's may be of the kind that a closed loop raises."""
+    cuts = [RuntimeError("a signal handler's")]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        tell = loop.call_soon_threadsafe
+
+        def cut(*args: Any) -> Any:
+            if cuts:
+                raise cuts.pop()
+            return tell(*args)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", cut)
+        with pytest.raises(FileNotFoundError):
+            await asyncio.wait_for(fs._cat_file("bucket/key"), WAIT_S)
+
+    with ObjectServer() as server:
+        fs = over_s3(server, cloud_engine=engine, scheduler=scheduled_mode, skip_instance_cache=True)
+        asyncio.run(main())
+    assert not cuts
 
 
 def test_a_call_of_a_thread_apart_that_stops_an_iteration_ends() -> None:
