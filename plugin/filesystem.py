@@ -354,6 +354,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     ) -> Read:
         """Start what `read_ranges` does, and return a handle: ``result(timeout)``, ``cancel()``, ``done()``.
 
+        It opens all its files at once, and holds them open until it is taken: where the process has no
+        descriptor for one, that is the file's error.
+
         Under ``off`` there is no scheduler to submit to: the read is done when this returns.
         """
         ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)

@@ -19,6 +19,7 @@ from headrace.backends.abc import InlineBackend
 from headrace.core.request import Request, State
 from headrace.core.series import series_ops
 from headrace.drivers.job import Job
+from headrace.drivers.patience import Patience
 from headrace.drivers.permit import current_permit
 from headrace.drivers.waiting import deadline, late
 from headrace.errors import ReadTimeoutError, SchedulerClosedError
@@ -98,20 +99,28 @@ class JobMaker:
     Parameters
     ----------
     until_s
-        When the time-out of the call is over that all of them are of, on the clock of `perf_counter`; None:
-        each is a call of its own.
+        When the time-out of the call is over that all of them are of, on the clock of `perf_counter`.
+    patience
+        How long that call waits for descriptors; None: each job is a call of its own.
     """
 
-    def __init__(self, channel: Channel, until_s: float | None = None) -> None:
+    def __init__(
+        self, channel: Channel, until_s: float | None = None, patience: Patience | None = None
+    ) -> None:
         self.channel = channel
         self.until_s = until_s
+        self.patience = patience
 
     def of_one_call(self) -> Self:
-        """Return one whose jobs together last no longer than one may."""
-        timeout_s = self.channel.settings.timeout_s
-        if timeout_s is None or self.until_s is not None:
+        """Return one whose jobs together last no longer than one may, and wait no longer for descriptors."""
+        if self.patience is not None:
             return self
-        return type(self)(self.channel, deadline(timeout_s))
+        until_s = deadline(self.channel.settings.timeout_s)
+        return type(self)(self.channel, until_s, Patience(until_s))
+
+    def may_try_again(self) -> bool:
+        """Wait a little for descriptors that others close; False where the call waits no longer."""
+        return self.patience is not None and self.patience.pause()
 
     def job(
         self,

@@ -33,7 +33,6 @@ from headrace.core.few import plan_few
 from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
-from headrace.drivers.patience import Patience
 from headrace.drivers.waiting import deadline
 from headrace.errors import ObjectChangedError, UnsizedFileError
 from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
@@ -102,28 +101,24 @@ class Reader(SingleReader):
         out: UInt8Array | None = None,
         *,
         is_listed: bool = False,
-        patience: Patience | None = None,
     ) -> RangeBatch:
-        """Read and return when all is there; `is_listed` where the caller wants a list of it next.
-
-        `patience` is what the call has left that this is a part of.
-        """
+        """Read and return when all is there; `is_listed` where the caller wants a list of it next."""
         check_not_exiting()
         if self.opens_too_many(ranges):
-            return self._read_in_blocks(ranges, urgency, out, self.most_open, patience)
+            return self._read_in_blocks(ranges, urgency, out, self.most_open)
         cached = read_cached(self.channel, ranges, out)
         if cached is not None:
             return cached
-        prepared = self._prepare(ranges, urgency, out, is_awaited=True)
+        reader, prepared = self, self._prepare(ranges, urgency, out, is_awaited=True)
         if prepared is None:
-            patience = patience or Patience()
             if len(ranges.paths) > 1:
-                return self._read_in_blocks(ranges, urgency, out, -(-len(ranges.paths) // 2), patience)
-            prepared = self._prepare_patiently(ranges, urgency, out, patience)
+                return self._read_in_blocks(ranges, urgency, out, -(-len(ranges.paths) // 2))
+            reader = self.of_one_call()
+            prepared = reader._prepare_patiently(ranges, urgency, out)  # noqa: SLF001 - of this class
         parts, buffer = prepared
         # Only who drives makes them meanwhile; where others do all are there at once.
         pieces = _pieces_of(parts, buffer) if is_listed and self.is_drained else None
-        with self._performed(parts) as until_s:
+        with reader._performed(parts) as until_s:  # noqa: SLF001 - of this class
             if out is not None and not self._is_lent_safely(len(parts)):
                 buffer = _copied(buffer, out)
             batch = self.collect(ranges, parts, buffer, until_s)
@@ -145,7 +140,7 @@ class Reader(SingleReader):
         return self.channel.backend.holds_descriptors and files > self.most_open
 
     def _read_in_blocks(
-        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, most: int, patience: Patience | None
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, most: int
     ) -> RangeBatch:
         if out is not None:
             checked_out(out, 0)  # before anything is read
@@ -154,7 +149,7 @@ class Reader(SingleReader):
         blocks = np.split(by_file, np.searchsorted(ranges.file[by_file], firsts[1:]))
         reader = self.of_one_call()
         batches = [
-            reader.read(ranges.of_files(first, most, rows), urgency, patience=patience)
+            reader.read(ranges.of_files(first, most, rows), urgency)
             for first, rows in zip(firsts.tolist(), blocks, strict=True)
         ]
         total = sum(batch.nbytes for batch in batches)
@@ -162,7 +157,7 @@ class Reader(SingleReader):
         return RangeBatch.joined(batches, blocks, buffer)
 
     def _prepare_patiently(
-        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None, patience: Patience
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None
     ) -> tuple[list[Part], UInt8Array]:
         """Prepare a read of one file that there was no descriptor for, once others have closed theirs.
 
@@ -170,7 +165,7 @@ class Reader(SingleReader):
         """
         prepared = None
         while prepared is None:
-            is_last = not patience.pause()
+            is_last = not self.may_try_again()
             prepared = self._prepare(ranges, urgency, out, is_awaited=True, is_last=is_last)
         return prepared
 
@@ -338,7 +333,7 @@ class Reader(SingleReader):
         return or_error(self._end_cat, begun, jobs)
 
     def submit(self, ranges: Ranges, urgency: Urgency) -> Read:
-        """Start a read whose result is taken later."""
+        """Start a read whose result is taken later; it waits for no descriptors."""
         check_not_exiting()
         ranges.own()
         prepared = self._prepare(ranges, urgency, None, is_last=True)

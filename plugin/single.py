@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -25,11 +25,12 @@ from headrace.drivers.waiting import wait_until_over
 from headrace.errors import ReadTimeoutError, UnsizedFileError
 from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s, note_taken
 from headrace.lifecycle import check_not_exiting
-from headrace.limits import memory_bytes
+from headrace.limits import is_out_of_descriptors, memory_bytes
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, note_wait
 from headrace.ranges import Bounds, as_bounds, is_plain, or_error, resolve_bounds
 from headrace.redact import redact_url, redacted_errors
+from headrace.threads import raise_if_of_a_handler
 from headrace.types import UNKNOWN_LENGTH, Int64Array, Ops, UInt8Array
 
 if TYPE_CHECKING:
@@ -191,25 +192,36 @@ class SingleReader(QuickReader):
         options: dict[str, Any],
     ) -> bytes:
         """Return the bytes between bounds, as the wrapped filesystem understands them (I8)."""
-        source = self._open_for(path, bounds, options)
+        reader, source = self._open_for(path, bounds, options)
         if self._is_nothing(bounds, options):
             return b""
         if not isinstance(source, PathSource):
             try:
-                return self._cat_source(source, path, bounds, urgency)
+                return reader._cat_source(source, path, bounds, urgency)  # noqa: SLF001 - of this class
             except UnsizedFileError:
                 answer: bytes = self.channel.backend.target.cat_file(path, *bounds)
                 return answer
         start, end = bounds
         if self.channel.is_by_path and self._is_one_op(start, end):
-            return self.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
-        return _within(bounds, self.read_whole(source, urgency, self._charged_bytes(bounds)))
+            return reader.read_bytes(source, path, start, end - start, urgency)  # type: ignore[operator, arg-type]
+        return _within(bounds, reader.read_whole(source, urgency, self._charged_bytes(bounds)))
 
-    def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> Any:
+    def _open_for(self, path: str, bounds: Bounds, options: dict[str, Any]) -> tuple[Self, Any]:
+        """Open a file; returns its source and who reads it, whose time-out runs if this had to wait."""
         check_not_exiting()
         if is_plain(*bounds):
             resolve_bounds(bounds, lambda: None)  # or a store is asked for the range "bytes=10-2"
-        return self.channel.backend.open(path, **_path_options(self.channel, bounds, options))
+        reader, options = self, _path_options(self.channel, bounds, options)
+        while True:
+            try:
+                return reader, self.channel.backend.open(path, **options)
+            except OSError as error:
+                if not is_out_of_descriptors(error):
+                    raise
+                raise_if_of_a_handler(error)
+                reader = reader.of_one_call()
+                if not reader.may_try_again():
+                    raise
 
     def read_end(self, path: str, nbytes: int, urgency: Urgency) -> tuple[int, str, bytes] | None:
         """Read the last bytes of a file of which nothing is known yet: returns size, version, and them.
@@ -311,7 +323,7 @@ class SingleReader(QuickReader):
         if left_s(self.until_s) == 0:
             msg = f"{redact_url(path)}: not begun within {self.channel.settings.timeout_s} s"
             raise ReadTimeoutError(msg)
-        source = self._open_for(path, bounds, options)
+        _, source = self._open_for(path, bounds, options)
         if self._is_nothing(bounds, options) or not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds
         job = self._whole_job(source, urgency, self._charged_bytes(bounds))

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -282,7 +284,8 @@ def test_what_there_are_no_descriptors_for_is_read_when_others_are_closed(
 def test_that_nobody_closes_any_is_the_answer_of_each_file(
     tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """After one second for a call, and not for each of its files."""
+    """After one second for a call, and not for each of its files, nor of those that are open together."""
+    monkeypatch.setattr("headrace.reader.MOST_OPEN", 2)
     fs = filesystem(scheduler=scheduled_mode)
     paths = [str(tmp_path / f"{number}.bin") for number in range(5)]
     have_few_descriptors(fs, str(tmp_path), 0, monkeypatch)
@@ -291,6 +294,64 @@ def test_that_nobody_closes_any_is_the_answer_of_each_file(
     answers = TOGETHER[how](fs, paths)
     assert [getattr(answer, "errno", None) for answer in answers] == [errno.EMFILE] * 5
     assert 1 <= sum(slept) / (5 if how == "each awaited" else 1) < 1.1
+
+
+def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have no pause take any time but on the clock of who makes it; returns how long each would be."""
+    slept: list[float] = []
+    now_s = perf_counter()
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(patience, "perf_counter", lambda: now_s + sum(slept))
+    return slept
+
+
+ONE_BY_ONE: dict[str, Callable[[Any, list[str]], list[Any]]] = {
+    "whole": lambda fs, paths: list(fs.cat(paths, on_error="return").values()),
+    "odd": lambda fs, paths: fs.cat_ranges(paths, [None] * len(paths), [len(DATA)] * len(paths)),
+    "awaited": lambda fs, paths: list(asyncio.run(fs._cat(paths, on_error="return")).values()),
+}
+
+
+@pytest.mark.parametrize("how", ONE_BY_ONE)
+def test_files_that_are_read_one_by_one_wait_for_descriptors_together(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    slept = note_pauses(monkeypatch)
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(3)]
+    for name in paths:
+        Path(name).write_bytes(DATA)
+    backend = type(fs.channel.backend)
+    plain_open, refused = backend.open, [paths[0], paths[1], paths[1]]
+
+    def opened(self: Any, name: str, **options: Any) -> Any:
+        if name in refused:
+            refused.remove(name)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+        return plain_open(self, name, **options)
+
+    monkeypatch.setattr(backend, "open", opened)
+    assert ONE_BY_ONE[how](fs, paths) == [DATA] * 3
+    assert slept == [0.001, 0.002, 0.004]
+    have_few_descriptors(fs, str(tmp_path), 0, monkeypatch)
+    slept.clear()
+    answers = ONE_BY_ONE[how](fs, paths)
+    assert [getattr(answer, "errno", None) for answer in answers] == [errno.EMFILE] * 3
+    assert 1 <= sum(slept) < 1.1
+
+
+@pytest.mark.parametrize("how", ["short", "long", "batch", "awaited", "whole", "odd"])
+def test_no_call_waits_for_descriptors_longer_than_it_may_last(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    slept = note_pauses(monkeypatch)
+    monkeypatch.setattr(patience, "PATIENCE_S", 5000)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 100)
+    fs = filesystem(scheduler=scheduled_mode, timeout_s=1000)
+    have_few_descriptors(fs, str(tmp_path), 0, monkeypatch)
+    answers = (ONE_BY_ONE | TOGETHER)[how](fs, [str(tmp_path / name) for name in "ab"])
+    assert [getattr(answer, "errno", None) for answer in answers] == [errno.EMFILE] * 2
+    assert 1000 <= sum(slept) < 2000
 
 
 def test_a_call_has_a_part_of_few_descriptors(
