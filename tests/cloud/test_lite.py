@@ -94,16 +94,21 @@ def test_a_thread_that_runs_a_loop_has_the_keeper_at_once(
 ) -> None:
     """Though it waits to see whether somebody polls what was submitted."""
     fs = filesystem(server)
-    monkeypatch.setattr(asynchronous_lite, "KEEPER_S", 1000.0)
-    monkeypatch.setattr(waiting, "LOOK_S", 1000.0)  # nor does who waits look after it
-    submitted = fs.submit_ranges("bucket/small", [0], [5])
+    driver = fs.channel.driver
+    assert isinstance(driver, LiteAsyncDriver)
 
     async def read() -> bytes:
         data: bytes = fs.cat_file("bucket/small", 0, 5)
         return data
 
-    assert elsewhere(asyncio.run, read()) == b"small"
-    assert bytes(submitted.result(WAIT_S)[0]) == b"small"
+    with monkeypatch.context() as patched:
+        patched.setattr(asynchronous_lite, "KEEPER_S", 1000.0)
+        patched.setattr(waiting, "LOOK_S", 1000.0)  # nor does who waits look after it
+        submitted = fs.submit_ranges("bucket/small", [0], [5])
+        assert elsewhere(asyncio.run, read()) == b"small"
+        assert bytes(submitted.result(WAIT_S)[0]) == b"small"
+    driver.loop.call_soon_threadsafe(driver.loop.stop)  # or the keeper runs it for as long
+    wait_until(lambda: driver._keeper is None)
 
 
 def test_a_response_that_is_half_read_does_not_time_out(server: ObjectServer, is_kept: bool) -> None:
