@@ -138,6 +138,7 @@ class BulkDriver(ThreadedDriver):
 
     @override
     def _perform_grant(self, job: Job, grant: Grant) -> None:
+        # No grant is added to this list: it is of a nested read, which was granted whole.
         self._perform_held(job, grant, [grant])
 
     def _perform_held(self, job: Job, grant: Grant, held: list[Grant]) -> None:

@@ -61,7 +61,8 @@ class Job:
     tasks
         The asyncio tasks that perform it, on async backends; made with the first.
     context
-        The context variables of who asked for it. Drivers that have its ops performed elsewhere note them.
+        The context variables of who asked for it. Drivers that have its ops performed elsewhere note them,
+        unless a native engine performs those: of a bulk job.
     """
 
     __slots__ = (
