@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from headrace.types import Ops
 
 
+Limits = tuple[int | None, int | None]
+"""Start and end of a range, as ``cat_file`` takes them."""
+
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)")
 
 
@@ -47,11 +50,15 @@ class Part(NamedTuple):
             raise ConnectionResetError(errno.ECONNRESET, msg, redact_url(path))
 
 
-def deliver_answer(ops: Ops, row: int, data: bytes) -> None:
-    """Deliver what a filesystem returned for op `row`, if that can be it: the beginning of more may be."""
-    length = int(ops.length[row])
-    if ops.start[row] and 0 < length < len(data):
-        msg = f"the filesystem returned {len(data)} bytes for a range of {length}"
+def deliver_answer(ops: Ops, row: int, data: bytes, limits: Limits, *, is_part: bool = False) -> None:
+    """Deliver what a filesystem returned for op `row`, if that can be it.
+
+    Of what starts at 0 more will do, for it begins with what was asked for. Not so with `is_part`: what the
+    filesystem calls a file may be a part of one, whose beginning is another.
+    """
+    start, end = limits[0] or 0, limits[1] or 0
+    if (start or is_part) and 0 <= start < end < start + len(data):
+        msg = f"the filesystem returned {len(data)} bytes for a range of {end - start}"
         raise OSError(errno.EIO, msg, redact_url(ops.sources[int(ops.file[row])].path))
     ops.deliver(row, data)
 

@@ -162,7 +162,7 @@ class Client(abc.ABC):
         source = ops.sources[int(ops.file[row])]
         start, end = source.limits(int(ops.start[row]), int(ops.length[row]))
         answer = await asker._cat_file(source.path, start=start, end=end, **source.options)  # noqa: SLF001
-        deliver_answer(ops, row, answer)
+        deliver_answer(ops, row, answer, (start, end))
 
 
 def check_class(target: Any, *names: str) -> None:

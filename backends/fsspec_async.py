@@ -151,7 +151,7 @@ class AsyncFsspecBackend(AsyncBackend):
         first, end = source.limits(int(ops.start[row]), length)
         # By name: s3fs's second positional parameter is a version, and it would read the whole object.
         data = await self._reader._cat_file(source.path, start=first, end=end, **source.options)  # noqa: SLF001
-        deliver_answer(ops, row, data)
+        deliver_answer(ops, row, data, (first, end), is_part=self._is_wrapper)
 
     async def _read_end(self, ops: Ops, row: int) -> None:
         try:

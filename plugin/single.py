@@ -441,7 +441,7 @@ def _path_options(channel: Channel, bounds: Bounds, options: dict[str, Any]) -> 
 
 def _within(bounds: Bounds, data: bytes) -> bytes:
     """Cut what is longer than asked (I9): some stores take an empty range for no range at all."""
-    start, end = bounds
+    start, end = bounds[0] or 0, bounds[1]
     return data[: max(end - start, 0)] if is_plain(start, end) else data  # type: ignore[operator]
 
 

@@ -235,7 +235,31 @@ def test_more_than_was_asked_for_is_no_range(scheduled_mode: str) -> None:
             file.read(10)
     with pytest.raises(OSError, match="returned 100 bytes"):
         fs.cat_file("a", 20, 30)
-    assert fs.cat_file("a", 20, 20) == b""
+    with pytest.raises(OSError, match="returned 100 bytes for a range of 10"):
+        fs.cat_file("a", 20, 30, an_option=1)
+    assert fs.cat_file("a", 20, 20) == fs.cat_file("a", 20, 20, an_option=1) == b""
+    for answers in (
+        fs.cat(["a", "b"], start=20, end=30, on_error="return"),
+        asyncio.run(fs._cat(["a", "b"], start=20, end=30, on_error="return")),
+    ):
+        assert [type(answer) for answer in answers.values()] == [OSError, OSError]
+    assert fs.cat(["a", "b"], end=10) == {"a": bytes(range(10)), "b": bytes(range(10))}
+
+
+def test_more_than_was_asked_for_is_no_part_of_a_file(scheduled_mode: str) -> None:
+    """What a reference calls a file begins elsewhere than what is behind it."""
+    target = fsspec.filesystem(
+        "reference", fo={"a": ["whole://x", 20, 10]}, fs=WholeFileSystem(), skip_instance_cache=True
+    )
+    fs = headrace.wrap(target, scheduler=scheduled_mode, retries=0)
+    for read in (
+        lambda: fs.cat_file("a", 0, 10),
+        lambda: fs.cat_file("a", end=10),
+        lambda: fs.cat_ranges(["a"], [0], [10], on_error="raise"),
+        lambda: fs.open("a").read(),
+    ):
+        with pytest.raises(OSError, match="returned 100 bytes for a range of 10"):
+            read()
 
 
 class ChangedFileSystem(AsyncFileSystem):

@@ -111,6 +111,9 @@ def test_all_of_an_object_is_no_range_of_it(server: PlainServer, google: Google,
     assert fs.cat_file("bucket/data.bin", start=0, end=10) == DATA[:10]
     with pytest.raises(OSError, match=f"returned {len(DATA)} bytes for a range of 10"):
         fs.cat_file("bucket/data.bin", start=50, end=60)
+    google.objects["bucket/other"] = DATA
+    found = fs.cat(["bucket/data.bin", "bucket/other"], start=50, end=60, on_error="return")
+    assert [type(answer) for answer in found.values()] == [OSError, OSError]
     assert fs.cat_file("bucket/data.bin") == DATA
 
 

@@ -606,8 +606,8 @@ def test_how_many_at_a_time_is_no_option_of_a_read(mode: str, paths: list[str]) 
 
 def test_a_range_with_options_that_ends_before_it_starts(scheduled_mode: str) -> None:
     fs = headrace.HeadraceFileSystem(fs=Meeting(expected=1), scheduler=scheduled_mode)
-    wrong, right = fs.cat_ranges(["a", "b"], [9, 3], [4, 12], version="old")
-    assert (type(wrong), right) == (ValueError, b"b 3 12 ol")
+    wrong, right = fs.cat_ranges(["a", "b"], [9, 3], [4, 13], version="old")
+    assert (type(wrong), right) == (ValueError, b"b 3 13 old")
 
 
 def test_ranges_that_are_no_offsets_end_together_when_the_call_does(scheduled_mode: str) -> None:
