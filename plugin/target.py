@@ -6,7 +6,8 @@ is kept where that is, and for as long: an archive that was replaced is opened a
 has it any more. Who asks for one of ours that is not kept is given what it wraps anew, too.
 
 A sync filesystem that fsspec makes awaitable (`AsyncFileSystemWrapper`) is wrapped without that: ours is
-awaitable anyhow, and by what is beneath it knows how to read.
+awaitable anyhow, and by what is beneath it knows how to read. That is done before fsspec looks for an
+instance, which is then the one of what is beneath.
 """
 
 from __future__ import annotations
@@ -112,17 +113,19 @@ class KeptAsTarget(type(AbstractFileSystem)):  # type: ignore[misc]
         if args and (named := arguments_by_name(cls, args)):
             return cls(**named, **options)
         options = cls._unchained(options)
-        fs: Any = args[0] if args else options.get("fs")
+        given: Any = args[0] if args else options.get("fs")
+        fs = _unwrapped(given)
         if fs is None and options.get("skip_instance_cache"):
             options[NOT_KEPT] = True
         if cls._is_derived_from(type(fs)):
             # Only where it says something: fsspec's token of an instance would tell it apart by this, too.
             not_kept = {} if is_kept(fs) else {"skip_instance_cache": True}
             options = {**not_kept, **fs.own_options(), **options}
-            if args:
-                args = (fs.target, *args[1:])
-            else:
-                options["fs"] = fs.target
+            fs = fs.target
+        if fs is not given and args:
+            args = (fs, *args[1:])
+        elif fs is not given:
+            options["fs"] = fs
         return super().__call__(*args, **options)
 
     def _is_derived_from(cls, kind: type) -> bool:

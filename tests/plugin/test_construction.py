@@ -512,6 +512,19 @@ async def test_what_is_made_awaitable_is_wrapped_itself(
     assert pickle.loads(pickle.dumps(fs)).cat_file(path) == b"new"
 
 
+def test_what_is_made_awaitable_is_wrapped_once() -> None:
+    """By one of ours, that of what it makes awaitable: each of its own would be kept for ever."""
+    inner = fsspec.filesystem("memory")
+    fs = headrace.wrap(inner)
+    pickled = pickle.dumps(headrace.wrap(AsyncFileSystemWrapper(inner)))
+    kept = len(headrace.HeadraceFileSystem._cache)
+    for given in (AsyncFileSystemWrapper(inner), AsyncFileSystemWrapper(fs)):
+        assert headrace.wrap(given) is fs
+        assert headrace.HeadraceFileSystem(fs=given, scheduler="lite").target is inner
+    assert pickle.loads(pickled) is pickle.loads(pickled) is fs
+    assert len(headrace.HeadraceFileSystem._cache) == kept + 1
+
+
 async def test_streams_that_the_target_has_not() -> None:
     fs = headrace.HeadraceFileSystem(target_protocol="file", asynchronous=True)
     with pytest.raises(NotImplementedError, match="LocalFileSystem"):
