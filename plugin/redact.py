@@ -293,16 +293,21 @@ def redact_error(error: BaseException) -> None:
             continue
         seen.add(id(found))
         with contextlib.suppress(Exception):
-            told = f"{found} {getattr(found, '__notes__', '')}"
-            if redact_text(told) != told:
+            told = (str(found), found.args, getattr(found, "__notes__", ()))
+            if _masked(told) != told:
                 _mask_words(found)
         left.append(found.__context__ if found.__cause__ is None else found.__cause__)
         left += found.exceptions if isinstance(found, BaseExceptionGroup) else ()
 
 
 def redact_record(record: logging.LogRecord) -> bool:
-    """Mask the secrets of what is logged, and of the exception that it tells: a filter of loggers."""
-    record.msg, record.args = redact_text(record.getMessage()), ()
+    """Mask the secrets of what is logged, and of the exception that it tells: a filter of loggers.
+
+    Nothing is raised here either. Of what cannot be told only the words around it are logged.
+    """
+    with contextlib.suppress(Exception):
+        record.msg = redact_text(record.getMessage())
+    record.args = ()
     if record.exc_info and record.exc_info[1] is not None:
         redact_error(record.exc_info[1])
     return True
@@ -327,7 +332,7 @@ def redacted_errors() -> Iterator[None]:
 
 
 def _mask_words(error: BaseException) -> None:
-    for name in ("args", "filename", "filename2", "strerror", "message", "request_info", "__notes__"):
+    for name in ("request_info", "args", "filename", "filename2", "strerror", "message", "__notes__"):
         with contextlib.suppress(Exception):  # each by itself: some are properties that only tell
             _mask_attribute(error, name)
 
@@ -339,6 +344,7 @@ def _mask_attribute(error: BaseException, name: str) -> None:
         masked = _masked(value)
     elif name == "request_info" and value is not None:
         masked = _masked_request(value)
+        error.args = tuple(masked if arg is value else arg for arg in error.args)
     if masked is not None:
         object.__setattr__(error, name, masked)  # also of a class whose instances are frozen
 
@@ -346,11 +352,12 @@ def _mask_attribute(error: BaseException, name: str) -> None:
 def _masked(value: Any) -> Any:
     """Mask the texts in a tree: fsspec's `expand_path` gives its error the list of paths.
 
-    A name and what stands beside it are no pair here: an error keeps its paths.
+    A name and what stands beside it are no pair here: an error keeps its paths. Mappings that are no dicts
+    (headers) could not be made again as they were.
     """
     if isinstance(value, str):
         return redact_text(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {_masked(name): _masked(item) for name, item in value.items()}
     if isinstance(value, list | tuple | AbstractSet):
         return _rebuild(value, [_masked(item) for item in value])

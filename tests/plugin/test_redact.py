@@ -15,11 +15,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from aiohttp import ClientResponseError, RequestInfo
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
 from plain_http import PlainServer, Said
+from yarl import URL
 
 import headrace
 from headrace.backends.fsspec_async import AsyncFsspecBackend
@@ -449,6 +452,29 @@ def test_all_that_an_exception_prints_is_masked() -> None:
     assert "hunter2" not in "".join(traceback.format_exception(group))
 
 
+@pytest.mark.parametrize("before", ["got\n", "got\t", "it's\n"])
+def test_a_token_behind_a_line_break_is_masked_wherever_it_is(before: str) -> None:
+    """The repr of a note, or of a key, has letters where the line breaks."""
+    noted, missing = ValueError("plain"), KeyError(f"{before}https://ghp_abc@host/x")
+    noted.add_note(f"{before}https://ghp_abc@host/x")
+    for error in (noted, missing):
+        redact_error(error)
+    assert noted.__notes__ == [f"{before}https://{MASK}@host/x"]
+    assert missing.args == (f"{before}https://{MASK}@host/x",)
+
+
+def test_what_an_http_client_was_asked_is_masked_and_stays_what_it_was() -> None:
+    headers = CIMultiDictProxy(CIMultiDict([("Link", "a"), ("link", "b")]))
+    url = URL(WITH_SIGNATURE)
+    error = ClientResponseError(RequestInfo(url, "GET", headers, url), (), status=403)
+    redact_error(error)
+    assert "hunter2" not in f"{error} {error!r} {error.args}"
+    asked = error.args[0]
+    assert asked == error.request_info
+    assert (asked.method, asked.headers, type(asked.url)) == ("GET", headers, URL)
+    assert asked.headers.getall("LINK") == ["a", "b"]
+
+
 class ToldError(Exception):
     """Its words are nobody's to change."""
 
@@ -528,6 +554,15 @@ def test_an_exception_that_cannot_be_masked_is_raised_all_the_same(
             read()
         if error is not UntoldError:
             assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("message", "argument"), [("not closed: %s", UntoldError()), ("%d ops", SIGNED)])
+def test_what_cannot_be_told_is_no_error_of_who_logs_it(
+    message: str, argument: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logging itself would print the arguments, and a secret in them."""
+    logging.getLogger("headrace").error(message, argument)
+    assert [(record.msg, record.args) for record in caplog.records] == [(message, ())]
 
 
 def _unclosed(fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
