@@ -3,33 +3,38 @@
 ``dir`` joins paths, and reads by the other's ``_cat_file``: of that nobody sees which version it was, nor if
 it was the range that was asked for. So the backend is the one of what is beneath, which looks at its answers,
 and only what it is given of paths is joined first. What the filesystem says of a file, ``dir`` is asked.
+
+The folders of one store share its backend, and so its connections (`headrace.runtime`).
 """
 
 from __future__ import annotations
 
-import functools
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, beneath_folders
+from headrace.backends.abc import AsyncBackend, Backend, BulkBackend
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
 
 class InFolder(Backend):
-    """Goes before the class of a store's backend, see `in_folder`.
+    """Joins paths, see `in_folder`.
 
     Parameters
     ----------
     folder
         The ``dir``, of a ``dir`` even; `target` is what is beneath.
+    beneath
+        The backend of that.
     """
 
-    def __init__(self, folder: Any) -> None:
-        super().__init__(beneath_folders(folder))
+    def __init__(self, folder: Any, beneath: Backend) -> None:
+        super().__init__(beneath.target)
         self.folder = folder
+        self.beneath = beneath
 
     def _joined(self, path: str) -> str:
         fs = self.folder
@@ -39,15 +44,15 @@ class InFolder(Backend):
 
     @override
     def device(self, path: str) -> Hashable:
-        return super().device(self._joined(path))  # type: ignore[safe-super]
+        return self.beneath.device(self._joined(path))
 
     @override
     def open(self, path: str, **options: Any) -> Any:
-        return super().open(self._joined(path), **options)  # type: ignore[safe-super]
+        return self.beneath.open(self._joined(path), **options)
 
     @override
     def open_end(self, path: str, nbytes: int) -> Any:
-        return super().open_end(self._joined(path), nbytes)
+        return self.beneath.open_end(self._joined(path), nbytes)
 
     @override
     def info(self, path: str, **options: Any) -> dict[str, Any]:
@@ -55,19 +60,33 @@ class InFolder(Backend):
         return info
 
 
-@functools.cache
-def in_folder(kind: type[Backend]) -> type[Backend]:
-    """Return the class of backends that read as those of `kind` do, in a folder."""
-    return type(f"{kind.__name__}InFolder", (InFolder, kind), {})
+def _of_kind(kind: Any) -> Any:
+    """Return the class of such as hand on whatever else a backend of `kind` is asked."""
+    asked = {name for name in (*dir(kind), *Backend.__annotations__) if not name.startswith("_")}
+    handed_on = {name: property(attrgetter(f"beneath.{name}")) for name in asked - vars(InFolder).keys()}
+    return type(f"{kind.__name__}InFolder", (InFolder, kind), handed_on)
 
 
-def is_read_beneath(target: Any, kind: type[Backend]) -> bool:
-    """Whether `target` is a folder of a store that backends of `kind` read."""
+AsyncInFolder = _of_kind(AsyncBackend)
+BulkInFolder = _of_kind(BulkBackend)
+
+
+def in_folder(folder: Any, beneath: Backend) -> InFolder | None:
+    """Return a backend that reads as `beneath` does, in a folder; None where that is of no store."""
+    for kind, of_kind in ((AsyncBackend, AsyncInFolder), (BulkBackend, BulkInFolder)):
+        if isinstance(beneath, kind):
+            found: InFolder = of_kind(folder, beneath)
+            return found
+    return None
+
+
+def beneath_plain_folders(target: Any) -> Any:
+    """Return what `target` is a folder of, or itself where it does more to reads than to join paths."""
     from fsspec.implementations.dirfs import DirFileSystem  # noqa: PLC0415
 
     fs = target
     while isinstance(fs, DirFileSystem):
         if type(fs)._cat_file is not DirFileSystem._cat_file:  # noqa: SLF001
-            return False  # what a derived class does to reads is not ours to leave out
+            return target
         fs = fs.fs
-    return fs is not target and issubclass(kind, (AsyncBackend, BulkBackend)) and kind.serves(fs)
+    return fs

@@ -4,7 +4,8 @@
   that is one: the limits come from the environment. A filesystem constructed with limits of its own gets an
   engine of its own.
 * A `Channel` for each wrapped filesystem, mode and engine: its backend and the driver that drives it.
-  Filesystem instances of one target share it, so chaining and pickling make no second scheduler.
+  Filesystem instances of one target share it, so chaining and pickling make no second scheduler. The channel
+  of a folder of a store is the store's, but for the paths.
 
 After a fork the child starts afresh (`_forget`): threads, loops and locks of the parent do not exist there.
 The runtime is never pickled.
@@ -17,11 +18,12 @@ import ctypes
 import logging
 import threading
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
+from headrace.backends._folders import InFolder, in_folder
 from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBackend, ThreadedBackend
 from headrace.core.hedge import Hedge
 from headrace.core.link import Link
@@ -86,6 +88,8 @@ class Channel:
     copies: Copies
     quick_bytes: int = 0
     """Reads of up to so many bytes may be answered without a request, where that needs no waiting."""
+    store: Channel | None = None
+    """Of a folder that of its store, whose driver it shares, and which lives as long."""
     tails: Tails = field(init=False)
     series_limits: SeriesLimits = field(init=False)
     keeps_open: bool = field(init=False)
@@ -280,14 +284,18 @@ class Runtime:
             found = self._channels.get(key)
             if found is None:
                 found = self._channels[key] = self._make(target, settings)
-                # Not at exit: `close` does it then, in its order.
-                weakref.finalize(found, _dispose, found.driver).atexit = False
+                if found.store is None:
+                    # Not at exit: `close` does it then, in its order.
+                    weakref.finalize(found, _dispose, found.driver).atexit = False
             return found
 
     def _make(self, target: Any, settings: Settings) -> Channel:
         if settings.log is not None:
             _log.setLevel(settings.log)
         backend = registry.backend_for(target, _excluded(settings), wanted=settings.local_backend)
+        if isinstance(backend, InFolder) and backend.target is not target:
+            store = self.channel(backend.target, settings)
+            return replace(store, backend=in_folder(target, store.backend) or backend, store=store)
         _check_engine(backend, settings)
         backend.configure(**{name: getattr(settings, name) for name in backend.options})
         if settings.hedge and isinstance(backend, BulkBackend):
@@ -340,7 +348,7 @@ class Runtime:
         for engine in self.engines:
             with engine.lock, engine as hub:
                 hub.close(error)
-        drivers = [channel.driver for channel in self.channels if isinstance(channel.driver, AsyncDriver)]
+        drivers = {channel.driver for channel in self.channels if isinstance(channel.driver, AsyncDriver)}
         for driver in drivers:
             driver.close_at_exit()
         deadline_s = monotonic() + CLOSE_S

@@ -21,8 +21,8 @@ from s3fs import S3FileSystem
 from headrace.backends import _linux as linux
 from headrace.backends import _rings
 from headrace.backends._files import LocalSource
-from headrace.backends._folders import in_folder
-from headrace.backends.abc import Backend
+from headrace.backends._folders import AsyncInFolder
+from headrace.backends.abc import Backend, beneath_folders
 from headrace.backends.fsspec_async import AsyncFsspecBackend
 from headrace.backends.fsspec_sync import SyncBackend
 from headrace.backends.local import LocalBackend
@@ -172,10 +172,20 @@ class TestAsync(BackendTests):
         return path
 
 
+class FolderBackend(AsyncInFolder):  # type: ignore[misc]
+    """What the registry makes of a folder, and of the store beneath."""
+
+    name, rank, defaults = AsyncFsspecBackend.name, AsyncFsspecBackend.rank, AsyncFsspecBackend.defaults
+    serves = AsyncFsspecBackend.serves
+
+    def __init__(self, folder: Any) -> None:
+        super().__init__(folder, AsyncFsspecBackend(beneath_folders(folder)))
+
+
 class TestAsyncOnAForeignLoop(TestAsync):
     """A filesystem that was given what belongs to its loop stays there; in a folder, too."""
 
-    backend_class = in_folder(AsyncFsspecBackend)
+    backend_class = FolderBackend
 
     def make_target(self, tmp_path: Path) -> Any:
         store = StoreFileSystem(given=asyncio.Lock())

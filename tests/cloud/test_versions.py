@@ -69,6 +69,26 @@ def test_a_replaced_object_is_an_error_that_names_both_versions(
 
 
 @pytest.mark.parametrize("options", [{}, {"hedge": True}])
+def test_folders_of_one_store_share_its_connections(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str, options: dict[str, Any]
+) -> None:
+    target = S3FileSystem(**server.storage_options(), skip_instance_cache=True)
+    server.put("bucket", "other/in/key", NEW)
+    places = [("bucket/folder", "key", OLD), ("bucket/other", "in/key", NEW), ("bucket", "other/in/key", NEW)]
+    kept = []
+    for folder, key, data in places:
+        fs = headrace.HeadraceFileSystem(
+            fs=DirFileSystem(folder, target, skip_instance_cache=True),
+            cloud_engine=cloud_engine,
+            scheduler=scheduled_mode,
+            **options,
+        )
+        kept.append(fs)
+        assert fs.cat_file(key, 10, 20) == data[10:20]
+    assert server.connections_made == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"hedge": True}])
 def test_a_replaced_object_in_a_folder_is_an_error(
     server: ObjectServer, cloud_engine: str, scheduled_mode: str, options: dict[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 
 import headrace
 from headrace.drivers import asynchronous_lite, loop
@@ -67,6 +68,32 @@ def test_it_is_closed_when_nobody_reads_any_more(scheduled_mode: str, is_in_a_cy
     assert reading.closed_on != threading.get_ident()
     assert took_s < WAIT_S / 4
     assert not SessionFileSystem.sessions[0].is_closed.is_set(), "the program's own session"
+
+
+def test_folders_of_one_store_share_one_and_it_is_closed_after_the_last(scheduled_mode: str) -> None:
+    SessionFileSystem.sessions.clear()
+    store = SessionFileSystem()
+
+    def wrapped(target: Any) -> headrace.HeadraceFileSystem:
+        return headrace.HeadraceFileSystem(fs=target, scheduler=scheduled_mode, skip_instance_cache=True)
+
+    first, second = (wrapped(DirFileSystem(name, store, skip_instance_cache=True)) for name in ("a", "b"))
+    assert first.cat_file("x", 0, 3) == b"a/x"
+    assert second.cat(["x", "y"]) == {"x": b"b/x", "y": b"b/y"}
+    plain = wrapped(store)
+    assert plain.cat_file("xyz", 1, 3) == b"yz"
+    _, reading = SessionFileSystem.sessions
+    driver = second.channel.driver  # type: ignore[union-attr]
+    closes = list[str]()
+    driver.close = lambda: (closes.append("now"), type(driver).close(driver))  # type: ignore[method-assign]
+    del first, plain
+    gc.collect()
+    assert second.cat_file("z", 0, 3) == b"b/z"
+    assert not closes
+    del second
+    gc.collect()
+    assert reading.is_closed.wait(WAIT_S)
+    assert closes == ["now"]
 
 
 def test_a_loop_ends_after_what_it_must_finish() -> None:
