@@ -33,7 +33,7 @@ def test_a_soak_leaves_nothing(tmp_path: Path, scheduled_mode: str, direct: str)
     assert ended.status == 0, ended.err
     answer = json.loads(ended.out.splitlines()[-1])
     assert (answer["wrong"], answer["rest"]) == ([], [0, 0])
-    assert set(answer["faults"]) == FAULTS
+    assert {name for name, times in answer["faults"].items() if times} == FAULTS
     before, after = answer["before"], answer["after"]
     assert Counter(after["descriptors"]) <= Counter(before["descriptors"])
     assert after["rings"] <= before["rings"]
