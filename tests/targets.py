@@ -111,3 +111,8 @@ def at_rest(fs: headrace.HeadraceFileSystem) -> bool:
     """Return whether nothing is in flight and nothing reserved (I3)."""
     stats = fs.stats()
     return bool(stats.in_flight_ops == 0 and stats.reserved_bytes == 0)
+
+
+def queued(fs: headrace.HeadraceFileSystem) -> int:
+    """Return how many requests wait for their admission."""
+    return sum(device.queued_requests for device in fs.stats().devices)

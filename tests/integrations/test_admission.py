@@ -27,8 +27,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import recording
+from targets import queued
 
 import headrace
+from headrace.backends import fsspec_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,25 +242,41 @@ def test_of_what_waits_the_first_file_and_the_lowest_offset_go_first(
     protocol: str,
     scheduled_mode: str,
     small_lineitem: data.Lineitem,
+    wait_until: Callable[[Callable[[], bool]], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One op at a time, so that the order of the reads is the scheduler's own."""
+    """One op at a time, so that the order of the reads is the scheduler's own, and two are held.
+
+    Files are opened in the order of their names. The first footer of the scan is held until those of the
+    three others wait, and the next until data of the file whose footer came wait, too: the two footers that
+    are left came before them.
+    """
+    monkeypatch.setattr("headrace.core.queue.AGEING_S", 1e6)  # nothing becomes old while a machine stalls
+    # Else no file is opened while a read of another one is held.
+    monkeypatch.setattr(fsspec_sync, "THREAD_SAFE", {"recording.RecordingFileSystem"})
     name = f"admission-{next(_numbers)}"
     ours = {"scheduler": scheduled_mode, "buffer_bytes": (1 << 30) + next(_numbers), "prefetch": "off"}
     fs = headrace.HeadraceFileSystem(
         target_protocol=protocol, target_options={"log": name}, serialize=True, **ours
     )
     log = recording.read_log(name)
+
+    def hold(_record: recording.ReadRecord) -> None:
+        if len(log.records) in (2, 3):  # the first is the look at the schema
+            wait_until(lambda: queued(fs) >= 3)
+
+    log.before_read = hold
     with headrace.trace() as traced:
         consumer(fs, small_lineitem, None)
-    waiting: dict[int, tuple[tuple[int, int], int]] = {}
+    waiting: dict[int, tuple[str, int]] = {}
+    last_ops = {}
     admitted = []
     for event in traced.events:
         if event.event == "queued":
-            waiting[event.request] = (event.priority, event.end_op)
+            waiting[event.request], last_ops[event.request] = event.ranges[0][:2], event.end_op
         elif event.event == "admitted":
-            priority, end = waiting[event.request]
-            assert priority == min(waiting.values())[0]
-            if event.end_op == end:
+            assert waiting[event.request] == min(waiting.values())
+            if event.end_op == last_ops[event.request]:
                 del waiting[event.request]
             admitted += [(op.path, op.start, op.end) for op in event.ranges]
     assert [(record.path, record.start, record.end) for record in log.records] == admitted

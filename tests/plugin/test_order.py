@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import recording
+from targets import queued
 
 import headrace
 
@@ -77,10 +78,6 @@ def _hold(fs: headrace.HeadraceFileSystem, gate: Gate, path: str) -> Any:
     read = fs.submit_ranges(path, [0], [1])
     assert gate.is_entered.wait(60), "the first read never reached the storage"
     return read
-
-
-def _queued(fs: headrace.HeadraceFileSystem) -> int:
-    return sum(device.queued_requests for device in fs.stats().devices)
 
 
 def _finish(gate: Gate, reads: list[Any]) -> None:
@@ -161,7 +158,7 @@ def test_files_opened_earlier_go_first(
     with ThreadPoolExecutor(len(files)) as pool:
         for count, file in enumerate(reversed(files), start=1):
             pool.submit(read, file)
-            wait_until(lambda count=count: _queued(fs) == count)
+            wait_until(lambda count=count: queued(fs) == count)
         _finish(gate, [held])
     assert [(name, start) for name, start, _ in gate.later] == [("b", MIB), ("c", MIB)]
 
@@ -174,6 +171,6 @@ def test_a_file_opened_as_urgent_goes_first(
     with ThreadPoolExecutor(len(files)) as pool:
         for count, file in enumerate(files, start=1):
             pool.submit(file.read, 10)
-            wait_until(lambda count=count: _queued(fs) == count)
+            wait_until(lambda count=count: queued(fs) == count)
         _finish(gate, [held])
     assert [name for name, _, _ in gate.later] == ["c", "b"]
