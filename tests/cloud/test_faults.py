@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from targets import at_rest
 
 import headrace
 from headrace.errors import ObjectChangedError, ReadTimeoutError
@@ -68,11 +69,6 @@ def filesystem(
     )
     assert ("obstore" in fs.backend_name) == (engine == "obstore")
     return fs
-
-
-def at_rest(fs: headrace.HeadraceFileSystem) -> bool:
-    stats = fs.stats()
-    return bool(stats.in_flight_ops == 0 and stats.reserved_bytes == 0)
 
 
 def read_all(fs: headrace.HeadraceFileSystem) -> headrace.RangeBatch:
