@@ -46,7 +46,8 @@ KINDS = (
 DRIBBLE = "dribble_share"
 UNEVEN = {"jitter_s": 0.005, "dribble_bytes_per_s": 1.0}
 """How answers come; a body that dribbles does not come before its attempt has taken too long."""
-TRY_S = 1.0
+BRIEF_TRIES = {"try_timeout_s": 1.0, "io_parallelism": 32}
+"""When a machine stalls for longer, all in flight is asked for again: not enough to spend all retries."""
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_tenth_of_faults_is_not_seen_and_costs_little(
 
 @pytest.mark.timeout(1200)
 def test_a_tenth_of_bodies_that_dribble_is_not_seen_either(server: ObjectServer, cloud_engine: str) -> None:
-    check_a_tenth(server, filesystem(server, cloud_engine, try_timeout_s=TRY_S), DRIBBLE)
+    check_a_tenth(server, filesystem(server, cloud_engine, **BRIEF_TRIES), DRIBBLE)
 
 
 def check_a_tenth(server: ObjectServer, fs: headrace.HeadraceFileSystem, kind: str) -> None:
@@ -102,20 +103,21 @@ def check_a_tenth(server: ObjectServer, fs: headrace.HeadraceFileSystem, kind: s
     before = fs.stats().devices[-1].retries
     server.forget()
     check(read_all(fs))
-    assert RANGES < server.request_count <= 1.2 * RANGES
     store = fs.stats().devices[-1]
     assert store.window_ops
-    retries = store.retries - before
+    retries, repeated = store.retries - before, server.request_count - RANGES
     assert retries > 0
-    if kind != DRIBBLE:  # an attempt may take too long before its request is sent
-        assert retries <= server.request_count - RANGES, "clients repeat some resets by themselves"
+    if kind == DRIBBLE:  # on a machine that stalls others take too long, too, and some before they ask
+        assert 0 < [request.fault for request in server.requests].count("dribble") <= repeated <= retries
+    else:
+        assert retries <= repeated <= 0.2 * RANGES, "clients repeat some resets by themselves"
     assert at_rest(fs)
 
 
 def test_all_faults_together_in_a_long_read(
     server: ObjectServer, cloud_engine: str, scheduled_mode: str
 ) -> None:
-    fs = filesystem(server, cloud_engine, scheduled_mode, max_op_bytes=4096, try_timeout_s=TRY_S)
+    fs = filesystem(server, cloud_engine, scheduled_mode, max_op_bytes=4096, **BRIEF_TRIES)
     server.faults = Faults(methods=GETS, **UNEVEN, **dict.fromkeys((*KINDS, DRIBBLE), 0.05))
     with fs.open("bucket/key") as file:
         assert file.read() == DATA
