@@ -7,9 +7,8 @@ and no later than the time-out of that.
 
 from __future__ import annotations
 
-import time
 from math import inf
-from time import perf_counter
+from time import perf_counter, sleep
 
 PATIENCE_S = 1.0
 """In all: others' reads of a file or two take less, and more would be no answer where nobody closes any."""
@@ -38,6 +37,6 @@ class Patience:
         if min(self._left_s, pause_s) <= 0:
             return False
         self._left_s -= pause_s
-        time.sleep(pause_s)
+        sleep(pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return True

@@ -55,19 +55,18 @@ def test_what_is_gone_is_handed_out_again(arenas: Arenas) -> None:
 
 
 class NoRoom:
-    """Takes the place of `mmap.mmap`: so many mappings are refused."""
+    """Takes the place of module `mmap` where results are mapped: so many mappings are refused."""
 
     def __init__(self, times: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = times
         self._code = code
-        self._map = mmap.mmap
-        monkeypatch.setattr("headrace.memory.mmap.mmap", self)
+        monkeypatch.setattr("headrace.memory.mmap", self)
 
-    def __call__(self, *args: Any, **options: Any) -> mmap.mmap:
+    def mmap(self, *args: Any, **options: Any) -> mmap.mmap:
         self.left -= 1
         if self.left >= 0:
             raise OSError(self._code, os.strerror(self._code))
-        return self._map(*args, **options)
+        return mmap.mmap(*args, **options)
 
 
 def test_what_is_idle_is_given_up_for_what_there_is_no_room_for(

@@ -290,7 +290,7 @@ def test_that_nobody_closes_any_is_the_answer_of_each_file(
     paths = [str(tmp_path / f"{number}.bin") for number in range(5)]
     have_few_descriptors(fs, str(tmp_path), 0, monkeypatch)
     slept: list[float] = []
-    monkeypatch.setattr("headrace.drivers.patience.time.sleep", slept.append)
+    monkeypatch.setattr("headrace.drivers.patience.sleep", slept.append)
     answers = TOGETHER[how](fs, paths)
     assert [getattr(answer, "errno", None) for answer in answers] == [errno.EMFILE] * 5
     assert 1 <= sum(slept) / (5 if how == "each awaited" else 1) < 1.1
