@@ -12,6 +12,9 @@ its entries are whole, the completion queue's head after the entries were copied
 
 The queues are mapped through C and not by `mmap.mmap`, which keeps a descriptor of its own: a forked child
 that lets go of a ring must close the last one, but may not unmap what it never had.
+
+A signal handler may fork at any line, and the child go on from there. So a ring is known from before there
+is anything of it, and closed in every child. One that was being made then is made for nobody.
 """
 
 from __future__ import annotations
@@ -28,8 +31,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from headrace.backends import _uring_abi as abi
+from headrace.threads import after_fork_in_child, forget_with
 
 if TYPE_CHECKING:
+    import weakref
+
     import numpy.typing as npt
 
     from headrace.types import Int64Array, UInt8Array
@@ -123,20 +129,20 @@ class _Mapping:
         Which part.
     """
 
-    __slots__ = ("__array_interface__", "__del__", "_addresses")
+    __slots__ = ("__array_interface__", "__del__", "_addresses", "_is_hidden", "_nbytes")
 
     def __init__(self, fd: int, nbytes: int, offset: int) -> None:
         libc = _libc()
         # As in `LocalSource`: an owner before there is anything to own, and no Python in what unmaps.
         self._addresses: list[int] = []
+        self._nbytes = nbytes
+        self._is_hidden = False
         self.__del__: partial[deque[int]] = partial(deque, map(libc.munmap, self._addresses, (nbytes,)), 0)
         protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | mmap.MAP_POPULATE
         self._addresses[:] = map(libc.mmap, (None,), (nbytes,), (protection,), (flags,), (fd,), (offset,))
         (address,) = self._addresses
-        # A forked child that wrote to the shared indices would break the parent's ring.
-        if address == _MAP_FAILED or libc.madvise(address, nbytes, mmap.MADV_DONTFORK):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        if address == _MAP_FAILED:
+            raise _last_error()
         self.__array_interface__ = {
             "version": 3,
             "shape": (nbytes,),
@@ -144,9 +150,21 @@ class _Mapping:
             "data": (address, False),
         }
 
+    def hide(self) -> None:
+        """Have forked children not have it: one that wrote to the shared indices would break the ring."""
+        self._is_hidden = True  # first: what a child leaves mapped goes when it ends
+        if any(map(_libc().madvise, self._addresses, (self._nbytes,), (mmap.MADV_DONTFORK,))):
+            raise _last_error()
+
     def forget(self) -> None:
-        """Leave it mapped: a forked child has no such memory, and may have other where its parent has it."""
-        self._addresses.clear()
+        """Leave it as it is in a forked child, which has no such memory, and may have other in its place."""
+        if self._is_hidden:
+            self._addresses.clear()
+
+
+def _last_error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
 
 
 _SQE_NAMES = ("flags", "fd", "off", "addr", "len", "rw_flags", "user_data")
@@ -168,16 +186,17 @@ class Ring:
     ------
     OSError
         The kernel refuses: ENOSYS (too old, or denied), EPERM (forbidden), ENOMEM (limits), EINVAL (too old
-        for the flags), or EOPNOTSUPP where it cannot read.
+        for the flags), or EOPNOTSUPP where it cannot read. In a child that was forked meanwhile, any.
     """
 
     def __init__(self, depth: int, kernel: Kernel) -> None:
+        self.pid = os.getpid()  # first: what comes after a fork is of no use
         self.tid = threading.get_native_id()
-        self.pid = os.getpid()
         self._kernel = kernel
         self._refusals = 0
         self._mapped: list[_Mapping] = []
         self.fd = -1
+        _known[id(self)] = forget_with(self, _known)
         params = np.zeros(1, abi.PARAMS)
         params["flags"] = _FLAGS
         params["cq_entries"] = 2 * depth
@@ -188,6 +207,7 @@ class Ring:
         try:
             self._check(int(params["features"][0]))
             self._map(params[0])
+            self._hide()
         except BaseException:
             self.close()
             raise
@@ -222,6 +242,13 @@ class Ring:
         mapped = _Mapping(self.fd, nbytes, offset)
         self._mapped.append(mapped)
         return np.asarray(mapped)
+
+    def _hide(self) -> None:
+        # Last: until now a child had the memory, too, and wrote what its parent does.
+        for mapped in self._mapped:
+            mapped.hide()
+        if self.pid != os.getpid():
+            raise OSError(errno.EINTR, "a signal handler forked while a ring was made")
 
     @property
     def unsubmitted(self) -> int:
@@ -349,3 +376,14 @@ class Ring:
         # In place, as `fill` has the entries by a name of its own.
         for columns, names in ((self.__dict__, _ARRAYS), (self.__dict__.get("_sqes", {}), _SQE_NAMES)):
             columns.update({name: np.zeros_like(columns[name]) for name in names if name in columns})
+
+
+_known: dict[int, weakref.ref[Ring]] = {}
+
+
+@after_fork_in_child
+def _close_all() -> None:
+    for known in list(_known.values()):
+        ring = known()
+        if ring is not None:
+            ring.close()

@@ -344,12 +344,10 @@ class Rings:
             self._unheard = 0
 
     def forget(self) -> None:
-        """Let go of all: in a forked child, which must not touch the parent's rings."""
-        rings, self._rings = self._rings, {}
+        """Know of none: in a forked child, which must not touch the parent's rings, and has closed them."""
+        self._rings = {}
         self._lock = threading.RLock()
         self._unheard = 0
-        for ring in rings.values():
-            ring.ring.close()
 
 
 class _AtEnd:
@@ -379,14 +377,18 @@ def probe(kernel: Kernel | None = None) -> str | None:
     """
     if sys.platform != "linux" or sys.maxsize < 1 << 32:
         return "io_uring is of 64-bit Linux"
+    process = os.getpid()
     try:
         with contextlib.closing(Ring(8, kernel or LinuxKernel())) as ring:
-            return _read_a_page(ring)
+            answer = _read_a_page(ring)
     except (OSError, AttributeError) as error:
         raise_if_of_a_handler(error)  # nothing of it is remembered
-        if isinstance(error, OSError) and error.errno in _PASSING:
+        is_passing = isinstance(error, OSError) and error.errno in _PASSING
+        if is_passing and process == os.getpid():
             raise
-        return f"io_uring: {error}"
+        answer = f"io_uring: {error}"
+    # Of the parent's ring a child that a signal handler forked learnt nothing.
+    return answer if process == os.getpid() else probe.__wrapped__(kernel)
 
 
 def _read_a_page(ring: Ring) -> str | None:

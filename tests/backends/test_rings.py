@@ -690,6 +690,58 @@ def test_a_forked_child_has_rings_of_its_own(path: str) -> None:
     os.close(write_to)
 
 
+def try_a_ring(_backend: UringBackend, _path: str) -> None:
+    assert probe.__wrapped__() is None
+
+
+@pytest.mark.parametrize("work", [try_a_ring, read])
+@pytest.mark.parametrize("is_after", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (LinuxKernel, "setup"),
+        (LinuxKernel, "register"),
+        (Ring, "_mapping"),
+        (_ring._Mapping, "hide"),
+        (Ring, "_hide"),
+        (Ring, "fill"),
+        (LinuxKernel, "enter"),
+        (Ring, "completions"),
+    ],
+)
+def test_a_child_that_a_signal_handler_forks_while_there_is_a_new_ring_goes_on(
+    path: str,
+    work: Any,
+    kind: Any,
+    name: str,
+    *,
+    is_after: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the middle of the parent's probe, or of its thread's first read, without the ring."""
+    backend, pids, function = backend_on(LinuxKernel(), depth=1024), [], getattr(kind, name)
+
+    def forking(*args: Any, **options: Any) -> Any:
+        answer = function(*args, **options) if is_after else None
+        if not pids:
+            pids.append(os.fork())
+        return answer if is_after else function(*args, **options)
+
+    monkeypatch.setattr(kind, name, forking)
+    try:
+        work(backend, path)
+        if not pids[0]:
+            read(backend_on(LinuxKernel()), path)
+            assert not [record for record in caplog.records if record.levelname == "WARNING"]
+            os._exit(0)
+    finally:
+        if not all(pids):
+            os._exit(1)
+    assert os.waitpid(pids[0], 0)[1] == 0
+    read(backend, path)
+
+
 def descriptors_of(found: os.stat_result) -> int:
     """Count those that this process has of a ring."""
     kept = 0
@@ -728,9 +780,9 @@ def test_a_forked_child_keeps_the_memory_that_it_has_where_a_ring_was() -> None:
     rings = Rings(16, LinuxKernel())
     ring = rings.mine()
     assert ring is not None
-    address = ring.ring._sq_head.ctypes.data & -mmap.PAGESIZE
+    head = ring.ring._sq_head
+    address = head.ctypes.data & -mmap.PAGESIZE
     found = os.fstat(ring.ring.fd)
-    del ring
     take = ctypes.CDLL(None).mmap
     take.restype = ctypes.c_void_p
     take.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -742,12 +794,13 @@ def test_a_forked_child_keeps_the_memory_that_it_has_where_a_ring_was() -> None:
             if take(address, mmap.PAGESIZE, protection, flags | MAP_FIXED_NOREPLACE, -1, 0) == address:
                 ctypes.memset(address, 7, 1)
                 rings.forget()
+                del head, ring  # the last that is mapped there
                 gc.collect()
                 status = 2 * (ctypes.string_at(address, 1) != b"\7") + 4 * descriptors_of(found)
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
-    rings.forget()
+    rings.close_one(ring)
 
 
 # -- series
