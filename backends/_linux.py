@@ -40,8 +40,9 @@ _SYS_OPENAT2 = 437
 _SYS_CACHESTAT = 451
 """The same numbers on every architecture (Linux 5.6 and 6.5)."""
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-_OPEN_HOW = struct.pack("QQQ", _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0), 0, _RESOLVE_CACHED)
-"""Not blocking: a pipe that nobody writes to would be waited for with the GIL kept."""
+_NO_WAIT_FLAGS = _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0)
+"""A pipe that nobody writes to is not waited for: it is refused by whoever reads it, at every opening."""
+_OPEN_HOW = struct.pack("QQQ", _NO_WAIT_FLAGS, 0, _RESOLVE_CACHED)
 
 
 def _library() -> Any:
@@ -121,7 +122,10 @@ def is_served(device: int) -> bool:
 
 
 def open_plainly(path: str, fds: list[int]) -> None:
-    """Open `path` for reading, and wait for that; the descriptor is all that is in `fds` then."""
+    """Open `path` for reading, and wait for that; the descriptor is all that is in `fds` then.
+
+    Without ``O_NONBLOCK`` a ring does not perform reads of a served file while it takes them.
+    """
     fds[:] = map(os.open, (path,), (_OPEN_FLAGS,))
 
 
@@ -132,8 +136,12 @@ def open_cached(path: str, fds: list[int]) -> None:
         fds[:] = starmap(_LIBC.syscall, ((_SYS_OPENAT2, _AT_FDCWD, name, _OPEN_HOW, len(_OPEN_HOW)),))
         if fds[0] >= 0:
             return
-    # Not cached, or an error: the plain call waits, and raises the error that Python users know.
-    open_plainly(path, fds)
+    # Not cached, or an error: the plain call asks the disk, and raises the error that Python users know.
+    try:
+        fds[:] = map(os.open, (path,), (_NO_WAIT_FLAGS,))
+    except BlockingIOError as error:
+        raise_if_of_a_handler(error)
+        open_plainly(path, fds)  # somebody has a lease on it (F_SETLEASE of fcntl(2)), and gives it up first
 
 
 def open_directly(path: str, fds: list[int]) -> None:

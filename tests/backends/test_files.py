@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -200,24 +201,51 @@ def test_a_pipe_is_waited_for_with_the_gil_let_go(tmp_path: Path) -> None:
         lambda fs, pipe: fs.cat_file(pipe, -3),
         lambda fs, pipe: fs.cat([pipe], on_error="return")[pipe],
         lambda fs, pipe: fs.cat_file(pipe, 0, 5),
+        lambda fs, pipe: fs.cat_ranges([pipe] * 3, [0] * 3, [5] * 3)[1],
         lambda fs, pipe: fs.cat_ranges([pipe] * 20, [0] * 20, [5] * 20)[7],
     ],
-    ids=["whole", "end", "cat", "range", "ranges"],
+    ids=["whole", "end", "cat", "range", "few", "ranges"],
 )
-def test_a_pipe_is_opened_once_and_refused(tmp_path: Path, scheduled_mode: str, read: Any) -> None:
-    """Its writer is let go by the first opening: a second one would wait for it for ever, as it is gone."""
+@pytest.mark.parametrize("has_own_numbers", [True, False])
+def test_a_pipe_is_refused_and_its_writer_is_not_waited_for(
+    tmp_path: Path, scheduled_mode: str, read: Any, monkeypatch: pytest.MonkeyPatch, *, has_own_numbers: bool
+) -> None:
+    """He may be gone: a first opening lets him go, and ranges are opened twice where it is not quick."""
+    monkeypatch.setattr(_linux, "_has_own_numbers", has_own_numbers and _linux._has_own_numbers)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
-    end = os.open(pipe, os.O_RDWR)  # so that an opening of the plain filesystem's would fail, and not hang
     try:
         answer = read(fs, str(pipe))
     except OSError as error:
         answer = error
-    finally:
-        os.close(end)
     assert isinstance(answer, io.UnsupportedOperation)
     assert (answer.errno, answer.filename) == (errno.ESPIPE, str(pipe))
+
+
+def test_whoever_has_a_lease_on_a_file_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl  # Windows has none
+
+    monkeypatch.setattr(_linux, "_has_own_numbers", False)  # else it is told in vain once more
+    told: list[int] = []
+    with path.open("r+b") as leased:
+
+        def give_up(number: int, _frame: FrameType | None) -> None:
+            told.append(number)
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+        before = signal.signal(signal.SIGIO, give_up)
+        try:
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            source = opened(path)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            pytest.skip("no leases on this filesystem")
+        finally:
+            signal.signal(signal.SIGIO, before)
+    assert told == [signal.SIGIO]
+    assert source.size() == 5000
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "ext4"])
@@ -240,7 +268,7 @@ def test_a_file_that_a_server_opens_is_waited_for_with_the_gil_let_go(
     _linux.is_served.cache_clear()
     try:
         source = FileBackend(LocalFileSystem()).open(str(path))
-        assert plain == ([] if kind == "ext4" and _linux._has_own_numbers else [str(path)])
+        assert plain == ([] if kind == "ext4" else [str(path)])
         del source
     finally:
         _linux.is_served.cache_clear()
