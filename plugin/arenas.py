@@ -6,7 +6,7 @@ view, `pyarrow.Buffer` or array on it is gone (I9), however it was handed out: a
 object whose end is watched.
 
 What lies idle stays within what the limit that the caller names, its byte budget, leaves beside what is out,
-and is given up for what there would be no room for otherwise.
+and is given up for what there would be no room for otherwise, kept itself or not.
 Finalisers take no lock they would have to wait for (I3): what comes back waits in a queue for the next
 holder of the lock.
 """
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.memory import MAPPED_BYTES, mapping, result_buffer
-from headrace.threads import after_fork_in_child, call_if_free, raise_if_of_a_handler
+from headrace.memory import MAPPED_BYTES, mapping, on_no_room, result_buffer
+from headrace.threads import after_fork_in_child, call_if_free
 
 if TYPE_CHECKING:
     from headrace.types import UInt8Array
@@ -72,6 +72,12 @@ class Arenas:
         memory = call_if_free(self._lock, self._take, size, limit_bytes) if is_kept else None
         return result_buffer(nbytes) if memory is None else np.frombuffer(memory, np.uint8, nbytes)
 
+    def give_up(self) -> bool:
+        """Let go of what is idle, and say whether anything was; whoever has the lock may need it, too."""
+        call_if_free(self._lock, self._settle)
+        given_up, self._idle = self._idle, []
+        return bool(given_up)
+
     def forget(self) -> None:
         """In a forked child: whoever held the lock is not there."""
         self._lock = threading.RLock()
@@ -79,21 +85,10 @@ class Arenas:
     def _take(self, size: int, limit_bytes: int) -> Any:
         self._limit = limit_bytes
         self._settle()
-        mapped = self._fitting(size) or self._map(size)
+        mapped = self._fitting(size) or mapping(size)
         memory = self._watch(mapped)
         self._shrink()
         return memory
-
-    def _map(self, size: int) -> mmap.mmap:
-        """Map new memory, in the place of what is idle if there is no room for both."""
-        try:
-            return mapping(size)
-        except MemoryError as error:
-            raise_if_of_a_handler(error)
-            if not self._idle:
-                raise
-        self._idle.clear()
-        return mapping(size)
 
     def _watch(self, mapped: mmap.mmap) -> Any:
         memory = (ctypes.c_char * len(mapped)).from_buffer(mapped)
@@ -118,12 +113,13 @@ class Arenas:
 
     def _shrink(self) -> None:
         while self._idle and self.idle_bytes > max(0, self._limit - self.out_bytes):
-            del self._idle[0]  # the one that has been idle longest
+            del self._idle[:1]  # the one that has been idle longest
 
     def _fitting(self, size: int) -> mmap.mmap | None:
         """Take the smallest idle mapping that has room for `size` bytes and is not much larger."""
-        fitting = [place for place, idle in enumerate(self._idle) if size <= len(idle) <= 2 * size]
-        return self._idle.pop(min(fitting, key=lambda place: len(self._idle[place]))) if fitting else None
+        idle = self._idle  # of its own, if all are given up meanwhile
+        fitting = [place for place, one in enumerate(idle) if size <= len(one) <= 2 * size]
+        return idle.pop(min(fitting, key=lambda place: len(idle[place]))) if fitting else None
 
 
 def _rounded(nbytes: int) -> int:
@@ -136,3 +132,4 @@ arenas = Arenas()
 """The process's."""
 
 after_fork_in_child(arenas.forget)
+on_no_room.append(arenas.give_up)

@@ -6,6 +6,8 @@
 * Their pages are huge where the kernel has such: faulting in 4 KiB at a time costs a third of a hot read.
 * Small ones, and what Arrow's own scans read, come from Arrow's pool, which reuses its pages: a scan of two
   columns took 5% longer with mappings.
+
+Where there is no room for any of them, what is kept for later is given up first.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import ctypes
 import errno
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +25,11 @@ import pyarrow as pa
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from headrace.types import UInt8Array
+
+T = TypeVar("T")
 
 MAPPED_BYTES = 1 << 20
 """Buffers from this size on are mappings of their own."""
@@ -39,9 +43,31 @@ _COLLAPSED_BYTES = 64 << 20
 """At once: some milliseconds with the GIL kept."""
 
 
+on_no_room: list[Callable[[], bool]] = []
+"""Each lets go of memory that is kept for later, and says whether there was any."""
+
+
+def _make_room() -> bool:
+    return sum(give_up() for give_up in on_no_room) > 0
+
+
+def _once_more(error: MemoryError, make: Callable[..., T], *args: Any) -> T:
+    """Call again what there was no room for, if there may be now."""
+    raise_if_of_a_handler(error)
+    if not _make_room():
+        raise error
+    return make(*args)
+
+
 def pooled_buffer(nbytes: int) -> UInt8Array:
     """Return memory from Arrow's pool, contents undefined: for scans, which free and ask by turns."""
-    return np.frombuffer(pa.allocate_buffer(nbytes), np.uint8) if nbytes else np.empty(0, np.uint8)
+    if not nbytes:
+        return np.empty(0, np.uint8)
+    try:
+        buffer = pa.allocate_buffer(nbytes)
+    except MemoryError as error:
+        buffer = _once_more(error, pa.allocate_buffer, nbytes)
+    return np.frombuffer(buffer, np.uint8)
 
 
 def result_buffer(nbytes: int) -> UInt8Array:
@@ -61,13 +87,9 @@ def mapping(nbytes: int) -> mmap.mmap:
         There is no room for it. `mmap` says so by an OSError, which would be taken for the storage's.
     """
     try:
-        mapped = mmap.mmap(-1, nbytes, **_MAP_OPTIONS)
-    except OSError as error:
-        raise_if_of_a_handler(error)
-        if error.errno != errno.ENOMEM:
-            raise
-        msg = f"no room for a mapping of {nbytes} bytes"
-        raise MemoryError(msg) from None
+        mapped = _mapped(nbytes)
+    except MemoryError as error:
+        mapped = _once_more(error, _mapped, nbytes)
     if _ADVICE_HUGE is not None:
         try:
             mapped.madvise(_ADVICE_HUGE)
@@ -77,13 +99,27 @@ def mapping(nbytes: int) -> mmap.mmap:
     return mapped
 
 
+def _mapped(nbytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, nbytes, **_MAP_OPTIONS)
+    except OSError as error:
+        raise_if_of_a_handler(error)
+        if error.errno != errno.ENOMEM:
+            raise
+        msg = f"no room for a mapping of {nbytes} bytes"
+        raise MemoryError(msg) from None
+
+
 def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     """Return new `bytes`, not yet shown to anybody, and an array to fill them through.
 
     What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
     hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
     """
-    data = _new_bytes(None, length)
+    try:
+        data = _new_bytes(None, length)
+    except MemoryError as error:
+        data = _once_more(error, _new_bytes, None, length)
     begin = _place_of(data)
     _advise_long(begin, length)
     return data, np.asarray(_Span(begin, length, [data]))
@@ -95,13 +131,20 @@ def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[i
     The array spans all that lies between the first and the last of them, whoever's it is: only
     ``[begin, begin + length)`` of each may be touched, and the whole never copied.
     """
-    pieces = [_new_bytes(None, length) for length in lengths]
+    try:
+        pieces = _all_new(lengths)
+    except MemoryError as error:
+        pieces = _once_more(error, _all_new, lengths)
     begins = [_place_of(piece) for piece in pieces]
     for begin, length in zip(begins, lengths, strict=True):
         _advise_long(begin, length)
     first = min(begins)
     end = max(begin + length for begin, length in zip(begins, lengths, strict=True))
     return pieces, np.asarray(_Span(first, end - first, pieces)), [begin - first for begin in begins]
+
+
+def _all_new(lengths: list[int]) -> list[bytes]:
+    return [_new_bytes(None, length) for length in lengths]
 
 
 def _advise_long(begin: int, nbytes: int) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -21,8 +22,9 @@ from hypothesis import strategies as st
 
 import headrace
 from headrace import arenas as arenas_
+from headrace import memory
 from headrace.arenas import Arenas
-from headrace.memory import MAPPED_BYTES
+from headrace.memory import MAPPED_BYTES, pooled_buffer, result_buffer, scattered_bytes, writable_bytes
 from headrace.testing import Fault, ObjectServer
 
 MIB = 1 << 20
@@ -35,6 +37,8 @@ def arenas(monkeypatch: pytest.MonkeyPatch) -> Arenas:
     mine = Arenas()
     for module in ("headrace.cached", "headrace.reader"):
         monkeypatch.setattr(f"{module}.arenas", mine)
+    assert memory.on_no_room == [arenas_.arenas.give_up]
+    monkeypatch.setattr(memory, "on_no_room", [mine.give_up])
     return mine
 
 
@@ -55,18 +59,32 @@ def test_what_is_gone_is_handed_out_again(arenas: Arenas) -> None:
 
 
 class NoRoom:
-    """Takes the place of module `mmap` where results are mapped: so many mappings are refused."""
+    """Takes the place of what makes memory, `mmap` where results are mapped or another: so many are refused."""
 
-    def __init__(self, times: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        times: int,
+        error: Exception,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: Any = None,
+        name: str = "mmap",
+    ) -> None:
         self.left = times
-        self._code = code
-        monkeypatch.setattr("headrace.memory.mmap", self)
+        if kind is None:
+            kind = SimpleNamespace(mmap=mmap.mmap)
+            monkeypatch.setattr(memory, "mmap", kind)
+        self._error = error
+        self._make = getattr(kind, name)
+        monkeypatch.setattr(kind, name, self)
 
-    def mmap(self, *args: Any, **options: Any) -> mmap.mmap:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         self.left -= 1
         if self.left >= 0:
-            raise OSError(self._code, os.strerror(self._code))
-        return mmap.mmap(*args, **options)
+            raise type(self._error)(*self._error.args)  # a kept one would keep what its frames hold
+        return self._make(*args, **options)
+
+
+NO_MEMORY = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def test_what_is_idle_is_given_up_for_what_there_is_no_room_for(
@@ -74,15 +92,64 @@ def test_what_is_idle_is_given_up_for_what_there_is_no_room_for(
 ) -> None:
     arenas.take(SIZE, 64 * MIB)
     assert arenas.idle_bytes == SIZE
-    refusals = NoRoom(1, errno.ENOMEM, monkeypatch)
+    refusals = NoRoom(1, NO_MEMORY, monkeypatch)
     taken = arenas.take(5 * SIZE, 64 * MIB)
     assert (len(taken), arenas.out_bytes, arenas.idle_bytes) == (5 * SIZE, 5 * SIZE, 0)
     assert refusals.left == -1
     del taken
-    NoRoom(1, errno.EPERM, monkeypatch)
+    NoRoom(1, PermissionError(), monkeypatch)
     with pytest.raises(PermissionError):
         arenas.take(SIZE, 64 * MIB)
     assert arenas.idle_bytes == 5 * SIZE
+
+
+@pytest.mark.parametrize(
+    ("make", "refusal"),
+    [
+        (lambda arenas: arenas.take(65 * MIB, 64 * MIB), (NO_MEMORY,)),
+        (lambda _: result_buffer(SIZE), (NO_MEMORY,)),
+        (lambda _: pooled_buffer(SIZE), (MemoryError(), pa, "allocate_buffer")),
+        (lambda _: writable_bytes(SIZE)[0], (MemoryError(), memory, "_new_bytes")),
+        (lambda _: scattered_bytes([SIZE])[0][0], (MemoryError(), memory, "_new_bytes")),
+    ],
+    ids=["above the limit", "submitted", "pooled", "bytes", "several bytes"],
+)
+def test_what_is_idle_is_given_up_for_other_results_too(
+    arenas: Arenas, monkeypatch: pytest.MonkeyPatch, make: Any, refusal: Any
+) -> None:
+    def refuse(times: int) -> NoRoom:
+        error, *where = refusal
+        return NoRoom(times, error, monkeypatch, *where)
+
+    arenas.take(SIZE, 64 * MIB)
+    refusals = refuse(1)
+    assert len(make(arenas)) >= SIZE
+    assert (refusals.left, arenas.idle_bytes) == (-1, 0)
+    arenas.take(SIZE, 64 * MIB)
+    refuse(2)
+    with pytest.raises(MemoryError):
+        make(arenas)
+    refusals = refuse(1)
+    with pytest.raises(MemoryError):
+        make(arenas)
+    assert refusals.left == 0, "nothing was idle, so it was not tried again"
+
+
+def test_what_is_given_up_while_an_arena_is_looked_for(
+    arenas: Arenas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal handler, or by a thread that does not wait for the lock."""
+    arenas.take(SIZE, 64 * MIB)
+    fitting: list[int] = []
+
+    def given_up(*args: Any, **options: Any) -> Any:
+        assert arenas.give_up()
+        fitting.append(min(*args, **options))
+        return fitting[-1]
+
+    monkeypatch.setattr(arenas_, "min", given_up, raising=False)
+    assert len(arenas.take(SIZE, 64 * MIB)) == SIZE
+    assert (fitting, arenas.idle_bytes) == ([0], SIZE)
 
 
 @pytest.mark.parametrize("read", ["read_ranges", "submit_ranges", "cat_ranges"])
@@ -92,7 +159,7 @@ def test_no_memory_is_no_error_of_the_storages(
     path = tmp_path / "data.bin"
     path.write_bytes(bytes(SIZE))
     fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
-    refusals = NoRoom(9, errno.ENOMEM, monkeypatch)
+    refusals = NoRoom(9, NO_MEMORY, monkeypatch)
     with pytest.raises(MemoryError, match="no room for a mapping of"):
         getattr(fs, read)([str(path)] * 20, list(range(20)), [100] * 19 + [SIZE])
     refusals.left = 0

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -290,7 +289,7 @@ def test_that_nobody_closes_any_is_the_answer_of_each_file(
     paths = [str(tmp_path / f"{number}.bin") for number in range(5)]
     have_few_descriptors(fs, str(tmp_path), 0, monkeypatch)
     slept: list[float] = []
-    monkeypatch.setattr("headrace.drivers.patience.sleep", slept.append)
+    monkeypatch.setattr(patience, "sleep", slept.append)
     answers = TOGETHER[how](fs, paths)
     assert [getattr(answer, "errno", None) for answer in answers] == [errno.EMFILE] * 5
     assert 1 <= sum(slept) / (5 if how == "each awaited" else 1) < 1.1
@@ -300,7 +299,7 @@ def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Have no pause take any time but on the clock of who makes it; returns how long each would be."""
     slept: list[float] = []
     now_s = perf_counter()
-    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(patience, "sleep", slept.append)
     monkeypatch.setattr(patience, "perf_counter", lambda: now_s + sum(slept))
     return slept
 
