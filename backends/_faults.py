@@ -12,11 +12,11 @@ was asked wrongly, and whatever is not known.
 from __future__ import annotations
 
 import email.utils
-import errno
 import time
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends.abc import FINAL, NoEndError
+from headrace.errors import is_out_of_descriptors
 from headrace.types import Verdict
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ _FINAL = (
     FileExistsError,
 )
 
-TOO_MANY_OPEN = frozenset({errno.EMFILE, errno.ENFILE})
-"""This process, or the system, has no descriptor left: fewer requests at once may have enough."""
-
 _CROWDED_VERDICT = Verdict(is_retryable=True, is_throttled=True)
 _LATE_VERDICT = Verdict(is_retryable=True, is_throttled=True, is_late=True)
 _BROKEN_VERDICT = Verdict(is_retryable=True)
@@ -65,7 +62,7 @@ def verdict(error: BaseException) -> Verdict:
 def _verdict_of(link: BaseException) -> Verdict | None:
     """Judge one error of a chain, or say that it tells nothing."""
     names = {kind.__name__ for kind in type(link).__mro__}
-    if isinstance(link, OSError) and link.errno in TOO_MANY_OPEN:
+    if is_out_of_descriptors(link):
         return _CROWDED_VERDICT
     if names & _LATE:
         return _LATE_VERDICT

@@ -14,8 +14,8 @@ from __future__ import annotations
 import errno
 import re
 
-from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED, TOO_MANY_OPEN
-from headrace.errors import HeadraceError
+from headrace.backends._faults import PRECONDITION_FAILED, RETRYABLE, THROTTLED
+from headrace.errors import HeadraceError, is_out_of_descriptors
 from headrace.types import Verdict
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})|(?:Status|Response) \{\s+status: (\d{3})")
@@ -91,7 +91,7 @@ def _of_connection(text: str, path: str) -> StoreError:
     if system is None:
         return StoreConnectionError(errno.ECONNRESET, f"the connection broke ({_first_line(text)})", path)
     broken = StoreConnectionError(int(system[1]), f"the connection broke ({system[2]})", path)
-    if broken.errno in TOO_MANY_OPEN:
+    if is_out_of_descriptors(broken):
         broken.verdict = Verdict(is_retryable=True, is_throttled=True)
     return broken
 

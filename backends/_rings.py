@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from headrace.backends._ring import LinuxKernel, Ring
+from headrace.errors import TOO_MANY_OPEN
 from headrace.threads import after_fork_in_child, is_python_thread, raise_if_of_a_handler
 from headrace.types import NOT_YET
 
@@ -54,7 +55,7 @@ GIL_ROWS = 256
 
 NumPy's own calls keep it up to 500 elements."""
 
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+_PASSING = TOO_MANY_OPEN | {errno.ENOMEM, errno.EAGAIN, errno.EINTR}
 """Errors of a moment."""
 
 _ROW_BITS = 32

@@ -14,6 +14,14 @@ from typing_extensions import override
 
 from headrace.redact import redact_url
 
+TOO_MANY_OPEN = frozenset({errno.EMFILE, errno.ENFILE})
+"""This process, or the system, has no descriptor left: fewer files or requests at once may have enough."""
+
+
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Whether there was no descriptor left, which is no answer of a file's."""
+    return isinstance(error, OSError) and error.errno in TOO_MANY_OPEN
+
 
 class HeadraceError(Exception):
     """Base of all errors that headrace raises on its own account."""

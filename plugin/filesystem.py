@@ -439,9 +439,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def _cat_asked(self, reader: Reader, asked: Asked, on_error: str) -> list[Any]:
         """Read what `cat_ranges` is asked for, by means of as many reads as that takes."""
         max_gap = asked.plain.max_gap
-        if asked.has_odd_bounds or reader.opens_too_many(asked.plain):
+        opens_too_many = reader.opens_too_many(asked.plain)
+        if asked.has_odd_bounds or opens_too_many:
             reader = reader.of_one_call()
-        if reader.opens_too_many(asked.plain):
+        if opens_too_many:
 
             def read(paths: Any, starts: Any, ends: Any) -> list[Any]:
                 return self._cat_asked(reader, ask(paths, starts, ends, self._file_path, max_gap), on_error)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import importlib
 import os
-from typing import Any
 
 from headrace.threads import raise_if_of_a_handler
 
@@ -21,14 +18,10 @@ def memory_bytes() -> int | None:
 def soft_limit(name: str) -> int | None:
     """Return a soft limit, RLIMIT_NOFILE or the like; None where there is none, or no such thing."""
     try:
-        resource: Any = importlib.import_module("resource")
+        import resource  # noqa: PLC0415 - Windows has none
+
         soft = int(resource.getrlimit(getattr(resource, name))[0])
     except (ImportError, AttributeError, ValueError, OSError) as error:
         raise_if_of_a_handler(error)
         return None
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def is_out_of_descriptors(error: BaseException) -> bool:
-    """Whether the process, or the system, had no descriptor left: that is no answer of a file's."""
-    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}

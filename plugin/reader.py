@@ -34,10 +34,10 @@ from headrace.core.plan import Plan, plan_one, plan_ranges, settle
 from headrace.drivers.apart import call_apart
 from headrace.drivers.job import Job
 from headrace.drivers.waiting import deadline
-from headrace.errors import ObjectChangedError, UnsizedFileError
+from headrace.errors import ObjectChangedError, UnsizedFileError, is_out_of_descriptors
 from headrace.jobs import Urgency, check_outcome, hand_over, wait_for_all
 from headrace.lifecycle import check_not_exiting
-from headrace.limits import is_out_of_descriptors, soft_limit
+from headrace.limits import soft_limit
 from headrace.memory import make_pages, result_buffer, scattered_bytes
 from headrace.pieces import Pieces
 from headrace.quick import advise_scattered

@@ -366,6 +366,21 @@ def test_a_call_has_a_part_of_few_descriptors(
     assert most == [25]
 
 
+@pytest.mark.parametrize(("read", "times"), [("cat_ranges", 2), ("read_ranges", 1)])
+def test_the_system_is_not_asked_again_what_it_grants(
+    tmp_path: Path, scheduled_mode: str, monkeypatch: pytest.MonkeyPatch, read: str, times: int
+) -> None:
+    fs = filesystem(scheduler=scheduled_mode)
+    paths = [str(tmp_path / f"{number}.bin") for number in range(20)]
+    for name in paths:
+        Path(name).write_bytes(DATA)
+    fs.cat_file(paths[0])
+    asked: list[str] = []
+    monkeypatch.setattr("headrace.reader.soft_limit", asked.append)
+    assert [bytes(data) for data in getattr(fs, read)(paths, [0] * 20, [10] * 20)] == [DATA[:10]] * 20
+    assert asked == ["RLIMIT_NOFILE"] * times
+
+
 def test_an_error_holds_no_files_open(path: str, scheduled_mode: str) -> None:
     fs = filesystem(scheduler=scheduled_mode)
     answers = fs.cat_ranges([path, f"{path}.not"] * 20, [0] * 40, [10] * 40)
