@@ -22,10 +22,10 @@ from headrace.core.request import State
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
 from headrace.drivers.waiting import wait_until_over
-from headrace.errors import ReadTimeoutError, UnsizedFileError
+from headrace.errors import ReadTimeoutError, UnsizedFileError, is_out_of_descriptors
 from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s, note_taken
 from headrace.lifecycle import check_not_exiting
-from headrace.limits import is_out_of_descriptors, memory_bytes
+from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
 from headrace.quick import NO_OPS, QuickReader, note_wait
 from headrace.ranges import Bounds, as_bounds, is_plain, or_error, resolve_bounds

@@ -59,7 +59,7 @@ def test_what_is_gone_is_handed_out_again(arenas: Arenas) -> None:
 
 
 class NoRoom:
-    """Takes the place of what makes memory, `mmap` where results are mapped or another: so many are refused."""
+    """Takes the place of what makes memory, `mmap` of results or another: so many times it is refused."""
 
     def __init__(
         self,
