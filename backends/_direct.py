@@ -21,6 +21,7 @@ import numpy as np
 
 from headrace.backends._rings import ERRNO_BASE, Columns, fd_column
 from headrace.threads import raise_if_of_a_handler
+from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, Ops
@@ -54,7 +55,7 @@ class DirectColumns(Columns):
         Of the slices under way, by their first row: the row behind the last, and the buffer, or None where
         all of the slice is aligned.
     is_kept
-        Whether a ring was lost: what it had under way may come still, so no buffer is let go of.
+        Whether a ring was lost with some of this. That may come still, so no buffer is let go of.
     """
 
     head: Int64Array
@@ -85,6 +86,7 @@ class DirectColumns(Columns):
         """Bring what was read of `rows` where it was asked for, and say in `got` how much that is."""
         rows = rows[self.is_raw[rows]]
         raw = ops.got[rows]
+        self.is_kept |= bool((raw == NOT_YET).any())  # nobody told of those, which no ring has any more
         for file in set(ops.file[rows[raw == REFUSED]].tolist()):
             ops.sources[file].direct_fd = -1  # it stays open: of this request more may be under way
         got = np.where(raw < 0, raw, np.clip(raw - self.head[rows], 0, ops.length[rows]))
@@ -100,9 +102,9 @@ class DirectColumns(Columns):
         if self.is_kept or not len(first):
             return
         for lo in np.unique(first[np.searchsorted(first, rows, "right") - 1]).tolist():
-            hi, _ = self.bounces[lo]
+            hi, _ = self.bounces.get(lo, (lo, None))  # another thread's slice may be gone by now
             if not self.is_raw[lo:hi].any():
-                del self.bounces[lo]
+                self.bounces.pop(lo, None)
 
 
 def direct_columns(ops: Ops) -> DirectColumns | None:

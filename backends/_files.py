@@ -88,6 +88,8 @@ class LocalSource:
 
     def open_directly(self) -> None:
         """Open it a second time, around the page cache, where its filesystem allows that."""
+        if stat.S_ISFIFO(os.fstat(self.fd).st_mode):
+            return  # that would wait for a writer, who may be gone
         try:
             linux.open_directly(self.path, self.fds)
             self.direct_fd = self.fds[1]
@@ -179,6 +181,7 @@ class FileBackend(InlineBackend):
     )
 
     fills_plainly = True
+    probes_rows = linux.HAS_NOWAIT
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)

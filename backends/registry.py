@@ -16,7 +16,6 @@ import logging
 from importlib import metadata
 from typing import Any
 
-from headrace.backends._folders import beneath_plain_folders, in_folder
 from headrace.backends.abc import Backend
 from headrace.errors import BackendError
 from headrace.threads import raise_if_of_a_handler
@@ -111,11 +110,6 @@ def backend_for(target: Any, excluded: frozenset[str] = frozenset(), wanted: str
     BackendError
         No installed backend serves it.
     """
-    beneath = beneath_plain_folders(target)
-    if beneath is not target:
-        found = in_folder(target, backend_for(beneath, excluded, wanted))
-        if found is not None:
-            return found
     for name, backend in _loaded():
         # What is excluded is not even asked: who forbids a probe may kill for it.
         level = logging.WARNING if name == wanted else logging.INFO

@@ -145,7 +145,6 @@ class UringBackend(FileBackend):
             is_done = ops.got[rows] != NOT_YET if len(pending) else np.ones(len(rows), np.bool_)
         done = rows[is_done]
         if isinstance(columns, DirectColumns):
-            columns.is_kept |= ring is None or ring.is_broken
             columns.take(ops, done)
             columns.forget(done)
         again = done[ops.got[done] != ops.length[done]]

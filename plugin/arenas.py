@@ -74,9 +74,10 @@ class Arenas:
 
     def give_up(self) -> bool:
         """Let go of what is idle, and say whether anything was; whoever has the lock may need it, too."""
+        idle_bytes = self.idle_bytes
         call_if_free(self._lock, self._settle)
-        given_up, self._idle = self._idle, []
-        return bool(given_up)
+        self._idle = []
+        return idle_bytes > 0
 
     def forget(self) -> None:
         """In a forked child: whoever held the lock is not there."""

@@ -17,7 +17,7 @@ import itertools
 import operator
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,13 +59,13 @@ from headrace.read import Read
 from headrace.reader import Reader
 from headrace.redact import redact, redacted_answers, redacted_errors
 from headrace.runtime import Channel, runtime
-from headrace.settings import OPTION_NAMES, Settings, current_settings, warn_misspelt
+from headrace.settings import OPTION_NAMES, Settings, SettingsError, current_settings, warn_misspelt
 from headrace.stats import Stats, snapshot
 from headrace.target import NOT_KEPT, KeptAsTarget, make_target
 from headrace.types import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
     from headrace.ranges import AnyPath, Asked, Single
@@ -801,11 +801,22 @@ def wrap_url(url: str, options: Mapping[str, Any]) -> tuple[HeadraceFileSystem, 
     """Return the filesystem of a URL, as one of ours, and the path in it.
 
     ``headrace::`` in front may be left out, and then needs no entry point. Options with the names of ours are
-    ours, as they are with it; those of the link, in a dict called ``headrace``, give way to the others.
+    ours, as they are with it; those of the link, in a dict called ``headrace``, give way to the others. Where
+    another link of the chain is one of ours, the dict is that one's.
+
+    Raises
+    ------
+    SettingsError
+        An option of ours is not allowed.
     """
-    options = {**options.get("headrace", {}), **options}
-    options.pop("headrace", None)
     url = url.removeprefix("headrace::")
+    if "headrace" in options and "::headrace:" not in url:
+        options = dict(options)
+        of_the_link = options.pop("headrace")
+        if not isinstance(of_the_link, Mapping):
+            msg = f"headrace={type(of_the_link).__name__} is not allowed; allowed: a dict of options"
+            raise SettingsError(msg)
+        options = {**of_the_link, **options}
     if url.startswith("headrace://"):  # one of ours already, which divides the options itself
         target, path = url_to_fs(url, **options)
         return wrap(target), path

@@ -51,11 +51,14 @@ def _make_room() -> bool:
     return sum(give_up() for give_up in on_no_room) > 0
 
 
-def _once_more(error: MemoryError, make: Callable[..., T], *args: Any) -> T:
-    """Call again what there was no room for, if there may be now."""
-    raise_if_of_a_handler(error)
-    if not _make_room():
-        raise error
+def _made(make: Callable[..., T], *args: Any) -> T:
+    """Call what makes memory, and once more where there may be room now and was none before."""
+    try:
+        return make(*args)
+    except MemoryError as error:
+        raise_if_of_a_handler(error)
+        if not _make_room():
+            raise
     return make(*args)
 
 
@@ -63,11 +66,7 @@ def pooled_buffer(nbytes: int) -> UInt8Array:
     """Return memory from Arrow's pool, contents undefined: for scans, which free and ask by turns."""
     if not nbytes:
         return np.empty(0, np.uint8)
-    try:
-        buffer = pa.allocate_buffer(nbytes)
-    except MemoryError as error:
-        buffer = _once_more(error, pa.allocate_buffer, nbytes)
-    return np.frombuffer(buffer, np.uint8)
+    return np.frombuffer(_made(pa.allocate_buffer, nbytes), np.uint8)
 
 
 def result_buffer(nbytes: int) -> UInt8Array:
@@ -86,10 +85,7 @@ def mapping(nbytes: int) -> mmap.mmap:
     MemoryError
         There is no room for it. `mmap` says so by an OSError, which would be taken for the storage's.
     """
-    try:
-        mapped = _mapped(nbytes)
-    except MemoryError as error:
-        mapped = _once_more(error, _mapped, nbytes)
+    mapped = _made(_mapped, nbytes)
     if _ADVICE_HUGE is not None:
         try:
             mapped.madvise(_ADVICE_HUGE)
@@ -116,10 +112,7 @@ def writable_bytes(length: int) -> tuple[bytes, UInt8Array]:
     What fsspec's contract asks for are `bytes`; reading into them saves the copy that costs as much as a
     hot read. Elsewhere than in CPython the bytes cannot be reached before they exist: see the caller.
     """
-    try:
-        data = _new_bytes(None, length)
-    except MemoryError as error:
-        data = _once_more(error, _new_bytes, None, length)
+    data: bytes = _made(_new_bytes, None, length)
     begin = _place_of(data)
     _advise_long(begin, length)
     return data, np.asarray(_Span(begin, length, [data]))
@@ -131,10 +124,7 @@ def scattered_bytes(lengths: list[int]) -> tuple[list[bytes], UInt8Array, list[i
     The array spans all that lies between the first and the last of them, whoever's it is: only
     ``[begin, begin + length)`` of each may be touched, and the whole never copied.
     """
-    try:
-        pieces = _all_new(lengths)
-    except MemoryError as error:
-        pieces = _once_more(error, _all_new, lengths)
+    pieces = _made(_all_new, lengths)
     begins = [_place_of(piece) for piece in pieces]
     for begin, length in zip(begins, lengths, strict=True):
         _advise_long(begin, length)

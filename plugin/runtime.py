@@ -23,7 +23,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
-from headrace.backends._folders import InFolder, in_folder
+from headrace.backends._folders import beneath_plain_folders, in_folder
 from headrace.backends.abc import AsyncBackend, Backend, BulkBackend, InlineBackend, ThreadedBackend
 from headrace.core.hedge import Hedge
 from headrace.core.link import Link
@@ -292,10 +292,10 @@ class Runtime:
     def _make(self, target: Any, settings: Settings) -> Channel:
         if settings.log is not None:
             _log.setLevel(settings.log)
+        found = self._in_folder(target, settings)
+        if found is not None:
+            return found
         backend = registry.backend_for(target, _excluded(settings), wanted=settings.local_backend)
-        if isinstance(backend, InFolder) and backend.target is not target:
-            store = self.channel(backend.target, settings)
-            return replace(store, backend=in_folder(target, store.backend) or backend, store=store)
         _check_engine(backend, settings)
         backend.configure(**{name: getattr(settings, name) for name in backend.options})
         if settings.hedge and isinstance(backend, BulkBackend):
@@ -314,6 +314,15 @@ class Runtime:
             self.copies,
             quick_bytes=quick_bytes,
         )
+
+    def _in_folder(self, target: Any, settings: Settings) -> Channel | None:
+        """Return the channel of a folder of a store, which is the store's but for the paths."""
+        beneath = beneath_plain_folders(target)
+        if beneath is target:
+            return None
+        store = self.channel(beneath, settings)
+        backend = in_folder(target, store.backend)
+        return None if backend is None else replace(store, backend=backend, store=store)
 
     def _driver(self, backend: Backend, mode: str, settings: Settings) -> Driver:
         if isinstance(backend, InlineBackend):

@@ -206,15 +206,25 @@ def test_a_pipe_is_waited_for_with_the_gil_let_go(tmp_path: Path) -> None:
     ],
     ids=["whole", "end", "cat", "range", "few", "ranges"],
 )
-@pytest.mark.parametrize("has_own_numbers", [True, False])
+@pytest.mark.parametrize(
+    ("has_own_numbers", "is_direct"),
+    [(True, False), (False, False), (True, True)],
+    ids=["", "path", "direct"],
+)
 def test_a_pipe_is_refused_and_its_writer_is_not_waited_for(
-    tmp_path: Path, scheduled_mode: str, read: Any, monkeypatch: pytest.MonkeyPatch, *, has_own_numbers: bool
+    tmp_path: Path,
+    scheduled_mode: str,
+    read: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    has_own_numbers: bool,
+    is_direct: bool,
 ) -> None:
     """He may be gone: a first opening lets him go, and ranges are opened twice where it is not quick."""
     monkeypatch.setattr(_linux, "_has_own_numbers", has_own_numbers and _linux._has_own_numbers)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    fs = headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode, uring_direct=is_direct)
     try:
         answer = read(fs, str(pipe))
     except OSError as error:

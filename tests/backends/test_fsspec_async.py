@@ -19,7 +19,6 @@ from google.oauth2.credentials import Credentials
 from plain_http import PlainServer, ranged
 
 import headrace
-from headrace.backends import registry
 from headrace.backends.fsspec_async import AsyncFsspecBackend
 
 NAMES = [f"{number}.bin" for number in range(20)]
@@ -77,8 +76,8 @@ def test_a_folder_is_of_the_bucket_that_it_is_in() -> None:
         (folder(store, "/"), "bucket/a"),
         (folder(folder(store)), "c"),
     ]:
-        assert registry.backend_for(fs).device(path) == plain.device("bucket/a"), path
-    other = registry.backend_for(folder(store, "other/prefix"))
+        assert headrace.wrap(fs).channel.backend.device(path) == plain.device("bucket/a"), path
+    other = headrace.wrap(folder(store, "other/prefix")).channel.backend
     assert other.device("a") == plain.device("other/a") != plain.device("bucket/a")
 
 

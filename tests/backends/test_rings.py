@@ -426,7 +426,8 @@ def test_long_direct_reads_are_submitted_with_the_gil_let_go(path: str, nbytes: 
     assert how == [is_kept]
 
 
-def test_bounce_buffers_are_kept_where_a_ring_was_lost(path: str) -> None:
+@pytest.mark.parametrize("is_there_another", [False, True])
+def test_bounce_buffers_are_kept_where_a_ring_was_lost(path: str, is_there_another: bool) -> None:
     """The kernel may have taken what it answers only later (I9)."""
     backend = backend_on(LinuxKernel())
     backend._is_direct = True
@@ -439,6 +440,9 @@ def test_bounce_buffers_are_kept_where_a_ring_was_lost(path: str) -> None:
     if not isinstance(columns, DirectColumns):
         pytest.skip("the filesystem refuses direct reads")
     ring.is_broken = True
+    if is_there_another:
+        assert backend._rings.mine() is None
+        assert backend._rings.mine() is not None
     for some in np.array_split(rows, 3):
         backend.finish(ops, some)
     assert len(expected) == len(answers(ops))

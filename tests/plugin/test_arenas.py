@@ -8,6 +8,7 @@ import mmap
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,6 +134,25 @@ def test_what_is_idle_is_given_up_for_other_results_too(
     with pytest.raises(MemoryError):
         make(arenas)
     assert refusals.left == 0, "nothing was idle, so it was not tried again"
+
+
+def test_that_there_is_no_room_keeps_nothing_of_who_asked(
+    arenas: Arenas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or who asks for less then would find the room still taken."""
+    NoRoom(1, NO_MEMORY, monkeypatch)
+
+    def ask() -> weakref.ref[Any]:
+        held = np.zeros(1)
+        with pytest.raises(MemoryError):
+            result_buffer(SIZE)
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert ask()() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_given_up_while_an_arena_is_looked_for(

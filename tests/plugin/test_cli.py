@@ -31,6 +31,7 @@ import headrace
 from headrace import cli
 from headrace._scan import ScanReport, ScanRequest, _open_filesystem, scan
 from headrace.cli import main
+from headrace.filesystem import wrap_url
 from headrace.testing import ObjectServer
 
 ROWS = 1_000
@@ -187,6 +188,18 @@ def test_options_of_ours_are_obeyed_in_any_spelling(folder, capsys, form):
     code, error = run_error(capsys, url, "-o", "target_protocol=file", "-o", "scheduler=bogus")
     assert code == 2
     assert "bogus" in error
+
+
+def test_what_the_headrace_link_takes_is_a_dict(folder, capsys):
+    code, error = run_error(capsys, folder, "-o", "headrace=secret")
+    assert code == 2
+    assert "a dict of options" in error
+    assert "secret" not in error
+
+
+def test_options_of_another_link_of_ours_are_its_own(folder):
+    fs, _ = wrap_url(f"simplecache::headrace::file://{folder}/x", {"headrace": {"scheduler": "standard"}})
+    assert fs.target.fs.channel.mode == "standard"
 
 
 def test_options_of_ours_are_not_given_to_what_is_wrapped(monkeypatch):
