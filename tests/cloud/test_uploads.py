@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import pickle
 import threading
@@ -42,6 +43,18 @@ class HoldsWrites:
             return None
         self.has_come.set()
         return Fault(until=self.may_go)
+
+    @contextlib.contextmanager
+    def during(self, write: Callable[..., object], *args: object) -> Iterator[None]:
+        """Write on a thread; the PUT waits inside, and is over behind."""
+        writing = threading.Thread(target=write, args=args)
+        writing.start()
+        try:
+            assert self.has_come.wait(WAIT_S)
+            yield
+        finally:
+            self.may_go.set_result(None)
+            writing.join()
 
 
 @pytest.fixture
@@ -104,15 +117,9 @@ def test_bytes_under_way_count(server: ObjectServer, tmp_path: Path, way: Callab
     local = tmp_path / "local"
     local.write_bytes(CONTENT)
     held = HoldsWrites(server)
-    writing = threading.Thread(target=way, args=(fs, "bucket/new", str(local)))
-    writing.start()
-    try:
-        assert held.has_come.wait(WAIT_S)
+    with held.during(way, fs, "bucket/new", str(local)):
         assert uploading_ops(fs) == [2]
         assert fs.cat_file("bucket/key", start=0, end=3) == b"con", "reads go on beside it"
-    finally:
-        held.may_go.set_result(None)
-        writing.join()
     assert uploading_ops(fs) == []
     assert server.read("bucket", "new") == CONTENT
 
@@ -121,14 +128,8 @@ def test_bytes_under_way_count(server: ObjectServer, tmp_path: Path, way: Callab
 def test_on_both_engines_in_every_mode(server: ObjectServer, mode: str, engine: str) -> None:
     fs = filesystem(server, mode, engine)
     held = HoldsWrites(server)
-    writing = threading.Thread(target=fs.pipe_file, args=("bucket/new", CONTENT))
-    writing.start()
-    try:
-        assert held.has_come.wait(WAIT_S)
+    with held.during(fs.pipe_file, "bucket/new", CONTENT):
         assert uploading_ops(fs) == ([] if mode == "off" else [2])
-    finally:
-        held.may_go.set_result(None)
-        writing.join()
     assert uploading_ops(fs) == []
 
 
@@ -137,14 +138,8 @@ def test_each_part_of_a_long_file_counts(server: ObjectServer) -> None:
     held = HoldsWrites(server)
     with fs.open("bucket/long", "wb", block_size=PART_BYTES) as file:
         assert uploading_ops(fs) == [], "an open file is no write"
-        writing = threading.Thread(target=file.write, args=(bytes(PART_BYTES + 1),))
-        writing.start()
-        try:
-            assert held.has_come.wait(WAIT_S)
+        with held.during(file.write, bytes(PART_BYTES + 1)):
             assert uploading_ops(fs) == [1]
-        finally:
-            held.may_go.set_result(None)
-            writing.join()
         assert uploading_ops(fs) == []
     assert len(server.read("bucket", "long")) == PART_BYTES + 1
 
@@ -158,14 +153,8 @@ def test_what_is_compressed_on_its_way_counts(server: ObjectServer, compression:
         with fs.open("bucket/packed", "wb", compression=compression) as file:
             file.write(b"content")
 
-    writing = threading.Thread(target=write)
-    writing.start()
-    try:
-        assert held.has_come.wait(WAIT_S)
+    with held.during(write):
         assert uploading_ops(fs) == [1]
-    finally:
-        held.may_go.set_result(None)
-        writing.join()
     with fs.open("bucket/packed", "rb", compression=compression) as file:
         assert file.read() == b"content"
 
