@@ -130,11 +130,14 @@ class BulkDriver(ThreadedDriver):
         try:
             if begin is not None:
                 self._at_leisure(job, held, begin)
-            while (grant := _next(job, held)) is not None:
-                self._perform_held(job, grant, held)
+            self._perform_each(job, held)
         except BaseException as error:
             _give_up(job, held, error)
             raise
+
+    def _perform_each(self, job: Job, held: list[Grant]) -> None:
+        while (grant := _next(job, held)) is not None:
+            self._perform_held(job, grant, held)
 
     @override
     def _perform_grant(self, job: Job, grant: Grant) -> None:
