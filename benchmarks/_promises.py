@@ -1,9 +1,8 @@
 """What the project promises of a run's figures: ratios of rates, wanted and seen.
 
 Every ratio that is promised is made here, kept or missed alike; what the project makes no promise about may
-stand beside, without a bound. Ours is one contender; a peer is the best of those
-that have its name, alone or before a comma ("s3fs" is the better of "s3fs, 64 connections" and
-"s3fs, 128 connections").
+stand beside, without a bound. Ours is one contender; a peer is the best of those that have its name, alone or
+before a comma ("s3fs" is the better of "s3fs, 64 connections" and "s3fs, 128 connections").
 """
 
 from __future__ import annotations

@@ -260,18 +260,16 @@ class Delegation:
 
     def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> Any:
         """Write one file, or each of a dict of them."""
-        if isinstance(path, dict):
-            path = {self._own_path(name): data for name, data in path.items()}
-        else:
-            path = self._own_path(path)
-        return self._of_target("pipe", path, value, **kwargs)
+        return self._of_target("pipe", self._own_contents(path), value, **kwargs)
 
     async def _pipe(self, path: Any, value: Any = None, **kwargs: Any) -> Any:
+        return await self._of_target_async("_pipe", self._own_contents(path), value, **kwargs)
+
+    def _own_contents(self, path: Any) -> Any:
+        """Return where to write as the target names it: a path, or a dict of contents by path."""
         if isinstance(path, dict):
-            path = {self._own_path(name): data for name, data in path.items()}
-        else:
-            path = self._own_path(path)
-        return await self._of_target_async("_pipe", path, value, **kwargs)
+            return {self._own_path(name): data for name, data in path.items()}
+        return self._own_path(path)
 
     async def _mv_file(self, path1: Any, path2: Any, **kwargs: Any) -> Any:
         """Move one file, in one request where the wrapped filesystem has one for that; `mv` is its own."""

@@ -95,12 +95,7 @@ class Reader(SingleReader):
     # -- whole reads
 
     def read(
-        self,
-        ranges: Ranges,
-        urgency: Urgency,
-        out: UInt8Array | None = None,
-        *,
-        is_listed: bool = False,
+        self, ranges: Ranges, urgency: Urgency, out: UInt8Array | None = None, *, is_listed: bool = False
     ) -> RangeBatch:
         """Read and return when all is there; `is_listed` where the caller wants a list of it next."""
         check_not_exiting()

@@ -334,17 +334,22 @@ def test_a_file_that_refuses_once_it_is_read_is_asked_once(
     assert path not in names, "both of its descriptors are closed with it"
 
 
-def test_bounce_buffers_live_as_long_as_their_slice(
-    path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str
-) -> None:
-    """Not as long as the request, of a million short ranges perhaps, each of which has a block."""
-    fs = HeadraceFileSystem(
+def direct_filesystem(mode: str) -> HeadraceFileSystem:
+    """With 32 ops in flight at the most, and an engine of its own: another's would have its own limits."""
+    return HeadraceFileSystem(
         fs=LocalFileSystem(),
-        scheduler=scheduled_mode,
+        scheduler=mode,
         uring_direct=True,
         process_io_limit=32,
         buffer_bytes=(1 << 36) + 32,
     )
+
+
+def test_bounce_buffers_live_as_long_as_their_slice(
+    path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str
+) -> None:
+    """Not as long as the request, of a million short ranges perhaps, each of which has a block."""
+    fs = direct_filesystem(scheduled_mode)
     place, held = DirectColumns.place, []
 
     def placed(columns: DirectColumns, lo: int, hi: int) -> bool:
@@ -382,13 +387,7 @@ def test_no_file_is_opened_for_a_look_at_the_page_cache_that_direct_reads_go_aro
 def test_direct_reads_without_memory_for_a_bounce_buffer_are_plain_ones(
     path: str, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str, refused: int
 ) -> None:
-    fs = HeadraceFileSystem(
-        fs=LocalFileSystem(),
-        scheduler=scheduled_mode,
-        uring_direct=True,
-        io_parallelism=32,
-        buffer_bytes=(1 << 36) + 32,
-    )
+    fs = direct_filesystem(scheduled_mode)
     refusals, plain = iter([errno.ENOMEM] * refused), mmap.mmap
 
     def mapped(*args: Any) -> mmap.mmap:
