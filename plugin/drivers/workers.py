@@ -55,7 +55,7 @@ class Workers:
         self._lock = threading.RLock()  # a signal handler may read, too
         self._threads: list[threading.Thread] = []
         self._idle: list[Waiter] = []
-        self._performing: set[Waiter] = set()
+        self._performing: set[threading.Thread] = set()
         self._started = 0
 
     def put(self, work: Callable[[], None], *, starts: bool = True) -> None:
@@ -75,7 +75,7 @@ class Workers:
                 one = self._idle[-1]
                 one.wake()
                 self._idle.remove(one)
-            except (IndexError, ValueError):  # it got up by itself, or another caller woke it
+            except (IndexError, ValueError):  # it got up by itself, and may rest again, or another woke it
                 continue
             return True
         return False
@@ -135,30 +135,33 @@ class Workers:
         self._threads = list(filter(methodcaller("is_alive"), self._threads))
 
     def _serve(self) -> None:
-        mine = Waiter()
-        while self._next(mine):
+        me = threading.current_thread()
+        while self._next(me):
             pass
         self._start_missing()  # of who came while this one had the lock to leave
 
-    def _next(self, mine: Waiter) -> bool:
+    def _next(self, me: threading.Thread) -> bool:
         """Do some work, or wait for it; False: this thread ends."""
         # Counted before it takes work: rather a thread too many than work that nobody does.
-        self._performing.add(mine)
+        self._performing.add(me)
         try:
             work = self._work.popleft()
         except IndexError:
-            self._performing.discard(mine)
-            return self._rest(mine)
+            self._performing.discard(me)
+            return self._rest()
         try:
             work()
         except Exception:  # noqa: BLE001 - told; the thread serves others too
             _log.exception("an error escaped from a read")
         finally:
-            self._performing.discard(mine)
+            self._performing.discard(me)
         return True
 
-    def _rest(self, mine: Waiter) -> bool:
+    def _rest(self) -> bool:
         """Sleep until woken; False: nothing came for so long that this thread ends."""
+        # Of this rest alone: who found the one before, and is about to strike it off, would strike this off,
+        # and count on a thread that sleeps.
+        mine = Waiter()
         self._idle.append(mine)
         # Who put work there before that line saw nobody to wake.
         is_wanted = bool(self._work) or mine.wait(self._idle_s)

@@ -13,6 +13,7 @@ import pytest
 from headrace.drivers import starting
 from headrace.drivers import workers as workers_
 from headrace.drivers.starting import Daemon, start_thread
+from headrace.drivers.waiter import Waiter
 from headrace.drivers.workers import Pools, Workers
 
 if TYPE_CHECKING:
@@ -79,6 +80,31 @@ def test_idle_threads_are_used_before_any_is_started(
         wait_until(lambda: len(pool._idle) == 3)
     assert len(names) == 9
     assert len(set(names)) == 3
+
+
+def test_a_thread_that_rests_again_is_not_struck_off(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """By one who found it idle, and gets the GIL again when it has done that work and rests once more."""
+    pool = Workers(1, "test-worker", idle_s=60)
+    first, second, third = (threading.Event() for _ in range(3))
+    pool.put(first.set)
+    assert first.wait(10)
+    wait_until(lambda: bool(pool._idle))
+    wake = Waiter.wake
+
+    def wake_late(waiter: Waiter) -> None:
+        wake(waiter)
+        if not second.is_set():
+            assert second.wait(10)
+            wait_until(lambda: bool(pool._idle))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiter, "wake", wake_late)
+        pool.put(second.set)
+    pool.put(third.set, starts=False)
+    pool.start_needed()
+    assert third.wait(10)
 
 
 def test_no_thread_is_started_for_what_an_awake_one_will_take() -> None:
