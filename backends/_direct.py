@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.backends._linux import BLOCK
 from headrace.backends._rings import ERRNO_BASE, Columns, fd_column
 from headrace.threads import raise_if_of_a_handler
 from headrace.types import NOT_YET
 
 if TYPE_CHECKING:
     from headrace.types import Int64Array, Ops
-
-BLOCK = 4096
 
 REFUSED = -errno.EINVAL - ERRNO_BASE
 """`Ops.got` of a direct read which the filesystem cannot do, or not with blocks of this size."""

@@ -14,9 +14,15 @@ thread each release costs up to a switch interval (5 ms). Opening does the same 
 long enough to be worth it, release the GIL.
 
 Advice belongs to the descriptor, and each call and each open file has its own. Who says what is to be read,
-in many ranges or a long one, turns the kernel's readahead off (it cost 2.6 times). An open file's short reads
-leave it as it is, on at first: of those that are far apart the kernel reads nothing ahead anyhow. Short ones
-that follow each other, and wait for the disk, turn it on again after a long one.
+in many ranges, turns the kernel's readahead off (it cost 2.6 times). An open file's short reads leave it as
+it is, on at first: of those that are far apart the kernel reads nothing ahead anyhow. Short ones that follow
+each other, and wait for the disk, turn it on again after a long one.
+
+Long ones have it where they follow each other and no urgent read is expected, as what the kernel reads ahead
+is in nobody's window. It is not enough to turn it off then: each page that is marked to set the next
+readahead going does so whatever the descriptor's advice is (mm/readahead.c: ``page_cache_async_ra``). So what
+may have been read ahead is read around the page cache, once, by ops that wait for their turn, and no mark is
+met (`LocalSource.leave_readahead`).
 
 Elsewhere than on Linux, and where the kernel lacks a call, the same results come from `os.pread`.
 """
@@ -53,6 +59,9 @@ KEEP_GIL_BYTES = 64 << 10
 SCAN_READS = 2
 """So many short reads in a row that go on where the one before ended are a scan."""
 
+SLACK_BYTES = 1 << 20
+"""How much further the kernel is taken to be ahead than it says."""
+
 IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 """``struct iovec`` of readv(2) on 64-bit systems."""
 
@@ -70,12 +79,14 @@ class LocalSource:
     `__del__` is no function but a call of C's, made before there is anything to close.
     """
 
-    __slots__ = ("__del__", "advice", "direct_fd", "end", "fd", "fds", "path", "run")
+    __slots__ = ("__del__", "advice", "around", "direct_fd", "end", "fd", "fds", "is_ahead", "path", "run")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.advice = linux.ADVICE_NORMAL
-        self.end, self.run = -1, 0
+        self.end = self.run = 0
+        self.is_ahead = False  # the kernel may be ahead of what was read
+        self.around = 0  # up to where to read around the page cache
         self.fd = self.direct_fd = -1
         self.fds: list[int] = []
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).
@@ -106,18 +117,31 @@ class LocalSource:
             self.advice = advice
             linux.advise(self.fd, advice)
 
-    def note_wait(self, start: int, end: int, *, is_long: bool) -> None:
+    def note_wait(self, start: int, end: int, *, is_long: bool, expects_urgent: bool = False) -> None:
         """Tell the kernel whether to read ahead, before a read of an open file that waits for the disk.
 
-        One goes on where it begins no later than the one before ended, which may have been a whole block. It
-        may be noted twice.
+        One goes on where it begins no later than the one before ended, which may have been a whole block. A
+        short one may be noted twice.
         """
-        self.run = self.run + 1 if start <= self.end <= end and not is_long else 0
+        is_next = start <= self.end <= end
         self.end = end
+        self.run = self.run + 1 if is_next and not is_long else 0
         if is_long:
-            self.advise(linux.ADVICE_RANDOM)
+            self.advise(linux.ADVICE_NORMAL if is_next and not expects_urgent else linux.ADVICE_RANDOM)
         elif self.run >= SCAN_READS:
             self.advise(linux.ADVICE_NORMAL)
+        self.is_ahead |= is_next and self.advice == linux.ADVICE_NORMAL
+
+    def leave_readahead(self, start: int) -> int:
+        """Have the kernel read no further ahead: say up to where to read around the page cache for that."""
+        if self.is_ahead:
+            self.is_ahead = False
+            self.advise(linux.ADVICE_RANDOM)
+            if linux.HAS_NOWAIT and self.direct_fd < 0:
+                self.open_directly()
+            if self.direct_fd >= 0:
+                self.around = start + reach_bytes(self.fd)
+        return self.around
 
     def size(self) -> int:
         """Bytes of the file now.
@@ -144,6 +168,16 @@ class LocalSource:
         except OSError as error:
             raise_if_of_a_handler(error)
             return False
+
+
+def reach_bytes(fd: int) -> int:
+    """Return how far behind what was read of a file the kernel may be ahead.
+
+    That is the window whose mark was met and the one that this set going, each as long as the device allows,
+    or as an op that is longer.
+    """
+    window = max(linux.read_ahead_bytes(os.fstat(fd).st_dev), FileBackend.defaults.max_op_bytes)
+    return 2 * window + SLACK_BYTES
 
 
 @dataclass(slots=True)
@@ -265,13 +299,28 @@ class FileBackend(InlineBackend):
     @override
     def fill(self, source: LocalSource, start: int, out: memoryview) -> tuple[int, bool]:
         """Read a range, waiting for the disk where the page cache does not hold it."""
-        got = max(linux.read_cached(source.fd, out, start), 0) if linux.HAS_NOWAIT else 0
-        if got == len(out):
-            return got, True
+        got = 0
+        if start < source.around:
+            got = self._fill_around(source, start, out)
+            if got == len(out):
+                return got, False
+        elif linux.HAS_NOWAIT:
+            got = max(linux.read_cached(source.fd, out, start), 0)
+            if got == len(out):
+                return got, True
         try:
             return got + linux.fill(source.fd, out[got:], start + got), False
         except OSError as error:
             raise _of_path(error, source.path) from None
+
+    def _fill_around(self, source: LocalSource, start: int, out: memoryview) -> int:
+        """Read around the page cache what it can be; what is left is read plainly, its error with it."""
+        try:
+            return linux.pread_around(source.direct_fd, out, start)
+        except OSError as error:
+            raise_if_of_a_handler(error)
+            source.around = 0
+            return 0
 
     @override
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:

@@ -34,6 +34,12 @@ ADVICE_NORMAL = 0
 ADVICE_RANDOM = 1
 """posix_fadvise(2)."""
 
+BLOCK = 4096
+"""Reads around the page cache are aligned to this: enough for every device that is common, and a page."""
+
+_READ_AHEAD_BYTES = 8 << 20
+"""What a device is taken to read ahead that does not say it."""
+
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20
 _SYS_OPENAT2 = 437
@@ -155,6 +161,24 @@ def advise(fd: int, advice: int) -> None:
         _LIBC.posix_fadvise(fd, ctypes.c_long(0), ctypes.c_long(0), advice)
 
 
+@functools.cache
+def read_ahead_bytes(device: int) -> int:
+    """How far the kernel reads ahead on a device, at the most, by what it says of that."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    of_disk = Path("/sys/dev/block") / number
+    names = (
+        Path("/sys/class/bdi") / number / "read_ahead_kb",
+        of_disk / "queue" / "read_ahead_kb",
+        of_disk / ".." / "queue" / "read_ahead_kb",  # it is a part of one
+    )
+    for name in names:
+        try:
+            return int(name.read_text()) << 10
+        except (OSError, ValueError) as error:
+            raise_if_of_a_handler(error)
+    return _READ_AHEAD_BYTES
+
+
 def is_cached(fd: int, start: int, length: int) -> bool:
     """Whether the page cache holds a range. The kernel only tells who may write the file, or owns it.
 
@@ -192,6 +216,21 @@ def pread_into(fd: int, view: memoryview, start: int) -> int:
         data = os.read(fd, len(view))
     view[: len(data)] = data
     return len(data)
+
+
+def pread_around(fd: int, view: memoryview, start: int) -> int:
+    """Read at `start` into `view` by a descriptor of ``O_DIRECT``, waiting; returns bytes.
+
+    Raises
+    ------
+    OSError
+        As of a read, or that there is no memory, or that blocks of this size are refused.
+    """
+    first, end = start & -BLOCK, (start + len(view) + BLOCK - 1) & -BLOCK
+    with mmap.mmap(-1, end - first) as blocks:  # a mapping begins with a page
+        got = max(0, min(os.preadv(fd, [blocks], first) - (start - first), len(view)))
+        view[:got] = blocks[start - first : start - first + got]
+    return got
 
 
 def pread(fd: int, start: int, length: int) -> bytes:

@@ -91,11 +91,11 @@ class QuickReader(JobMaker):
             self._has_missed = data is None
         if data is not None:
             return data
-        note_wait(source, start, length)
+        note_wait(source, start, length, is_long=False)
         read = self._read_missed([Small(source, path, start, length)], priority() if base is None else base)
         return None if read is None else read[0]
 
-    def copy_now(self, source: Any, path: str, start: int, out: UInt8Array) -> bool:
+    def copy_now(self, source: Any, path: str, start: int, out: UInt8Array, base: Callable[[], int]) -> bool:
         """Fill `out` from the page cache if that has all of it, or say that the scheduler must be asked."""
         channel = self.channel
         engine = channel.engine
@@ -109,6 +109,8 @@ class QuickReader(JobMaker):
             return False
         with engine.lock:
             scheduler.count_hit(len(out))
+            if getattr(source, "is_ahead", False):
+                scheduler.room.ahead_base = base()
         engine.drain_dropped()
         return True
 
@@ -250,11 +252,11 @@ def advise_scattered(source: Any) -> None:
         advise(ADVICE_RANDOM)
 
 
-def note_wait(source: Any, start: int, length: int, *, is_long: bool = False) -> None:
+def note_wait(source: Any, start: int, length: int, **how: bool) -> None:
     """Say that a read of an open source waits for the disk: how it is used tells whether to read ahead."""
     note = getattr(source, "note_wait", None)
     if note is not None:
-        note(start, start + length, is_long=is_long)
+        note(start, start + length, **how)
 
 
 def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:

@@ -93,12 +93,32 @@ class SingleReader(QuickReader):
         still in flight then may write to it (I9).
         """
         check_not_exiting()
-        if self.copy_now(source, path, start, out):
+        is_long = len(out) > self.channel.short_op_bytes
+        expects_urgent = is_long and self.channel.scheduler(path).room.expects_urgent
+        if expects_urgent and (begun := self._read_around(source, path, start, out, urgency)):
+            if begun == len(out):
+                return begun
+            return begun + self.read_into(source, path, start + begun, out[begun:], urgency, is_lent=is_lent)
+        if self.copy_now(source, path, start, out, urgency.base):
             return len(out)
-        note_wait(source, start, len(out), is_long=len(out) > self.channel.short_op_bytes)
+        note_wait(source, start, len(out), is_long=is_long, expects_urgent=expects_urgent)
         most = self.channel.op_bytes(path)
         if len(out) <= most and self._may_fill():
             return self._fill(source, path, start, out, urgency)
+        return self._read_ops(source, path, start, out, most, urgency, is_lent=is_lent)
+
+    def _read_ops(
+        self,
+        source: Any,
+        path: str,
+        start: int,
+        out: UInt8Array,
+        most: int,
+        urgency: Urgency,
+        *,
+        is_lent: bool,
+    ) -> int:
+        """Do the same by ops of at most so many bytes."""
         limit = self.channel.settings.buffer_bytes
         into = arenas.take(len(out), limit) if is_lent and not self.is_drained else out
         ops = Ops.of([source], split_range(start, len(out), most), into)
@@ -119,6 +139,23 @@ class SingleReader(QuickReader):
                 job.engine.settle_lost()
         if into is not out:
             out[:got] = into[:got]
+        return got
+
+    def _read_around(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
+        """Read, by short ops, what the kernel may have read ahead, so that it goes no further; returns bytes.
+
+        Urgent reads come, and what it reads ahead waits for no turn.
+        """
+        leave = getattr(source, "leave_readahead", None)
+        if leave is None or not self._may_fill():
+            return 0
+        end, got = min(leave(start) - start, len(out)), 0
+        while got < end:
+            piece = out[got : min(end, got + self.channel.short_op_bytes)]
+            more = self._fill(source, path, start + got, piece, urgency)
+            got += more
+            if more < len(piece):
+                break  # the end of the file
         return got
 
     def _may_fill(self) -> bool:

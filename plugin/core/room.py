@@ -106,6 +106,9 @@ class Room:
         Of all requests but nested ones, whose parents' ops are counted.
     in_flight_bases
         The ops of each base priority.
+    ahead_base
+        Base priority of a read that the page cache answered lately, while the kernel reads ahead for it: that
+        is in flight, too, though nobody says so.
     turn_bytes
         What an op counts as in the turns of scans, at the least.
     is_held_back
@@ -114,8 +117,9 @@ class Room:
     """
 
     __slots__ = (
-        "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_calls", "in_flight_ops",
-        "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "turn_bytes", "uploads", "window",
+        "ahead_base", "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_calls",
+        "in_flight_ops", "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "turn_bytes",
+        "uploads", "window",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -128,6 +132,7 @@ class Room:
         self.link = limits.link
         self.uploads = Uploads()
         self.is_held_back = False
+        self.ahead_base: int | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -306,8 +311,11 @@ class Room:
 
     def note_urgent(self, request: Request, now: float) -> None:
         """Tell the window who waits for all of it; a store's requests are served side by side."""
-        bases = self.in_flight_bases
-        if bases and self.window is not None and not self.counts_ops and request.priority.base < max(bases):
+        if self.window is None or self.counts_ops:
+            return
+        base, bases, ahead_base = request.priority.base, self.in_flight_bases, self.ahead_base
+        if (bases and base < max(bases)) or (ahead_base is not None and base < ahead_base):
+            self.ahead_base = None
             self.window.note_urgent(now)
 
     def observe(self, ops: int, nbytes: int, latency_s: float, now: float) -> None:

@@ -89,6 +89,7 @@ class Scheduler:
         elif request.is_nested:
             self._grant_nested(request, now)
         elif self._is_alone(request):
+            self.room.note_urgent(request, now)
             self._start_all(request, now)
         else:
             self._list_awaited(request)

@@ -29,7 +29,7 @@ KINDS = [
     if not (target in {"threaded", "async"} and work == "few")  # as any other ranges there
 ] + [
     *("series-lite-long", "series-standard-long", "async-lite-ahead", "async-standard-ahead"),
-    "async-standard-written",
+    *("around-lite-longfile", "around-standard-longfile", "async-standard-written"),
     # A single op is called for by its waiter in both modes, and what was submitted by a worker.
     *("bulk-lite-single", "bulk-lite-ranges", "bulk-lite-submitted", "bulk-standard-ranges"),
     *("hedged-lite-single", "hedged-lite-ranges"),  # in standard the loop thread does all of it
@@ -82,6 +82,8 @@ def test_an_exception_at_every_line(kind: str, content: Path) -> None:
         assert "_winner" in answer["functions"], "the thread that is interrupted never asked twice"
     if kind.startswith("cold") and kind.endswith("file"):
         assert "_fill" in answer["functions"]
+    if kind.startswith("around"):
+        assert "pread_around" in answer["functions"]
     if kind.endswith("ahead"):
         assert "_submit" in answer["functions"]
 

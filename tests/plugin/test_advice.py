@@ -1,18 +1,30 @@
-"""The kernel's readahead of local files: on for short reads in a row, off for ranges and for long reads."""
+"""The kernel's readahead of local files: on for reads in a row, off for ranges and beside urgent reads."""
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from pages import drop, needs_nowait, pages_of, tells_what_is_cached
 
 import headrace
+from headrace.backends import _files
 from headrace.backends import _linux as linux
 from headrace.backends._files import FileBackend
+from headrace.core.window import Window
+from headrace.jobs import Urgency
 from headrace.single import LOCAL_BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT on this system")
+MIB = 1 << 20
 
 LONG, SHORT = 300 << 10, 20 << 10
 APART = 4
@@ -60,6 +72,7 @@ def advice(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(linux, "advise", note)
     monkeypatch.setattr(FileBackend, "probe", lambda *_: None)
     monkeypatch.setattr(FileBackend, "copy", lambda *_: False)
+    monkeypatch.setattr(Window, "expects_urgent", False)  # other tests' reads may have been
     return given
 
 
@@ -78,9 +91,11 @@ def read_all(file: Any, reads: Reads, how: str) -> None:
     [
         pytest.param(MANY_SHORT, [], id="short ones in a row"),
         pytest.param(far_apart(SHORT), [], id="short ones far apart"),
-        pytest.param(in_a_row(*[LONG] * 8), [OFF], id="long ones in a row"),
+        pytest.param(in_a_row(*[LONG] * 8), [], id="long ones in a row"),
+        pytest.param(in_a_row(*[LONG] * 4, start=LONG), [OFF, ON], id="long ones in a row, in the middle"),
+        pytest.param([(LONG, LONG), (LONG + 9, LONG)], [OFF, ON], id="long ones that meet"),
         pytest.param(far_apart(LONG), [OFF], id="long ones far apart"),
-        pytest.param(in_a_row(*[LONG, SHORT] * 8), [OFF], id="long and short ones in turn"),
+        pytest.param(far_apart(LONG) + in_a_row(LONG, LONG), [OFF, ON], id="long ones, then in a row"),
         pytest.param(far_apart(LONG) + MANY_SHORT, [OFF, ON], id="long ones, then short ones in a row"),
         pytest.param(far_apart(LONG) + far_apart(SHORT), [OFF], id="long ones, then short ones far apart"),
         pytest.param(far_apart(LONG) + in_a_row(SHORT, 4096), [OFF], id="long ones, then two short ones"),
@@ -88,7 +103,7 @@ def read_all(file: Any, reads: Reads, how: str) -> None:
         pytest.param((far_apart(LONG) + MANY_SHORT) * 2, [OFF, ON, OFF, ON], id="by turns"),
     ],
 )
-def test_short_reads_in_a_row_have_readahead_whatever_was_before(
+def test_reads_in_a_row_have_readahead_whatever_was_before(
     fs: Any, path: Path, advice: list[tuple[int, int]], reads: Reads, expected: list[int], how: str
 ) -> None:
     """Only where that changes is the kernel told."""
@@ -119,6 +134,170 @@ def test_the_kernel_is_told_nothing_of_what_it_has(
     monkeypatch.setattr(linux, "advise", None)
     with fs.open(str(path)) as file:
         read_all(file, far_apart(LONG) + MANY_SHORT, "read")
+
+
+@pytest.fixture
+def urgent(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Say whether urgent reads are expected: none are, so far."""
+    monkeypatch.setattr(Window, "expects_urgent", False)
+    return lambda is_expected: monkeypatch.setattr(Window, "expects_urgent", is_expected)
+
+
+@pytest.mark.parametrize("length", [LONG, SHORT])
+def test_long_reads_beside_urgent_ones_have_no_readahead(
+    fs: Any, path: Path, advice: list[tuple[int, int]], urgent: Callable[[bool], None], length: int
+) -> None:
+    urgent(True)
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(*[length] * 8), "read")
+    assert [told for _, told in advice] == ([OFF] if length == LONG else [])
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Where reads around the page cache began, and their bytes; 900,000 are to be."""
+    noted: list[tuple[int, int]] = []
+    pread_around = linux.pread_around
+
+    def note(fd: int, view: memoryview, start: int) -> int:
+        noted.append((start, len(view)))
+        return pread_around(fd, view, start)
+
+    monkeypatch.setattr(linux, "pread_around", note)
+    monkeypatch.setattr(_files, "reach_bytes", lambda _fd: 900_000)
+    return noted
+
+
+@needs_direct
+@pytest.mark.usefixtures("advice")
+@pytest.mark.parametrize("how", ["read", "readinto", "read_buffer"])
+@pytest.mark.parametrize("first", [LONG, SHORT])
+def test_what_was_read_ahead_is_read_around_when_urgent_reads_come(
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None], first: int, how: str
+) -> None:
+    """Once: by short ops, whatever the offsets, and what comes after it as before."""
+    data, at = path.read_bytes(), 2 * first + 77
+    with fs.open(str(path), block_size=0) as file:
+        read_all(file, in_a_row(first, first + 77), "read")
+        assert around == []
+        urgent(True)
+        got = b""
+        for _ in range(4):
+            if how == "readinto":
+                piece = bytearray(LONG + 1)
+                assert file.readinto(piece) == len(piece)
+            else:
+                piece = getattr(file, how)(LONG + 1)
+            got += bytes(piece)
+        assert got == data[at : at + 4 * (LONG + 1)]
+        assert (around[0][0], sum(length for _, length in around)) == (at, 900_000)
+        assert max(length for _, length in around) == fs.channel.short_op_bytes
+        around.clear()
+        assert file.read(LONG) == data[at + len(got) :][:LONG]
+    assert around == []
+    assert (fs.stats().in_flight_ops, fs.stats().reserved_bytes) == (0, 0)
+
+
+@needs_direct
+@pytest.mark.usefixtures("advice")
+def test_the_end_of_the_file_is_met_while_it_is_read_around(
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
+) -> None:
+    data = path.read_bytes()[: 3 * LONG - 1]
+    path.write_bytes(data)
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        urgent(True)
+        got = file.read(LONG)
+        assert got == data[2 * LONG :]
+        assert sum(length for _, length in around) == LONG - 1
+        buffer = bytearray(LONG)
+        assert file.readinto(buffer) == 0
+        path.write_bytes(data[:-1000])  # meanwhile
+        assert file.seek(2 * LONG) == file.tell()
+        out = np.empty(LONG, np.uint8)
+        assert fs._reader.read_into(file._source, str(path), 2 * LONG, out, Urgency()) == LONG - 1001
+
+
+@pytest.mark.usefixtures("advice", "around")
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_where_nothing_can_be_read_around_it_is_read_plainly(
+    fs: Any, path: Path, urgent: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, *, is_opened: bool
+) -> None:
+    data = path.read_bytes()
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    if not is_opened:
+        monkeypatch.setattr(linux, "open_directly", refuse)
+    monkeypatch.setattr(linux, "pread_around", refuse)
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        urgent(True)
+        assert file.read(LONG) == data[2 * LONG : 3 * LONG]
+        assert file.read() == data[3 * LONG :]
+
+
+@needs_direct
+@pytest.mark.usefixtures("advice")
+def test_a_thread_that_may_not_wait_reads_nothing_around(
+    path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
+) -> None:
+    """In standard mode a worker waits for the disk where there is a time-out."""
+    fs: Any = headrace.HeadraceFileSystem(target_protocol="file", scheduler="standard", timeout_s=60)
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        urgent(True)
+        read_all(file, in_a_row(LONG, LONG, start=2 * LONG), "read")
+    assert around == []
+
+
+@needs_direct
+@needs_nowait
+def test_a_readahead_that_runs_is_left_behind(
+    fs: Any, tmp_path: Path, urgent: Callable[[bool], None]
+) -> None:
+    """The kernel is asked: whatever is behind the last read is not on its way."""
+    path = tmp_path / "long.bin"
+    path.write_bytes(CONTENT * 32)
+    drop(path)
+    if not tells_what_is_cached(tmp_path) or pages_of(path):
+        pytest.skip("what is cached is not told, or stays")
+    urgent(False)
+    with fs.open(str(path)) as file:
+        for _ in range(8):
+            file.read(MIB)
+        urgent(True)
+        before = pages_of(path)
+        while file.tell() < 48 * MIB:
+            file.read(MIB)
+        assert pages_of(path) - before < 64 << 20 >> 12
+        with path.open("rb") as plain:
+            beyond = range(file.tell(), len(CONTENT) * 32, mmap.PAGESIZE)
+            assert not any(linux.is_cached(plain.fileno(), start, 1) for start in beyond)
+
+
+@needs_nowait
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
+    fs: Any, path: Path, tmp_path: Path, *, is_ahead: bool
+) -> None:
+    """Else an urgent read would find nothing in flight, and nobody would be told of it."""
+    if not tells_what_is_cached(tmp_path):
+        pytest.skip("what is cached is not told")
+    data, room = path.read_bytes(), fs.channel.scheduler(str(path)).room
+    room.ahead_base = None
+    with fs.open(str(path), priority=3) as file:
+        file._source.is_ahead = is_ahead
+        assert file.read(LONG) == data[:LONG]
+    assert room.ahead_base == (3 if is_ahead else None)
+
+
+def test_how_far_the_kernel_reads_ahead_is_asked_of_the_device(tmp_path: Path) -> None:
+    linux.read_ahead_bytes.cache_clear()
+    assert linux.read_ahead_bytes(tmp_path.stat().st_dev) >= 0
+    assert linux.read_ahead_bytes(os.makedev(4000, 4000)) == 8 << 20
 
 
 def scattered(fs: Any, path: Path, how: str, count: int) -> None:

@@ -183,6 +183,12 @@ def through_file(fs: Any) -> bytes:
         return bytes(file.read(90_000))
 
 
+def long_through_file(fs: Any) -> bytes:
+    with fs.open(PATH, "rb") as file:
+        file.seek(100)
+        return bytes(file.read(LONG_BYTES + 5))
+
+
 def read_ahead(fs: Any) -> bytes:
     """Read some blocks in a row: from the second on the next ones are asked for."""
     with fs.open(PATH, "rb", cache_type="none") as file:
@@ -205,6 +211,7 @@ EXPECTED = {
     single: CONTENT[100:200],
     ranges: b"".join(CONTENT[STEP * k : STEP * k + 10] for k in range(MANY)),
     through_file: CONTENT[100:90_100],
+    long_through_file: CONTENT[100 : 105 + LONG_BYTES],
     read_ahead: CONTENT[: 4 * BLOCK],
     submitted: CONTENT[100:200],
     written: WRITTEN,
@@ -213,6 +220,7 @@ TARGETS = {
     "local": "file",
     "cold": "file",
     "series": "file",
+    "around": "file",
     "bulk": "file",
     "threaded": "slow",
     "async": "aslow",
@@ -224,6 +232,7 @@ WORK = {
     "long": long,
     "ranges": ranges,
     "file": through_file,
+    "longfile": long_through_file,
     "ahead": read_ahead,
     "submitted": submitted,
     "written": written,
@@ -268,7 +277,22 @@ def make(target: str, mode: str) -> Any:
     elif target == "series":
         Window.expects_urgent = True  # type: ignore[assignment,method-assign]
         assert fs.channel.op_bytes(PATH) < LONG_BYTES
+    elif target == "around":
+        leave_readahead_always(fs.channel.backend)
     return fs
+
+
+def leave_readahead_always(backend: Any) -> None:
+    """Have every file be read as one of which the kernel is ahead when urgent reads come."""
+    make_source = backend.make_source
+    Window.expects_urgent = True  # type: ignore[assignment,method-assign]
+
+    def made(path: str) -> Any:
+        source = make_source(path)
+        source.is_ahead = True
+        return source
+
+    backend.make_source = made
 
 
 def ask_always_twice() -> None:

@@ -908,6 +908,18 @@ def test_the_window_is_told_of_an_urgent_read_that_starts_at_once() -> None:
     assert scheduler.room.expects_urgent
 
 
+@pytest.mark.parametrize("base", [-1, 0])
+def test_the_window_is_told_of_urgent_reads_beside_what_the_kernel_reads_ahead(base: int) -> None:
+    """The page cache answers the scan, and nothing of it is in flight; of each such answer one tells."""
+    window = AttentiveWindow(initial=100, least=1, most=100)
+    scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=9))
+    scheduler.room.ahead_base = 0
+    submit(scheduler, 10, base=base)
+    assert window.urgent == (base < 0)
+    submit(scheduler, 10, base=base)
+    assert window.urgent == (base < 0)
+
+
 def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:
     """It had waited for an op that fills the window, and was admitted when that was done."""
     window = AttentiveWindow(initial=10, least=1, most=10)
