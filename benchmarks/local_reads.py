@@ -10,6 +10,7 @@ Sections, each hot and cold:
   ``cat_ranges`` of one range.
 * *batch*: 100,000 random ranges of 4 KiB in one call.
 * *cat_ranges*: sorted, unsorted, adjacent, many files, large: headrace and fsspec's own.
+* *stream*: a part of one open file from its beginning to its end, so many bytes at a time.
 * *busy*: small hot reads while another Python thread computes.
 * *scan*: ``pyarrow.dataset`` over TPC-H lineitem, all columns and two, idle and beside a busy thread.
 
@@ -91,11 +92,12 @@ class Sizes:
     cat_ranges: int
     small_files: int
     large: int
+    stream_bytes: int
     scale: float
 
 
-FULL = Sizes(4 * GIB, 5000, 1000, 100_000, 20_000, 1000, 100, 1.0)
-QUICK = Sizes(256 * MIB, 500, 100, 4_000, 2_000, 100, 10, 0.05)
+FULL = Sizes(4 * GIB, 5000, 1000, 100_000, 20_000, 1000, 100, 256 * MIB, 1.0)
+QUICK = Sizes(256 * MIB, 500, 100, 4_000, 2_000, 100, 10, 64 * MIB, 0.05)
 
 Spans = tuple[list[str], list[int], list[int]]
 
@@ -220,6 +222,52 @@ def cat_ranges_cases(path: Path, many: list[Path], sizes: Sizes) -> Iterator[Cas
             ]
             files = many if "files" in name else [path]
             yield Case("cat_ranges", name, state, make, contenders, n, "ranges", files, spans_truth)
+
+
+# -- one file from one end to the other
+
+
+def stream_cases(path: Path, sizes: Sizes) -> Iterator[Case]:
+    """Read on and on in one open file."""
+    places = sizes.file_bytes // sizes.stream_bytes
+
+    def begin(rng: np.random.Generator) -> int:
+        return int(rng.integers(places)) * sizes.stream_bytes
+
+    openers: list[tuple[str, Callable[[str], Any]]] = [
+        *((name, partial(fs.open, mode="rb")) for name, fs in headrace_modes(("lite", "standard"))),
+        ("fsspec local", partial(LocalFileSystem().open, mode="rb")),
+        ("pyarrow native", pyarrow.fs.LocalFileSystem().open_input_file),
+    ]
+    for block, state in product((64 * KIB, MIB, 8 * MIB, 64 * MIB), STATES):
+        yield Case(
+            "stream",
+            f"{block // KIB:,} KiB at a time",
+            state,
+            begin,
+            [Contender(name, _streams(opener, str(path), block, sizes)) for name, opener in openers],
+            sizes.stream_bytes,
+            "bytes",
+            [path],
+            _streams(partial(open, mode="rb", buffering=0), str(path), block, sizes),
+        )
+
+
+def _streams(
+    opener: Callable[[str], Any], path: str, block: int, sizes: Sizes
+) -> Callable[[int], list[bytes]]:
+    """Read blocks and drop them, but for the ends of each: what keeps all would measure fresh memory."""
+
+    def run(start: int) -> list[bytes]:
+        ends = []
+        with opener(path) as file:
+            file.seek(start)
+            for _ in range(sizes.stream_bytes // block):
+                data = file.read(block)
+                ends.append(data[:16] + data[-16:] + len(data).to_bytes(8, "little"))
+        return ends
+
+    return run
 
 
 # -- beside a busy thread
@@ -348,6 +396,8 @@ def promises(results: Sequence[Result]) -> Iterator[Promise]:
         yield from _each_mode(case, " cat_ranges", "obstore get_ranges", 5 if is_cold else None)
     for case in cases_of(results, "cat_ranges"):
         yield from _each_mode(case, "", "fsspec local", 1)
+    for case in cases_of(results, "stream"):
+        yield from _each_mode(case, "", "fsspec local", 1)
     for case in cases_of(results, "scan"):
         yield from _each_mode(case, "", "pyarrow native", _least_of_a_scan(case))
     for idle, busy in pairwise(cases_of(results, "busy")):
@@ -368,7 +418,7 @@ def _least_of_a_scan(case: Rates) -> float | None:
     return 1 if case.state == "cold" and case.name.endswith("2 columns") else 0.97
 
 
-SECTIONS = ("single", "batch", "cat_ranges", "busy", "scan")
+SECTIONS = ("single", "batch", "cat_ranges", "stream", "busy", "scan")
 
 
 def make_cases(sections: Sequence[str], data_dir: Path, sizes: Sizes) -> list[Case]:
@@ -382,6 +432,8 @@ def make_cases(sections: Sequence[str], data_dir: Path, sizes: Sizes) -> list[Ca
     if "cat_ranges" in sections:
         many = small_files(data_dir / "small", sizes.small_files, 64 * KIB)
         cases += cat_ranges_cases(path, many, sizes)
+    if "stream" in sections:
+        cases += stream_cases(path, sizes)
     if "busy" in sections:
         cases += busy_cases(path, sizes)
     if "scan" in sections:

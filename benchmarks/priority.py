@@ -7,8 +7,9 @@ Run it as root, with the data on the disk that is meant::
 One *trial* of a contender, with cold caches at its beginning:
 
 * *unloaded*: one thread reads 4 KiB after 4 KiB at random places of one file, each once.
-* *loaded*: the same, while four threads read another file from end to end, 8 MiB at a time, each a
-  quarter of it. The trial ends after some seconds, or when a thread has read its quarter.
+* *scan alone*: four threads read another file from end to end, 8 MiB at a time, each a quarter of it.
+* *loaded*: the scan goes on, and the point reads begin beside it. The trial ends after some seconds, or when
+  a thread has read its quarter.
 
 Contenders take turns, in an order that rotates; each makes its trials once a round. Shown are the
 medians over the rounds of each round's p50, p99 and scan throughput. The scan's throughput under
@@ -48,6 +49,7 @@ from _bench import (
     parser,
     prepare,
     random_file,
+    rate_text,
     save,
     seconds_text,
 )
@@ -103,6 +105,7 @@ class Trials:
     loaded_p50_s: list[float] = field(default_factory=list)
     loaded_p99_s: list[float] = field(default_factory=list)
     loaded_reads: list[int] = field(default_factory=list)
+    alone_bytes_per_s: list[float] = field(default_factory=list)
     scan_bytes_per_s: list[float] = field(default_factory=list)
 
     @property
@@ -194,7 +197,7 @@ class Scan:
         for thread in self._threads:
             thread.start()
         self.has_begun.wait(JOIN_S)
-        self.began_s = perf_counter()
+        self.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,10 +205,14 @@ class Scan:
         for thread in self._threads:
             thread.join(JOIN_S)
 
+    def begin(self) -> None:
+        """Measure from now on."""
+        self.began_s, self.bytes_before = perf_counter(), sum(self.bytes_read)
+
     @property
     def rate(self) -> float:
-        """Bytes a second, until now."""
-        return sum(self.bytes_read) / (perf_counter() - self.began_s)
+        """Bytes a second, since then and until now."""
+        return (sum(self.bytes_read) - self.bytes_before) / (perf_counter() - self.began_s)
 
     def _read(self, k: int, file: Any, quarter: int) -> None:
         piece = bytearray(SCAN_BYTES)
@@ -251,6 +258,9 @@ def trial(contender: Contender | Device, setting: Setting, rng: np.random.Genera
     alone = point_reads(file, starts[: blocks // 2], truth, setting.seconds / 3, lambda: False)
     make_cold(setting.files)
     with Scan(contender, setting.scan) as scan:
+        scan.is_over.wait(setting.seconds / 8)
+        trials.alone_bytes_per_s.append(scan.rate)
+        scan.begin()
         loaded = point_reads(file, starts[blocks // 2 :], truth, setting.seconds, scan.is_over.is_set)
         trials.scan_bytes_per_s.append(scan.rate)
     file.close()
@@ -317,7 +327,7 @@ def show(found: list[Trials], title: str) -> None:
     peers = [one for one in found if one.is_peer] or found
     best = max(median(one.scan_bytes_per_s) for one in peers)
     columns = ("contender", "unloaded p50", "p99", "loaded p50", "p99", "p99 loaded / unloaded")
-    table = Table(*columns, "reads", "scan", "of best unscheduled", title=title)
+    table = Table(*columns, "reads", "scan alone", "beside", "of best unscheduled", title=title)
     for one in found:
         scan = median(one.scan_bytes_per_s)
         table.add_row(
@@ -328,7 +338,8 @@ def show(found: list[Trials], title: str) -> None:
             seconds_text(median(one.loaded_p99_s)),
             f"{one.slowdown:,.1f}",
             f"{median(one.loaded_reads):,.0f}",
-            f"{scan / 1e6:,.0f} MB/s",
+            rate_text(median(one.alone_bytes_per_s), "bytes") if one.alone_bytes_per_s else "",
+            rate_text(scan, "bytes"),
             f"{scan / best:.0%}",
         )
     console.print(table)

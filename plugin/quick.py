@@ -6,8 +6,8 @@
   no window, and nobody waits for it: it is performed outside of the section, with the GIL released.
 * What it does not hold has been set going by the probe that missed it. It is admitted past the queue, if
   there is room, and read by the thread that wants it: in standard mode, too, where its way to a worker and
-  back would take longer than many a disk. So are several at a time, which take as long as the way to the loop
-  thread, and so is the one after a miss.
+  back would take longer than many a disk. So are several at a time and many files of one call, which take as
+  long as the way to the loop thread, and so is the one after a miss.
 
 Whatever is unusual (an odd bound, a file that cannot be opened, a trace, no room, an error) is left to the
 scheduled way.
@@ -24,7 +24,7 @@ from headrace.columns import ZERO
 from headrace.core.request import Request, State
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
-from headrace.jobs import JobMaker, hand_over
+from headrace.jobs import JobMaker, hand_over, note_taken
 from headrace.lifecycle import check_not_exiting
 from headrace.ranges import MOST_OFFSET
 from headrace.threads import raise_if_of_a_handler
@@ -57,6 +57,8 @@ class Small(NamedTuple):
 class QuickReader(JobMaker):
     """Reads a few small ranges at once, or says that the scheduler must be asked."""
 
+    is_of_many = False
+    """Whether it is a call's that reads many files, one after the other."""
     _has_missed = False
     """Whether the page cache did not hold the last one: the next is looked for by who would read it, then."""
 
@@ -84,7 +86,7 @@ class QuickReader(JobMaker):
         else:
             base = None
             driver, asked = self.channel.driver, (scheduler, source, start, length)
-            if driver.waits_elsewhere and not self._has_missed:
+            if driver.waits_elsewhere and not (self._has_missed or self.is_of_many):
                 data = driver.call(self._probe, *asked)
             else:
                 data = self._probe(*asked)
@@ -220,8 +222,11 @@ class QuickReader(JobMaker):
                     return None
                 grant = job.scheduler.start_now(request, perf_counter())
             found = _read_each(read_one, ranges)
+            got = sum(map(len, found))
+            job.taken = lambda job: note_taken(job, None, got)  # in the section that completes it
             job.complete(grant, len(ranges), request.result_bytes)
-            hand_over(job, None, sum(map(len, found)))
+            if request.state is not State.RETIRED:
+                hand_over(job, None, got)
         except OSError as error:
             raise_if_of_a_handler(error)
             return None  # whose error it is, the scheduled way says
@@ -234,9 +239,11 @@ class QuickReader(JobMaker):
 
     def _can_start(self, scheduler: Scheduler, ranges: Sequence[Small], base: int) -> bool:
         """Whether small reads may be performed at once: of one device, untraced, and there is room."""
-        devices = {self.channel.backend.device(path) for _, path, *_ in ranges}
+        device = self.channel.backend.device
         total = sum(length for *_, length in ranges)
-        is_free = self.channel.engine.hub.trace is None and len(devices) == 1
+        is_free = self.channel.engine.hub.trace is None and (
+            len(ranges) == 1 or len({device(path) for _, path, *_ in ranges}) == 1
+        )
         return is_free and scheduler.has_room(total, len(ranges), base, perf_counter())
 
 

@@ -315,6 +315,7 @@ class SingleReader(QuickReader):
         """Return what lies between the bounds in each file, or the error of each that fails or is given."""
         reader = self.of_one_call()
         if self.channel.keeps_open:
+            reader.is_of_many = True
             return [or_error(reader._cat_single, one, urgency, options) for one in asked]  # noqa: SLF001
         jobs = set[Job]()
         try:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import needs_nowait
 
 import headrace
 from headrace import HeadraceFile
+from headrace.drivers.engine import Engine
 
 LINES = [b"%d,%s\n" % (number, b"x" * (number % 97)) for number in range(5_000)]
 CONTENT = b"".join(LINES)
@@ -308,3 +310,48 @@ def test_small_reads_far_apart_are_of_what_is_asked(fs: Any, path: Path) -> None
             file.seek(start)
             assert file.read(16) == CONTENT[start : start + 16]
         assert fs.stats().bytes_completed - before == 20 * 16
+
+
+def test_many_files_are_not_handed_over_one_by_one(
+    fs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take the way to the loop thread and back; a lone one in standard mode does."""
+    paths = [str(tmp_path / f"{number}.bin") for number in range(5)]
+    for number, one in enumerate(paths):
+        Path(one).write_bytes(b"%d" % number * 5_000)
+    driver = fs.channel.driver
+    call, handed = driver.call, []
+
+    def noted(function: Callable[..., Any], *args: Any) -> Any:
+        handed.append(function)
+        return call(function, *args)
+
+    monkeypatch.setattr(driver, "call", noted)
+    assert fs.cat(paths) == {one: Path(one).read_bytes() for one in paths}
+    assert handed == []
+    assert fs.cat_file(paths[0]) == b"0" * 5_000
+    assert len(handed) == driver.waits_elsewhere
+
+
+@needs_nowait
+def test_a_lone_read_that_misses_takes_two_sections(
+    fs: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Admitted in one, complete and handed over in the other."""
+    monkeypatch.setattr(fs.channel.backend, "probe", lambda *_: None)
+    enter, sections = Engine.__enter__, []
+
+    def entered(engine: Engine) -> Any:
+        sections.append(engine)
+        return enter(engine)
+
+    before = fs.stats()
+    with fs.open(str(path), block_size=0) as file:
+        monkeypatch.setattr(Engine, "__enter__", entered)
+        assert file.read(1_000) == CONTENT[:1_000]
+        monkeypatch.undo()
+    after = fs.stats()
+    assert len(sections) == 2
+    assert after.requests_consumed - before.requests_consumed == 1
+    assert after.bytes_delivered - before.bytes_delivered == 1_000
+    assert (after.in_flight_ops, after.reserved_bytes) == (0, 0)
