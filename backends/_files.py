@@ -18,11 +18,8 @@ in many ranges, turns the kernel's readahead off (it cost 2.6 times). An open fi
 it is, on at first: of those that are far apart the kernel reads nothing ahead anyhow. Short ones that follow
 each other, and wait for the disk, turn it on again after a long one.
 
-Long ones have it where they follow each other and no urgent read is expected, as what the kernel reads ahead
-is in nobody's window. It is not enough to turn it off then: each page that is marked to set the next
-readahead going does so whatever the descriptor's advice is (mm/readahead.c: ``page_cache_async_ra``). So what
-may have been read ahead is read around the page cache, once, by ops that wait for their turn, and no mark is
-met (`LocalSource.leave_readahead`).
+Long ones have it where they follow each other and no more urgent read is expected, and leave it when one is
+(`headrace.backends._readahead`).
 
 Elsewhere than on Linux, and where the kernel lacks a call, the same results come from `os.pread`.
 """
@@ -43,6 +40,7 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.backends import _linux as linux
+from headrace.backends._readahead import Around
 from headrace.backends.abc import Defaults, InlineBackend
 from headrace.columns import ascending
 from headrace.errors import UnsizedFileError
@@ -58,9 +56,6 @@ KEEP_GIL_BYTES = 64 << 10
 
 SCAN_READS = 2
 """So many short reads in a row that go on where the one before ended are a scan."""
-
-SLACK_BYTES = 1 << 20
-"""How much further the kernel is taken to be ahead than it says."""
 
 IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 """``struct iovec`` of readv(2) on 64-bit systems."""
@@ -84,9 +79,9 @@ class LocalSource:
     def __init__(self, path: str) -> None:
         self.path = path
         self.advice = linux.ADVICE_NORMAL
-        self.end = self.run = 0
+        self.end, self.run = -1, 0
         self.is_ahead = False  # the kernel may be ahead of what was read
-        self.around = 0  # up to where to read around the page cache
+        self.around: Around | None = None
         self.fd = self.direct_fd = -1
         self.fds: list[int] = []
         # Ops in flight hold the source, so the last reference closes it after the last op (I9).
@@ -117,6 +112,10 @@ class LocalSource:
             self.advice = advice
             linux.advise(self.fd, advice)
 
+    def expect_scan(self) -> None:
+        """Take a first read at the beginning of the file for one that goes on."""
+        self.end = 0
+
     def note_wait(self, start: int, end: int, *, is_long: bool, expects_urgent: bool = False) -> None:
         """Tell the kernel whether to read ahead, before a read of an open file that waits for the disk.
 
@@ -130,18 +129,31 @@ class LocalSource:
             self.advise(linux.ADVICE_NORMAL if is_next and not expects_urgent else linux.ADVICE_RANDOM)
         elif self.run >= SCAN_READS:
             self.advise(linux.ADVICE_NORMAL)
-        self.is_ahead |= is_next and self.advice == linux.ADVICE_NORMAL
+        self.is_ahead = is_next and self.advice == linux.ADVICE_NORMAL
 
-    def leave_readahead(self, start: int) -> int:
-        """Have the kernel read no further ahead: say up to where to read around the page cache for that."""
+    def note_copy(self, start: int, end: int) -> bool:
+        """Note a long read that the page cache answers; returns whether the kernel may be ahead of it."""
+        self.is_ahead = self.is_ahead and start <= self.end <= end
+        self.end = end
+        return self.is_ahead
+
+    def leave_readahead(self, start: int, most: int) -> int:
+        """Have the kernel read no further ahead of ops of up to `most` bytes.
+
+        Returns how many bytes from `start` on are to be read around the page cache for that: 0 where nothing
+        is, or can be.
+        """
         if self.is_ahead:
-            self.is_ahead = False
             self.advise(linux.ADVICE_RANDOM)
-            if linux.HAS_NOWAIT and self.direct_fd < 0:
-                self.open_directly()
-            if self.direct_fd >= 0:
-                self.around = start + reach_bytes(self.fd)
-        return self.around
+            try:
+                self.around = Around(self.fd, start, most)
+            except OSError as error:
+                raise_if_of_a_handler(error)
+                self.around = None
+            self.is_ahead = False
+        if self.around is not None and not self.around.begin <= start < self.around.end:
+            self.around = None
+        return 0 if self.around is None else self.around.end - start
 
     def size(self) -> int:
         """Bytes of the file now.
@@ -168,16 +180,6 @@ class LocalSource:
         except OSError as error:
             raise_if_of_a_handler(error)
             return False
-
-
-def reach_bytes(fd: int) -> int:
-    """Return how far behind what was read of a file the kernel may be ahead.
-
-    That is the window whose mark was met and the one that this set going, each as long as the device allows,
-    or as an op that is longer.
-    """
-    window = max(linux.read_ahead_bytes(os.fstat(fd).st_dev), FileBackend.defaults.max_op_bytes)
-    return 2 * window + SLACK_BYTES
 
 
 @dataclass(slots=True)
@@ -257,6 +259,7 @@ class FileBackend(InlineBackend):
         found = os.stat(path)  # noqa: PTH116 - as quick as can be
         _check_is_sized(found, path)
         source = self.make_source(path)
+        source.expect_scan()
         if not found.st_size:
             source.size()
         return source
@@ -299,28 +302,26 @@ class FileBackend(InlineBackend):
     @override
     def fill(self, source: LocalSource, start: int, out: memoryview) -> tuple[int, bool]:
         """Read a range, waiting for the disk where the page cache does not hold it."""
-        got = 0
-        if start < source.around:
-            got = self._fill_around(source, start, out)
-            if got == len(out):
-                return got, False
-        elif linux.HAS_NOWAIT:
-            got = max(linux.read_cached(source.fd, out, start), 0)
-            if got == len(out):
-                return got, True
+        got = max(linux.read_cached(source.fd, out, start), 0) if linux.HAS_NOWAIT else 0
+        if got == len(out):
+            return got, True
         try:
             return got + linux.fill(source.fd, out[got:], start + got), False
         except OSError as error:
             raise _of_path(error, source.path) from None
 
-    def _fill_around(self, source: LocalSource, start: int, out: memoryview) -> int:
-        """Read around the page cache what it can be; what is left is read plainly, its error with it."""
+    def fill_around(self, source: LocalSource, start: int, out: memoryview) -> tuple[int, bool]:
+        """Do so around the page cache, as far as that can be: what is left, or fails, is read plainly."""
+        got = 0
         try:
-            return linux.pread_around(source.direct_fd, out, start)
-        except OSError as error:
+            got = source.around.read(start, out) if source.around is not None else 0
+        except (OSError, MemoryError) as error:
             raise_if_of_a_handler(error)
-            source.around = 0
-            return 0
+            source.around = None
+        if got == len(out):
+            return got, False
+        more, is_hit = self.fill(source, start + got, out[got:])
+        return got + more, is_hit and not got
 
     @override
     def start(self, ops: Ops, lo: int, hi: int) -> Int64Array:

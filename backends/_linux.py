@@ -155,13 +155,19 @@ def open_directly(path: str, fds: list[int]) -> None:
     fds[1:] = map(os.open, (path,), (_OPEN_FLAGS | getattr(os, "O_DIRECT", 0),))
 
 
+def open_around(fd: int, fds: list[int]) -> None:
+    """Open the file of `fd` again, around the page cache; the descriptor is all that is in `fds` then."""
+    if not HAS_NOWAIT:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    fds[:] = map(os.open, (f"/proc/self/fd/{fd}",), (_NO_WAIT_FLAGS | os.O_DIRECT,))
+
+
 def advise(fd: int, advice: int) -> None:
     """posix_fadvise on the whole file; advice that is not taken is no error."""
     if _LIBC is not None:
         _LIBC.posix_fadvise(fd, ctypes.c_long(0), ctypes.c_long(0), advice)
 
 
-@functools.cache
 def read_ahead_bytes(device: int) -> int:
     """How far the kernel reads ahead on a device, at the most, by what it says of that."""
     number = f"{os.major(device)}:{os.minor(device)}"
@@ -216,21 +222,6 @@ def pread_into(fd: int, view: memoryview, start: int) -> int:
         data = os.read(fd, len(view))
     view[: len(data)] = data
     return len(data)
-
-
-def pread_around(fd: int, view: memoryview, start: int) -> int:
-    """Read at `start` into `view` by a descriptor of ``O_DIRECT``, waiting; returns bytes.
-
-    Raises
-    ------
-    OSError
-        As of a read, or that there is no memory, or that blocks of this size are refused.
-    """
-    first, end = start & -BLOCK, (start + len(view) + BLOCK - 1) & -BLOCK
-    with mmap.mmap(-1, end - first) as blocks:  # a mapping begins with a page
-        got = max(0, min(os.preadv(fd, [blocks], first) - (start - first), len(view)))
-        view[:got] = blocks[start - first : start - first + got]
-    return got
 
 
 def pread(fd: int, start: int, length: int) -> bytes:

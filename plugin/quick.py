@@ -6,8 +6,8 @@
   no window, and nobody waits for it: it is performed outside of the section, with the GIL released.
 * What it does not hold has been set going by the probe that missed it. It is admitted past the queue, if
   there is room, and read by the thread that wants it: in standard mode, too, where its way to a worker and
-  back would take longer than many a disk. So are several at a time and many files of one call, which take as
-  long as the way to the loop thread, and so is the one after a miss.
+  back would take longer than many a disk. So are several at a time, and each of many files of one call: the
+  way to the loop thread and back takes as long. And so is the one after a miss.
 
 Whatever is unusual (an odd bound, a file that cannot be opened, a trace, no room, an error) is left to the
 scheduled way.
@@ -24,7 +24,7 @@ from headrace.columns import ZERO
 from headrace.core.request import Request, State
 from headrace.drivers.job import Job
 from headrace.drivers.permit import perform_here
-from headrace.jobs import JobMaker, hand_over, note_taken
+from headrace.jobs import JobMaker, note_taken
 from headrace.lifecycle import check_not_exiting
 from headrace.ranges import MOST_OFFSET
 from headrace.threads import raise_if_of_a_handler
@@ -109,10 +109,11 @@ class QuickReader(JobMaker):
                 return False
         if not channel.backend.copy(source, start, out.data):  # type: ignore[attr-defined]
             return False
+        note_copy = getattr(source, "note_copy", None)
         with engine.lock:
             scheduler.count_hit(len(out))
-            if getattr(source, "is_ahead", False):
-                scheduler.room.ahead_base = base()
+            if note_copy is not None and note_copy(start, start + len(out)):
+                scheduler.room.note_ahead(base(), perf_counter())
         engine.drain_dropped()
         return True
 
@@ -211,7 +212,10 @@ class QuickReader(JobMaker):
         total = sum(lengths)
         request = Request(lengths, result_bytes=total, priority=Priority(base), label=path)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
-        return perform_here(path, self._start_and_read, job, ranges, base)
+        found = perform_here(path, self._start_and_read, job, ranges, base)
+        if job.scheduler.room.expects_urgent:  # others read beside this, and have to come back, too
+            channel.turns.let_others_in()
+        return found
 
     def _start_and_read(self, job: Job, ranges: list[Small], base: int) -> list[bytes] | None:
         request = job.request
@@ -225,8 +229,6 @@ class QuickReader(JobMaker):
             got = sum(map(len, found))
             job.taken = lambda job: note_taken(job, None, got)  # in the section that completes it
             job.complete(grant, len(ranges), request.result_bytes)
-            if request.state is not State.RETIRED:
-                hand_over(job, None, got)
         except OSError as error:
             raise_if_of_a_handler(error)
             return None  # whose error it is, the scheduled way says
@@ -257,6 +259,13 @@ def advise_scattered(source: Any) -> None:
     advise = getattr(source, "advise", None)
     if advise is not None:
         advise(ADVICE_RANDOM)
+
+
+def expect_scan(source: Any) -> None:
+    """Say that a source is read to its end."""
+    expect = getattr(source, "expect_scan", None)
+    if expect is not None:
+        expect()
 
 
 def note_wait(source: Any, start: int, length: int, **how: bool) -> None:

@@ -27,7 +27,7 @@ from headrace.jobs import Urgency, call_until, check_outcome, hand_over, left_s,
 from headrace.lifecycle import check_not_exiting
 from headrace.limits import memory_bytes
 from headrace.memory import result_buffer, writable_bytes
-from headrace.quick import NO_OPS, QuickReader, note_wait
+from headrace.quick import NO_OPS, QuickReader, expect_scan, note_wait
 from headrace.ranges import Bounds, as_bounds, is_plain, or_error, resolve_bounds
 from headrace.redact import redact_url, redacted_errors
 from headrace.threads import raise_if_of_a_handler
@@ -94,11 +94,10 @@ class SingleReader(QuickReader):
         """
         check_not_exiting()
         is_long = len(out) > self.channel.short_op_bytes
-        expects_urgent = is_long and self.channel.scheduler(path).room.expects_urgent
-        if expects_urgent and (begun := self._read_around(source, path, start, out, urgency)):
-            if begun == len(out):
-                return begun
-            return begun + self.read_into(source, path, start + begun, out[begun:], urgency, is_lent=is_lent)
+        expects_urgent = is_long and self.channel.scheduler(path).room.expects_before(urgency.base())
+        if expects_urgent and (begun := self._bytes_around(source, start, len(out))):
+            reader = self.of_one_call()  # its parts last no longer together than one read may
+            return reader._read_around(source, path, start, out, begun, urgency, is_lent=is_lent)  # noqa: SLF001
         if self.copy_now(source, path, start, out, urgency.base):
             return len(out)
         note_wait(source, start, len(out), is_long=is_long, expects_urgent=expects_urgent)
@@ -141,22 +140,40 @@ class SingleReader(QuickReader):
             out[:got] = into[:got]
         return got
 
-    def _read_around(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
-        """Read, by short ops, what the kernel may have read ahead, so that it goes no further; returns bytes.
+    def _bytes_around(self, source: Any, start: int, length: int) -> int:
+        """How many bytes to read around the page cache, so that the kernel reads no further ahead.
 
         Urgent reads come, and what it reads ahead waits for no turn.
         """
         leave = getattr(source, "leave_readahead", None)
         if leave is None or not self._may_fill():
             return 0
-        end, got = min(leave(start) - start, len(out)), 0
-        while got < end:
-            piece = out[got : min(end, got + self.channel.short_op_bytes)]
-            more = self._fill(source, path, start + got, piece, urgency)
+        left: int = leave(start, self.channel.max_op_bytes)
+        return min(left, length)
+
+    def _read_around(
+        self,
+        source: Any,
+        path: str,
+        start: int,
+        out: UInt8Array,
+        begun: int,
+        urgency: Urgency,
+        *,
+        is_lent: bool,
+    ) -> int:
+        """Read so many bytes by short ops around the page cache, and the rest as ever."""
+        got, channel = 0, self.channel
+        most = min(channel.short_op_bytes, channel.backend.defaults.short_op_bytes)
+        while got < begun:
+            piece = out[got : min(begun, got + most)]
+            more = self._fill(source, path, start + got, piece, urgency.at(got), is_around=True)
             got += more
             if more < len(piece):
-                break  # the end of the file
-        return got
+                return got  # the end of the file
+        if got == len(out):
+            return got
+        return got + self.read_into(source, path, start + got, out[got:], urgency.at(got), is_lent=is_lent)
 
     def _may_fill(self) -> bool:
         """Whether this thread reads a range of one op itself when its turn comes.
@@ -167,21 +184,31 @@ class SingleReader(QuickReader):
         is_plain_backend = isinstance(backend, InlineBackend) and backend.fills_plainly
         return is_plain_backend and self.may_wait_here() and not self.channel.engine.is_inside()
 
-    def _fill(self, source: Any, path: str, start: int, out: UInt8Array, urgency: Urgency) -> int:
+    def _fill(
+        self,
+        source: Any,
+        path: str,
+        start: int,
+        out: UInt8Array,
+        urgency: Urgency,
+        *,
+        is_around: bool = False,
+    ) -> int:
         channel, nbytes = self.channel, len(out)
+        fill = channel.backend.fill_around if is_around else channel.backend.fill  # type: ignore[attr-defined]
         label = self.label(path, lambda: _one_op(source, start, nbytes))
         request = self.request([nbytes], nbytes, urgency, label=label)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         request.on_wake = job.waiter.wake
         request.is_awaited = True
-        got = perform_here(path, self._submit_and_fill, job, source, start, out)
+        got = perform_here(path, self._submit_and_fill, job, partial(fill, source, start, out.data), len(out))
         channel.driver.start_for_others()
         return got
 
-    def _submit_and_fill(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:
+    def _submit_and_fill(self, job: Job, fill: Callable[[], tuple[int, bool]], nbytes: int) -> int:
         try:
             job.submit()
-            got = self._fill_in_turn(job, source, start, out)
+            got = self._fill_in_turn(job, fill, nbytes)
             check_outcome(job)  # it may have been failed while it was read
         finally:
             if job.request.state is not State.RETIRED:
@@ -190,21 +217,20 @@ class SingleReader(QuickReader):
                 job.engine.settle_lost()
         return got
 
-    def _fill_in_turn(self, job: Job, source: Any, start: int, out: UInt8Array) -> int:
+    def _fill_in_turn(self, job: Job, fill: Callable[[], tuple[int, bool]], nbytes: int) -> int:
         timeout_s = self.channel.settings.timeout_s
         wait_until_over(job, timeout_s, until=lambda: bool(job.request.inbox), until_s=self.until_s)
         check_outcome(job)
         grant = job.take()
         assert grant is not None  # noqa: S101 - that was waited for
-        got: int
         try:
-            got, is_hit = job.backend.fill(source, start, out.data)  # type: ignore[attr-defined]
+            got, is_hit = fill()
         except Exception as error:
             job.fail(error)
-            job.complete(grant, 1, len(out))
+            job.complete(grant, 1, nbytes)
             raise
         job.taken = lambda job: note_taken(job, None, got)
-        job.complete(grant, 1, len(out), is_hit=is_hit)
+        job.complete(grant, 1, nbytes, is_hit=is_hit)
         return got
 
     def size(self, source: Any, path: str) -> int:
@@ -304,6 +330,8 @@ class SingleReader(QuickReader):
         return length if 0 < length <= most else None
 
     def _cat_source(self, source: Any, path: str, bounds: Bounds, urgency: Urgency) -> bytes:
+        if bounds[1] is None:
+            expect_scan(source)
         start, end = resolve_bounds(bounds, partial(self.size, source, path))
         if end - start > CLIP_ABOVE_BYTES:
             end = max(start, min(end, self.size(source, path)))

@@ -23,6 +23,7 @@ numbers. No clock, no I/O.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,9 @@ WHOLE_SHARE = 8
 
 SHORT_SHARE = 64
 """An op of one part in so many of a link's limit is admitted in spite of it, beside fewer ops."""
+
+AHEAD_S = 1.0
+"""Seconds for which the kernel may be reading ahead of what it has answered: some windows of a slow disk."""
 
 TURN_BYTES = 1 << 20
 """What an op counts as in the turns of scans, at the least, where ops are limited and not bytes.
@@ -106,9 +110,6 @@ class Room:
         Of all requests but nested ones, whose parents' ops are counted.
     in_flight_bases
         The ops of each base priority.
-    ahead_base
-        Base priority of a read that the page cache answered lately, while the kernel reads ahead for it: that
-        is in flight, too, though nobody says so.
     turn_bytes
         What an op counts as in the turns of scans, at the least.
     is_held_back
@@ -117,9 +118,9 @@ class Room:
     """
 
     __slots__ = (
-        "ahead_base", "calls", "counts_ops", "in_flight_bases", "in_flight_bytes", "in_flight_calls",
-        "in_flight_ops", "is_held_back", "link", "max_grant_ops", "max_in_flight_ops", "turn_bytes",
-        "uploads", "window",
+        "_ahead", "_urgent_base", "calls", "counts_ops", "in_flight_bases", "in_flight_bytes",
+        "in_flight_calls", "in_flight_ops", "is_held_back", "link", "max_grant_ops", "max_in_flight_ops",
+        "turn_bytes", "uploads", "window",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -132,7 +133,8 @@ class Room:
         self.link = limits.link
         self.uploads = Uploads()
         self.is_held_back = False
-        self.ahead_base: int | None = None
+        self._ahead: tuple[int, float] | None = None
+        self._urgent_base = -math.inf
         self.clear()
 
     def clear(self) -> None:
@@ -170,6 +172,10 @@ class Room:
     def expects_urgent(self) -> bool:
         """Whether reads come that are more urgent than others, and wait for what is in flight."""
         return self.window is not None and self.window.expects_urgent
+
+    def expects_before(self, base: int) -> bool:
+        """Whether such reads come that are more urgent than those of a base priority."""
+        return self.expects_urgent and self._urgent_base < base
 
     # -- what fits
 
@@ -313,10 +319,25 @@ class Room:
         """Tell the window who waits for all of it; a store's requests are served side by side."""
         if self.window is None or self.counts_ops:
             return
-        base, bases, ahead_base = request.priority.base, self.in_flight_bases, self.ahead_base
-        if (bases and base < max(bases)) or (ahead_base is not None and base < ahead_base):
-            self.ahead_base = None
+        base, bases = request.priority.base, self.in_flight_bases
+        if (bases and base < max(bases)) or (self._ahead is not None and self._is_behind(base, now)):
+            self._urgent_base = min(base, self._urgent_base) if self.window.expects_urgent else base
             self.window.note_urgent(now)
+
+    def note_ahead(self, base: int, now: float) -> None:
+        """Note that the page cache answered a read for which the kernel reads ahead.
+
+        What it reads is in flight, too, though nobody says so: an urgent read that comes soon waits for it.
+        """
+        before = self._ahead
+        if before is not None and before[0] > base and now - before[1] < AHEAD_S:
+            return
+        self._ahead = base, now
+
+    def _is_behind(self, base: int, now: float) -> bool:
+        """Whether the kernel has just read ahead for a read that is less urgent; asked once of each."""
+        (ahead_base, since_s), self._ahead = self._ahead, None  # type: ignore[misc]
+        return base < ahead_base and now - since_s < AHEAD_S
 
     def observe(self, ops: int, nbytes: int, latency_s: float, now: float) -> None:
         """Tell the window of ops that the device performed, before they are taken away."""

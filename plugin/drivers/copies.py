@@ -20,14 +20,13 @@ import threading
 from time import perf_counter, sleep
 from typing import NamedTuple
 
+from headrace.drivers.turns import NAP_S
+
 HELD = 4
 """The GIL is kept for so many switch intervals before others are let in: two of those have one each then."""
 
 HELD_S = 0.004
 """And not for less than this."""
-
-NAP_S = 1e-5
-"""As short as a sleep can be: who waits for the GIL wakes and has it."""
 
 TOGETHER_S = 0.01
 """Other threads copy, too, if one did so not longer ago than this."""

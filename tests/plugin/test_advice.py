@@ -13,17 +13,19 @@ import pytest
 from pages import drop, needs_nowait, pages_of, tells_what_is_cached
 
 import headrace
-from headrace.backends import _files
+from headrace import single
 from headrace.backends import _linux as linux
+from headrace.backends import _readahead
 from headrace.backends._files import FileBackend
+from headrace.backends._readahead import Around
 from headrace.core.window import Window
+from headrace.drivers.waiting import wait_until_over
 from headrace.jobs import Urgency
 from headrace.single import LOCAL_BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT on this system")
 MIB = 1 << 20
 
 LONG, SHORT = 300 << 10, 20 << 10
@@ -153,22 +155,35 @@ def test_long_reads_beside_urgent_ones_have_no_readahead(
     assert [told for _, told in advice] == ([OFF] if length == LONG else [])
 
 
+REACH = 900_000
+
+
 @pytest.fixture
-def around(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Where reads around the page cache began, and their bytes; 900,000 are to be."""
+def needs_around(path: Path) -> None:
+    """Skip where nothing can be read around the page cache."""
+    with path.open("rb") as file:
+        try:
+            Around(file.fileno(), 0, 0)
+        except OSError as error:
+            pytest.skip(f"nothing can be read around the page cache here: {error}")
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch, needs_around: None) -> list[tuple[int, int]]:
+    """Where reads around the page cache began, and their bytes; `REACH` are to be."""
     noted: list[tuple[int, int]] = []
-    pread_around = linux.pread_around
+    read = Around.read
 
-    def note(fd: int, view: memoryview, start: int) -> int:
-        noted.append((start, len(view)))
-        return pread_around(fd, view, start)
+    def note(self: Around, start: int, out: memoryview) -> int:
+        noted.append((start, len(out)))
+        return read(self, start, out)
 
-    monkeypatch.setattr(linux, "pread_around", note)
-    monkeypatch.setattr(_files, "reach_bytes", lambda _fd: 900_000)
+    monkeypatch.setattr(Around, "read", note)
+    monkeypatch.setattr(linux, "read_ahead_bytes", lambda _device: 0)
+    monkeypatch.setattr(_readahead, "SLACK_BYTES", REACH - 2 * FileBackend.defaults.max_op_bytes)
     return noted
 
 
-@needs_direct
 @pytest.mark.usefixtures("advice")
 @pytest.mark.parametrize("how", ["read", "readinto", "read_buffer"])
 @pytest.mark.parametrize("first", [LONG, SHORT])
@@ -190,7 +205,7 @@ def test_what_was_read_ahead_is_read_around_when_urgent_reads_come(
                 piece = getattr(file, how)(LONG + 1)
             got += bytes(piece)
         assert got == data[at : at + 4 * (LONG + 1)]
-        assert (around[0][0], sum(length for _, length in around)) == (at, 900_000)
+        assert (around[0][0], sum(length for _, length in around)) == (at, REACH)
         assert max(length for _, length in around) == fs.channel.short_op_bytes
         around.clear()
         assert file.read(LONG) == data[at + len(got) :][:LONG]
@@ -198,7 +213,6 @@ def test_what_was_read_ahead_is_read_around_when_urgent_reads_come(
     assert (fs.stats().in_flight_ops, fs.stats().reserved_bytes) == (0, 0)
 
 
-@needs_direct
 @pytest.mark.usefixtures("advice")
 def test_the_end_of_the_file_is_met_while_it_is_read_around(
     fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
@@ -219,27 +233,114 @@ def test_the_end_of_the_file_is_met_while_it_is_read_around(
         assert fs._reader.read_into(file._source, str(path), 2 * LONG, out, Urgency()) == LONG - 1001
 
 
-@pytest.mark.usefixtures("advice", "around")
-@pytest.mark.parametrize("is_opened", [False, True])
+@pytest.mark.usefixtures("advice")
+@pytest.mark.parametrize("what", ["is opened", "is read", "has room"])
 def test_where_nothing_can_be_read_around_it_is_read_plainly(
-    fs: Any, path: Path, urgent: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, *, is_opened: bool
+    fs: Any, path: Path, urgent: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     data = path.read_bytes()
 
     def refuse(*_: Any) -> int:
+        if what == "has room":
+            raise MemoryError
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    if not is_opened:
-        monkeypatch.setattr(linux, "open_directly", refuse)
-    monkeypatch.setattr(linux, "pread_around", refuse)
+    monkeypatch.setattr(linux, "open_around", refuse) if what == "is opened" else monkeypatch.setattr(
+        Around, "read", refuse
+    )
     with fs.open(str(path)) as file:
         read_all(file, in_a_row(LONG, LONG), "read")
         urgent(True)
         assert file.read(LONG) == data[2 * LONG : 3 * LONG]
+        assert file._source.around is None
         assert file.read() == data[3 * LONG :]
 
 
-@needs_direct
+@pytest.mark.usefixtures("advice")
+@pytest.mark.parametrize("goes", ["back", "on, when none are expected", "back, when none are expected"])
+def test_what_is_elsewhere_is_not_read_around(
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None], goes: str
+) -> None:
+    """Only what the kernel was ahead of, and only while urgent reads come; the descriptor goes with it."""
+    data = path.read_bytes()
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        urgent(True)
+        file.read(LONG)
+        fd = file._source.around.fds[0]
+        assert around
+        around.clear()
+        urgent("none" not in goes)
+        start = 0 if goes.startswith("back") else file.tell()
+        file.seek(start)
+        assert file.read(LONG) == data[start : start + LONG]
+        assert around == []
+        urgent(True)
+        file.seek(start)
+        file.read(LONG)
+        assert around == [] or file._source.around.fds[0] == fd or goes.startswith("on")
+        file.seek(6 << 20)
+        file.read(LONG)
+        assert file._source.around is None
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+
+
+@pytest.mark.usefixtures("advice")
+def test_the_most_urgent_reads_keep_their_readahead(
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
+) -> None:
+    room = fs.channel.scheduler(str(path)).room
+    with fs.open(str(path), priority=-2) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        urgent(True)
+        before, room._urgent_base = room._urgent_base, -2
+        try:
+            read_all(file, in_a_row(LONG, LONG, start=2 * LONG), "read")
+            assert around == []
+            room._urgent_base = -3
+            read_all(file, in_a_row(LONG, start=4 * LONG), "read")
+            assert around
+        finally:
+            room._urgent_base = before
+
+
+@pytest.mark.usefixtures("advice")
+def test_a_path_that_has_become_anothers_is_not_read_around(
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
+) -> None:
+    """It is the open file that is opened once more, wherever it is by now."""
+    data = path.read_bytes()
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        path.unlink()
+        os.mkfifo(path)
+        urgent(True)
+        assert file.read(LONG) == data[2 * LONG : 3 * LONG]
+        assert around
+
+
+@pytest.mark.usefixtures("advice")
+def test_all_that_is_read_around_has_the_time_of_one_read(
+    path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs: Any = headrace.HeadraceFileSystem(target_protocol="file", scheduler="lite", timeout_s=60)
+    until: set[float] = set()
+
+    def noted(job: Any, timeout_s: float | None, **how: Any) -> None:
+        until.add(how["until_s"])
+        wait_until_over(job, timeout_s, **how)
+
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        urgent(True)
+        monkeypatch.setattr(single, "wait_until_over", noted)
+        read_all(file, in_a_row(LONG, start=2 * LONG), "read")
+    assert len(around) == 2
+    assert len(until) == 1
+    assert None not in until
+
+
 @pytest.mark.usefixtures("advice")
 def test_a_thread_that_may_not_wait_reads_nothing_around(
     path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
@@ -253,8 +354,8 @@ def test_a_thread_that_may_not_wait_reads_nothing_around(
     assert around == []
 
 
-@needs_direct
 @needs_nowait
+@pytest.mark.usefixtures("needs_around")
 def test_a_readahead_that_runs_is_left_behind(
     fs: Any, tmp_path: Path, urgent: Callable[[bool], None]
 ) -> None:
@@ -269,33 +370,52 @@ def test_a_readahead_that_runs_is_left_behind(
         for _ in range(8):
             file.read(MIB)
         urgent(True)
-        before = pages_of(path)
         while file.tell() < 48 * MIB:
             file.read(MIB)
-        assert pages_of(path) - before < 64 << 20 >> 12
         with path.open("rb") as plain:
             beyond = range(file.tell(), len(CONTENT) * 32, mmap.PAGESIZE)
             assert not any(linux.is_cached(plain.fileno(), start, 1) for start in beyond)
 
 
 @needs_nowait
-@pytest.mark.parametrize("is_ahead", [False, True])
+@pytest.mark.parametrize("start", [LONG, 2 * LONG])
 def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
-    fs: Any, path: Path, tmp_path: Path, *, is_ahead: bool
+    fs: Any, path: Path, tmp_path: Path, start: int
 ) -> None:
     """Else an urgent read would find nothing in flight, and nobody would be told of it."""
     if not tells_what_is_cached(tmp_path):
         pytest.skip("what is cached is not told")
     data, room = path.read_bytes(), fs.channel.scheduler(str(path)).room
-    room.ahead_base = None
+    room._ahead = None
     with fs.open(str(path), priority=3) as file:
-        file._source.is_ahead = is_ahead
-        assert file.read(LONG) == data[:LONG]
-    assert room.ahead_base == (3 if is_ahead else None)
+        file._source.is_ahead, file._source.end = True, LONG
+        file.seek(start)
+        assert file.read(LONG) == data[start : start + LONG]
+    assert (room._ahead and room._ahead[0]) == (3 if start == LONG else None)
 
 
+def test_hits_between_two_misses_are_of_the_row(
+    fs: Any, path: Path, advice: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel was ahead of the first of them, and is told nothing when it no longer is."""
+    monkeypatch.setattr(FileBackend, "copy", lambda *_: len(hits) > 0 and hits.pop())
+    hits = [False, True, True, False, False]
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(*[LONG] * 5, start=LONG), "read")
+    assert hits == []
+    assert [told for _, told in advice] == [OFF, ON]
+
+
+@pytest.mark.parametrize(("end", "expected"), [(None, []), (LONG, [OFF])])
+def test_a_call_that_names_its_range_has_no_readahead(
+    fs: Any, path: Path, advice: list[tuple[int, int]], end: int | None, expected: list[int]
+) -> None:
+    assert fs.cat_file(str(path), 0, end) == path.read_bytes()[:end]
+    assert [told for _, told in advice] == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "major"), reason="no devices on this system")
 def test_how_far_the_kernel_reads_ahead_is_asked_of_the_device(tmp_path: Path) -> None:
-    linux.read_ahead_bytes.cache_clear()
     assert linux.read_ahead_bytes(tmp_path.stat().st_dev) >= 0
     assert linux.read_ahead_bytes(os.makedev(4000, 4000)) == 8 << 20
 

@@ -908,16 +908,41 @@ def test_the_window_is_told_of_an_urgent_read_that_starts_at_once() -> None:
     assert scheduler.room.expects_urgent
 
 
-@pytest.mark.parametrize("base", [-1, 0])
-def test_the_window_is_told_of_urgent_reads_beside_what_the_kernel_reads_ahead(base: int) -> None:
+@pytest.mark.parametrize(
+    ("base", "others", "after_s", "is_told"),
+    [
+        (-1, [0], 0.5, True),
+        (0, [0], 0.5, False),
+        (-1, [0], 2.0, False),
+        (-1, [0, -3], 0.5, True),
+        (-1, [-3, 0], 0.5, True),
+        (-1, [-3], 0.5, False),
+    ],
+    ids=["urgent", "not urgent", "long after", "with a more urgent", "after a more urgent", "less urgent"],
+)
+def test_the_window_is_told_of_urgent_reads_beside_what_the_kernel_reads_ahead(
+    base: int, others: list[int], after_s: float, *, is_told: bool
+) -> None:
     """The page cache answers the scan, and nothing of it is in flight; of each such answer one tells."""
     window = AttentiveWindow(initial=100, least=1, most=100)
     scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=9))
-    scheduler.room.ahead_base = 0
-    submit(scheduler, 10, base=base)
-    assert window.urgent == (base < 0)
-    submit(scheduler, 10, base=base)
-    assert window.urgent == (base < 0)
+    for other in others:
+        scheduler.room.note_ahead(other, 1.0)
+    scheduler.submit(a_request(10, base=base), 1.0 + after_s)
+    assert window.urgent == is_told
+    assert scheduler.room.expects_before(0) == is_told
+    assert not scheduler.room.expects_before(base)
+    scheduler.submit(a_request(10, base=base), 1.0 + after_s)
+    assert window.urgent == is_told
+
+
+def test_who_is_more_urgent_than_whom_is_remembered() -> None:
+    scheduler = Hub().scheduler(
+        "disk", Limits(window=Window(initial=100, least=1, most=100), max_in_flight_ops=99)
+    )
+    for base in (0, -3, -1):
+        submit(scheduler, 10, base=base)
+    assert [scheduler.room.expects_before(base) for base in (0, -1, -3, -4)] == [True, True, False, False]
 
 
 def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import headrace
+from headrace.core.window import Window
 from headrace.drivers import turns as turns_
 from headrace.drivers.turns import Turns
 from headrace.runtime import runtime
@@ -222,6 +223,31 @@ def test_a_second_keeper_leaves() -> None:
     assert sys.getswitchinterval() == OURS_S
     ended(turns, reading)
     assert sys.getswitchinterval() == PROGRAMS_S
+
+
+def test_others_are_let_in_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, slept = 5.0, []
+    monkeypatch.setattr(turns_, "perf_counter", lambda: now_s)
+    monkeypatch.setattr(turns_, "sleep", lambda _seconds: slept.append(now_s))
+    turns = Turns(bool)
+    for now_s in (5.0, 5.0005, 5.0009, 5.0011, 5.002, 5.0022):  # noqa: B007 - the clock reads it
+        turns.let_others_in()
+    assert slept == [5.0, 5.0011, 5.0022]
+
+
+@pytest.mark.parametrize("are_others", [False, True])
+def test_who_reads_block_after_block_beside_others_lets_them_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduled_mode: str, *, are_others: bool
+) -> None:
+    path, fs = tmp_path / "a", headrace.HeadraceFileSystem(target_protocol="file", scheduler=scheduled_mode)
+    path.write_bytes(b"x" * 10_000)
+    let_in: list[int] = []
+    monkeypatch.setattr(fs.channel.backend, "probe", lambda *_: None)
+    monkeypatch.setattr(Window, "expects_urgent", are_others)
+    monkeypatch.setattr(fs.channel.turns, "let_others_in", lambda: let_in.append(1))
+    with fs.open(str(path), block_size=0) as file:
+        assert file.read(100) == b"x" * 100
+    assert bool(let_in) == are_others
 
 
 def test_a_forked_child_has_what_the_program_had() -> None:
