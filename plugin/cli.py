@@ -167,6 +167,14 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     @override
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write it; what keeps help from being written is an error, which newer Pythons pass over."""
+        if message and file is not None and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+    @override
     def error(self, message: str) -> NoReturn:
         super().error(redact_text(_without_values(message, self._words)))
 
