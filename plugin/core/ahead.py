@@ -10,7 +10,7 @@ does.
   right (`MOST_UNPROVEN`).
 * Files of one table are read by the same columns. What the streams of one file have shown, its view's
   `Habits`, starts those of the next as soon as that one's layout is known.
-* Blocks are believed at the second: the first may be a look at a header.
+* Blocks are believed at the second: the first may be a look at a header. Short ones then at once for some MiB.
 
 Threading: an `Ahead` belongs to one file and is called under its lock. `Habits` are shared by the files of a
 view; each step on them is one of the GIL's, and a lost count costs a guess more.
@@ -29,6 +29,9 @@ Span = tuple[int, int]
 FIRST_DEPTH = 2
 MOST_DEPTH = 32
 """Ranges of a stream that are asked for ahead, at first and at the most."""
+
+FIRST_BLOCK_BYTES = 8 << 20
+"""Short blocks are asked for at first as many as make so much: who has read two reads on."""
 
 PROVEN_DEPTH = 8
 """Ranges asked for at once in a file of a scan whose other files are read by the same columns."""
@@ -203,7 +206,8 @@ class _Blocks:
     def note(self, start: int, size: int) -> list[Span]:
         """Note that another one is wanted; returns which to ask for, up to the end of the file."""
         number = (start - self.begin) // self.length
-        self._depth = min(2 * self._depth, MOST_DEPTH) if number < self._next else FIRST_DEPTH
+        least = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), MOST_DEPTH)
+        self._depth = min(2 * self._depth, MOST_DEPTH) if number < self._next else least
         first, self._next = max(self._next, number + 1), max(self._next, number + 1 + self._depth)
         starts = [self.begin + k * self.length for k in range(first, self._next)]
         return [(start, min(start + self.length, size)) for start in starts if start < size]

@@ -378,6 +378,7 @@ def test_a_readahead_that_runs_is_left_behind(
 
 
 @needs_nowait
+@pytest.mark.usefixtures("urgent")
 @pytest.mark.parametrize("start", [LONG, 2 * LONG])
 def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
     fs: Any, path: Path, tmp_path: Path, start: int

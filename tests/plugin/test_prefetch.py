@@ -21,6 +21,7 @@ import pytest
 
 import headrace
 from headrace import prefetch
+from headrace.core import ahead
 from headrace.core.ahead import FIRST_DEPTH
 from headrace.drivers import interrupts
 from headrace.drivers.job import Job
@@ -218,8 +219,9 @@ def test_a_read_whose_range_could_not_be_read_ahead_reads_it_itself(
 
 
 def test_an_object_that_is_replaced_is_an_error_and_never_a_mixture(
-    fs: headrace.HeadraceFileSystem, server: ObjectServer, wait_until: Wait
+    fs: headrace.HeadraceFileSystem, server: ObjectServer, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ahead, "FIRST_BLOCK_BYTES", 0)  # two blocks at first
     with opened(fs) as file:
         read_blocks(file, 2)
         wait_until(lambda: is_asked(server, 3) and fs.stats().in_flight_ops == 0)

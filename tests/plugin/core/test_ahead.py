@@ -163,14 +163,29 @@ def test_a_file_without_those_columns_is_left_alone() -> None:
     assert opened(habits, "empty", Table(groups=0))[1] == []
 
 
-def test_blocks_are_followed_from_the_second_on_up_to_the_end_of_the_file() -> None:
-    size = 6 * BLOCK + 10
+def spans_of_blocks(size: int, block: int) -> list[list[tuple[int, int]]]:
     ahead = Ahead(size, Habits())
-    spans = [ahead.note(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+    return [ahead.note(start, min(start + block, size)) for start in range(0, size, block)]
+
+
+def test_blocks_are_followed_from_the_second_on_up_to_the_end_of_the_file() -> None:
+    block = 8 << 20
+    size = 6 * block + 10
+    spans = spans_of_blocks(size, block)
     assert spans[0] == []
-    assert spans[1] == [(2 * BLOCK, 3 * BLOCK), (3 * BLOCK, 4 * BLOCK)]
-    assert spans[2] == [(4 * BLOCK, 5 * BLOCK), (5 * BLOCK, 6 * BLOCK), (6 * BLOCK, size)]
+    assert spans[1] == [(2 * block, 3 * block), (3 * block, 4 * block)]
+    assert spans[2] == [(4 * block, 5 * block), (5 * block, 6 * block), (6 * block, size)]
     assert spans[3:] == [[], [], [], []]
+
+
+@pytest.mark.parametrize(
+    ("block", "first"),
+    [(64 << 10, MOST_DEPTH), (1 << 20, 8), (3 << 20, FIRST_DEPTH), (64 << 20, FIRST_DEPTH)],
+)
+def test_of_short_blocks_more_are_asked_for_at_first(block: int, first: int) -> None:
+    spans = spans_of_blocks(100 * block, block)
+    assert [len(one) for one in spans[:2]] == [0, first]
+    assert len({span for one in spans for span in one}) == 98
 
 
 @pytest.mark.parametrize(
