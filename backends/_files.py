@@ -57,6 +57,9 @@ KEEP_GIL_BYTES = 64 << 10
 SCAN_READS = 2
 """So many short reads in a row that go on where the one before ended are a scan."""
 
+SCAN_BYTES = 32 << 20
+"""So long a read is a scan by itself: what is read ahead behind its end is little beside it."""
+
 IOVEC = np.dtype([("base", np.uint64), ("length", np.uint64)])
 """``struct iovec`` of readv(2) on 64-bit systems."""
 
@@ -119,10 +122,10 @@ class LocalSource:
     def note_wait(self, start: int, end: int, *, is_long: bool, expects_urgent: bool = False) -> None:
         """Tell the kernel whether to read ahead, before a read of an open file that waits for the disk.
 
-        One goes on where it begins no later than the one before ended, which may have been a whole block. A
-        short one may be noted twice.
+        One goes on where it begins no later than the one before ended, which may have been a whole block, and
+        so do the parts of a very long one. A short one may be noted twice.
         """
-        is_next = start <= self.end <= end
+        is_next = start <= self.end <= end or end - start >= SCAN_BYTES
         self.end = end
         self.run = self.run + 1 if is_next and not is_long else 0
         if is_long:

@@ -397,7 +397,7 @@ def promises(results: Sequence[Result]) -> Iterator[Promise]:
     for case in cases_of(results, "cat_ranges"):
         yield from _each_mode(case, "", "fsspec local", 1)
     for case in cases_of(results, "stream"):
-        yield from _each_mode(case, "", "fsspec local", 1)
+        yield from _each_mode(case, "", "fsspec local", None)
     for case in cases_of(results, "scan"):
         yield from _each_mode(case, "", "pyarrow native", _least_of_a_scan(case))
     for idle, busy in pairwise(cases_of(results, "busy")):

@@ -95,9 +95,9 @@ class SingleReader(QuickReader):
         check_not_exiting()
         is_long = len(out) > self.channel.short_op_bytes
         expects_urgent = is_long and self.channel.scheduler(path).room.expects_before(urgency.base())
-        if expects_urgent and (begun := self._bytes_around(source, start, len(out))):
+        if expects_urgent and (around := self._bytes_around(source, start, len(out))):
             reader = self.of_one_call()  # its parts last no longer together than one read may
-            return reader._read_around(source, path, start, out, begun, urgency, is_lent=is_lent)  # noqa: SLF001
+            return reader._read_around(source, path, start, out, around, urgency, is_lent=is_lent)  # noqa: SLF001
         if self.copy_now(source, path, start, out, urgency.base):
             return len(out)
         note_wait(source, start, len(out), is_long=is_long, expects_urgent=expects_urgent)
@@ -157,16 +157,16 @@ class SingleReader(QuickReader):
         path: str,
         start: int,
         out: UInt8Array,
-        begun: int,
+        around: int,
         urgency: Urgency,
         *,
         is_lent: bool,
     ) -> int:
-        """Read so many bytes by short ops around the page cache, and the rest as ever."""
+        """Read `around` bytes by short ops around the page cache, and the rest as ever."""
         got, channel = 0, self.channel
         most = min(channel.short_op_bytes, channel.backend.defaults.short_op_bytes)
-        while got < begun:
-            piece = out[got : min(begun, got + most)]
+        while got < around:
+            piece = out[got : min(around, got + most)]
             more = self._fill(source, path, start + got, piece, urgency.at(got), is_around=True)
             got += more
             if more < len(piece):

@@ -10,7 +10,7 @@ does.
   right (`MOST_UNPROVEN`).
 * Files of one table are read by the same columns. What the streams of one file have shown, its view's
   `Habits`, starts those of the next as soon as that one's layout is known.
-* Blocks are believed at the second: the first may be a look at a header. Short ones then at once for some MiB.
+* Blocks are believed at the second, as the first may be a look at a header; short ones then for some MiB.
 
 Threading: an `Ahead` belongs to one file and is called under its lock. `Habits` are shared by the files of a
 view; each step on them is one of the GIL's, and a lost count costs a guess more.

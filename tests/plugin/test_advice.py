@@ -16,7 +16,7 @@ import headrace
 from headrace import single
 from headrace.backends import _linux as linux
 from headrace.backends import _readahead
-from headrace.backends._files import FileBackend
+from headrace.backends._files import SCAN_BYTES, FileBackend
 from headrace.backends._readahead import Around
 from headrace.core.window import Window
 from headrace.drivers.waiting import wait_until_over
@@ -393,6 +393,19 @@ def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
         file.seek(start)
         assert file.read(LONG) == data[start : start + LONG]
     assert (room._ahead and room._ahead[0]) == (3 if start == LONG else None)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(SCAN_BYTES - 1, [OFF]), (SCAN_BYTES, [])])
+def test_a_very_long_read_is_a_scan_by_itself(
+    fs: Any, tmp_path: Path, advice: list[tuple[int, int]], length: int, expected: list[int]
+) -> None:
+    path = tmp_path / "long.bin"
+    with path.open("wb") as made:
+        made.truncate(SCAN_BYTES + 2 * LONG)
+    with fs.open(str(path)) as file:
+        file.seek(LONG)
+        assert len(file.read_buffer(length)) == length
+    assert [told for _, told in advice] == expected
 
 
 def test_hits_between_two_misses_are_of_the_row(
