@@ -40,7 +40,7 @@ import numpy as np
 from typing_extensions import override
 
 from headrace.backends import _linux as linux
-from headrace.backends._readahead import Around
+from headrace.backends._readahead import FAR_BYTES, Around
 from headrace.backends.abc import Defaults, InlineBackend
 from headrace.columns import ascending
 from headrace.errors import UnsizedFileError
@@ -77,13 +77,13 @@ class LocalSource:
     `__del__` is no function but a call of C's, made before there is anything to close.
     """
 
-    __slots__ = ("__del__", "advice", "around", "direct_fd", "end", "fd", "fds", "is_ahead", "path", "run")
+    __slots__ = ("__del__", "advice", "around", "direct_fd", "end", "fd", "fds", "followed", "path", "run")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.advice = linux.ADVICE_NORMAL
         self.end, self.run = -1, 0
-        self.is_ahead = False  # the kernel may be ahead of what was read
+        self.followed = -1  # up to where reads had the kernel read ahead, which goes on
         self.around: Around | None = None
         self.fd = self.direct_fd = -1
         self.fds: list[int] = []
@@ -132,13 +132,19 @@ class LocalSource:
             self.advise(linux.ADVICE_NORMAL if is_next and not expects_urgent else linux.ADVICE_RANDOM)
         elif self.run >= SCAN_READS:
             self.advise(linux.ADVICE_NORMAL)
-        self.is_ahead = is_next and self.advice == linux.ADVICE_NORMAL
+        if is_next and self.advice == linux.ADVICE_NORMAL:
+            self.followed = end
+        if is_long:
+            self.around = None
 
     def note_copy(self, start: int, end: int) -> bool:
         """Note a long read that the page cache answers; returns whether the kernel may be ahead of it."""
-        self.is_ahead = self.is_ahead and start <= self.end <= end
+        self.around = None
         self.end = end
-        return self.is_ahead
+        if not self._follows(start):
+            return False
+        self.followed = end
+        return True
 
     def leave_readahead(self, start: int, most: int) -> int:
         """Have the kernel read no further ahead of ops of up to `most` bytes.
@@ -146,17 +152,20 @@ class LocalSource:
         Returns how many bytes from `start` on are to be read around the page cache for that: 0 where nothing
         is, or can be.
         """
-        if self.is_ahead:
+        if self._follows(start):
+            self.around = None
             self.advise(linux.ADVICE_RANDOM)
             try:
-                self.around = Around(self.fd, start, most)
+                self.around = Around(self.fd, start, self.followed, most)
             except OSError as error:
                 raise_if_of_a_handler(error)
-                self.around = None
-            self.is_ahead = False
-        if self.around is not None and not self.around.begin <= start < self.around.end:
-            self.around = None
-        return 0 if self.around is None else self.around.end - start
+            self.followed = -1
+        around = self.around
+        return around.end - start if around is not None and around.begin <= start < around.end else 0
+
+    def _follows(self, start: int) -> bool:
+        """Whether the kernel, which has read ahead, may be ahead of a read from `start` on."""
+        return 0 <= self.followed <= start <= self.followed + FAR_BYTES
 
     def size(self) -> int:
         """Bytes of the file now.
@@ -315,14 +324,17 @@ class FileBackend(InlineBackend):
 
     def fill_around(self, source: LocalSource, start: int, out: memoryview) -> tuple[int, bool]:
         """Do so around the page cache, as far as that can be: what is left, or fails, is read plainly."""
-        got = 0
+        around, got = source.around, 0
         try:
-            got = source.around.read(start, out) if source.around is not None else 0
+            got = around.read(start, out) if around is not None else 0
         except (OSError, MemoryError) as error:
             raise_if_of_a_handler(error)
-            source.around = None
-        if got == len(out):
+        if around is not None and got == len(out):
+            around.begin = start + got
+            if around.begin >= around.end:
+                source.around = None
             return got, False
+        source.around = None
         more, is_hit = self.fill(source, start + got, out[got:])
         return got + more, is_hit and not got
 

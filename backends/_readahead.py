@@ -19,8 +19,12 @@ SLACK_BYTES = 1 << 20
 """How much further the kernel is taken to be ahead than it says."""
 
 
+FAR_BYTES = 64 << 20
+"""Who goes on so far behind where the kernel was followed is elsewhere: it is nowhere so far ahead."""
+
+
 class Around:
-    """A part of an open file that is read around the page cache, by a descriptor of its own.
+    """What is left of a part of an open file that is read around the page cache, by a descriptor of its own.
 
     It reaches as far as the kernel may be ahead: over the window whose mark was met and the one that this set
     going, each as long as the device allows, or as an op that is longer.
@@ -31,6 +35,8 @@ class Around:
         Of the file.
     begin
         Where to read on.
+    followed
+        Up to where the kernel was followed.
     most
         Bytes of the longest op.
 
@@ -42,16 +48,16 @@ class Around:
 
     __slots__ = ("__del__", "begin", "end", "fds")
 
-    def __init__(self, fd: int, begin: int, most: int) -> None:
+    def __init__(self, fd: int, begin: int, followed: int, most: int) -> None:
+        self.fds: list[int] = []
+        # As of `LocalSource`: C opens and closes it, which no signal's handler cuts.
+        self.__del__: partial[deque[int]] = partial(deque, map(linux.close, self.fds), 0)
         device = os.fstat(fd).st_dev
         if linux.is_served(device):
             msg = "a server, or a program, reads ahead as it likes, and for each descriptor"
             raise OSError(msg)
         self.begin = begin
-        self.end = begin + 2 * max(linux.read_ahead_bytes(device), most) + SLACK_BYTES
-        self.fds: list[int] = []
-        # As of `LocalSource`: C opens and closes it, which no signal's handler cuts.
-        self.__del__: partial[deque[int]] = partial(deque, map(linux.close, self.fds), 0)
+        self.end = followed + 2 * max(linux.read_ahead_bytes(device), most) + SLACK_BYTES
         linux.open_around(fd, self.fds)
         linux.advise(self.fds[0], linux.ADVICE_RANDOM)  # where it reads through the page cache all the same
 

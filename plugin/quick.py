@@ -213,8 +213,8 @@ class QuickReader(JobMaker):
         request = Request(lengths, result_bytes=total, priority=Priority(base), label=path)
         job = Job(channel.engine, channel.scheduler(path), request, NO_OPS, channel.backend)
         found = perform_here(path, self._start_and_read, job, ranges, base)
-        if job.scheduler.room.expects_urgent:  # others read beside this, and have to come back, too
-            channel.turns.let_others_in()
+        if found is not None and job.scheduler.room.has_urgent(perf_counter()):
+            channel.turns.let_others_in()  # who read beside this, and have to come back, too
         return found
 
     def _start_and_read(self, job: Job, ranges: list[Small], base: int) -> list[bytes] | None:

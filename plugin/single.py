@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -94,7 +95,8 @@ class SingleReader(QuickReader):
         """
         check_not_exiting()
         is_long = len(out) > self.channel.short_op_bytes
-        expects_urgent = is_long and self.channel.scheduler(path).room.expects_before(urgency.base())
+        room = self.channel.scheduler(path).room
+        expects_urgent = is_long and room.expects_before(urgency.base(), perf_counter())
         if expects_urgent and (around := self._bytes_around(source, start, len(out))):
             reader = self.of_one_call()  # its parts last no longer together than one read may
             return reader._read_around(source, path, start, out, around, urgency, is_lent=is_lent)  # noqa: SLF001
@@ -166,6 +168,9 @@ class SingleReader(QuickReader):
         got, channel = 0, self.channel
         most = min(channel.short_op_bytes, channel.backend.defaults.short_op_bytes)
         while got < around:
+            if left_s(self.until_s) == 0:
+                msg = f"{redact_url(path)}: not finished within {channel.settings.timeout_s} s"
+                raise ReadTimeoutError(msg)
             piece = out[got : min(around, got + most)]
             more = self._fill(source, path, start + got, piece, urgency.at(got), is_around=True)
             got += more

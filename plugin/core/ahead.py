@@ -31,7 +31,7 @@ MOST_DEPTH = 32
 """Ranges of a stream that are asked for ahead, at first and at the most."""
 
 FIRST_BLOCK_BYTES = 8 << 20
-"""Short blocks are asked for at first as many as make so much: who has read two reads on."""
+"""Of blocks so many bytes are asked for at first, but no more than `PROVEN_DEPTH` blocks."""
 
 PROVEN_DEPTH = 8
 """Ranges asked for at once in a file of a scan whose other files are read by the same columns."""
@@ -206,7 +206,7 @@ class _Blocks:
     def note(self, start: int, size: int) -> list[Span]:
         """Note that another one is wanted; returns which to ask for, up to the end of the file."""
         number = (start - self.begin) // self.length
-        least = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), MOST_DEPTH)
+        least = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), PROVEN_DEPTH)
         self._depth = min(2 * self._depth, MOST_DEPTH) if number < self._next else least
         first, self._next = max(self._next, number + 1), max(self._next, number + 1 + self._depth)
         starts = [self.begin + k * self.length for k in range(first, self._next)]

@@ -42,8 +42,8 @@ WHOLE_SHARE = 8
 SHORT_SHARE = 64
 """An op of one part in so many of a link's limit is admitted in spite of it, beside fewer ops."""
 
-AHEAD_S = 1.0
-"""Seconds for which the kernel may be reading ahead of what it has answered: some windows of a slow disk."""
+LATELY_S = 1.0
+"""What came no longer ago may go on: urgent reads, or a kernel's readahead, some windows of a slow disk."""
 
 TURN_BYTES = 1 << 20
 """What an op counts as in the turns of scans, at the least, where ops are limited and not bytes.
@@ -118,7 +118,7 @@ class Room:
     """
 
     __slots__ = (
-        "_ahead", "_urgent_base", "calls", "counts_ops", "in_flight_bases", "in_flight_bytes",
+        "_ahead", "_urgent_base", "_urgent_s", "calls", "counts_ops", "in_flight_bases", "in_flight_bytes",
         "in_flight_calls", "in_flight_ops", "is_held_back", "link", "max_grant_ops", "max_in_flight_ops",
         "turn_bytes", "uploads", "window",
     )  # fmt: skip
@@ -134,7 +134,7 @@ class Room:
         self.uploads = Uploads()
         self.is_held_back = False
         self._ahead: tuple[int, float] | None = None
-        self._urgent_base = -math.inf
+        self._urgent_base = self._urgent_s = -math.inf
         self.clear()
 
     def clear(self) -> None:
@@ -173,9 +173,12 @@ class Room:
         """Whether reads come that are more urgent than others, and wait for what is in flight."""
         return self.window is not None and self.window.expects_urgent
 
-    def expects_before(self, base: int) -> bool:
-        """Whether such reads come that are more urgent than those of a base priority."""
-        return self.expects_urgent and self._urgent_base < base
+    def expects_before(self, base: int, now: float) -> bool:
+        """Whether such reads came just now that are more urgent than those of a base priority.
+
+        What the kernel reads ahead is left as soon as one comes, so it may be taken up again soon.
+        """
+        return self._urgent_base < base and self.has_urgent(now)
 
     # -- what fits
 
@@ -321,8 +324,13 @@ class Room:
             return
         base, bases = request.priority.base, self.in_flight_bases
         if (bases and base < max(bases)) or (self._ahead is not None and self._is_behind(base, now)):
-            self._urgent_base = min(base, self._urgent_base) if self.window.expects_urgent else base
+            self._urgent_base = min(base, self._urgent_base) if self.has_urgent(now) else base
+            self._urgent_s = now
             self.window.note_urgent(now)
+
+    def has_urgent(self, now: float) -> bool:
+        """Whether such a read came lately."""
+        return now - self._urgent_s < LATELY_S
 
     def note_ahead(self, base: int, now: float) -> None:
         """Note that the page cache answered a read for which the kernel reads ahead.
@@ -330,14 +338,17 @@ class Room:
         What it reads is in flight, too, though nobody says so: an urgent read that comes soon waits for it.
         """
         before = self._ahead
-        if before is not None and before[0] > base and now - before[1] < AHEAD_S:
+        if before is not None and before[0] > base and now - before[1] < LATELY_S:
             return
         self._ahead = base, now
 
     def _is_behind(self, base: int, now: float) -> bool:
-        """Whether the kernel has just read ahead for a read that is less urgent; asked once of each."""
-        (ahead_base, since_s), self._ahead = self._ahead, None  # type: ignore[misc]
-        return base < ahead_base and now - since_s < AHEAD_S
+        """Whether the kernel has just read ahead for a less urgent read; each of those is told of once."""
+        ahead_base, since_s = self._ahead  # type: ignore[misc]
+        is_late = now - since_s >= LATELY_S
+        if is_late or base < ahead_base:
+            self._ahead = None
+        return not is_late and base < ahead_base
 
     def observe(self, ops: int, nbytes: int, latency_s: float, now: float) -> None:
         """Tell the window of ops that the device performed, before they are taken away."""

@@ -83,7 +83,7 @@ def test_an_exception_at_every_line(kind: str, content: Path) -> None:
     if kind.startswith("cold") and kind.endswith("file"):
         assert "_fill" in answer["functions"]
     if kind.startswith("around"):
-        assert "fill_around" in answer["functions"]
+        assert "open_around" in answer["functions"]
     if kind.endswith("ahead"):
         assert "_submit" in answer["functions"]
 

@@ -18,8 +18,8 @@ from headrace.backends import _linux as linux
 from headrace.backends import _readahead
 from headrace.backends._files import SCAN_BYTES, FileBackend
 from headrace.backends._readahead import Around
+from headrace.core.room import Room
 from headrace.core.window import Window
-from headrace.drivers.waiting import wait_until_over
 from headrace.jobs import Urgency
 from headrace.single import LOCAL_BLOCK_BYTES
 
@@ -75,6 +75,7 @@ def advice(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(FileBackend, "probe", lambda *_: None)
     monkeypatch.setattr(FileBackend, "copy", lambda *_: False)
     monkeypatch.setattr(Window, "expects_urgent", False)  # other tests' reads may have been
+    monkeypatch.setattr(Room, "expects_before", lambda *_: False)
     return given
 
 
@@ -141,8 +142,13 @@ def test_the_kernel_is_told_nothing_of_what_it_has(
 @pytest.fixture
 def urgent(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Say whether urgent reads are expected: none are, so far."""
-    monkeypatch.setattr(Window, "expects_urgent", False)
-    return lambda is_expected: monkeypatch.setattr(Window, "expects_urgent", is_expected)
+
+    def set_expected(is_expected: bool) -> None:
+        monkeypatch.setattr(Window, "expects_urgent", is_expected)
+        monkeypatch.setattr(Room, "expects_before", lambda *_: is_expected)
+
+    set_expected(False)
+    return set_expected
 
 
 @pytest.mark.parametrize("length", [LONG, SHORT])
@@ -163,7 +169,7 @@ def needs_around(path: Path) -> None:
     """Skip where nothing can be read around the page cache."""
     with path.open("rb") as file:
         try:
-            Around(file.fileno(), 0, 0)
+            Around(file.fileno(), 0, 0, 0)
         except OSError as error:
             pytest.skip(f"nothing can be read around the page cache here: {error}")
 
@@ -256,53 +262,72 @@ def test_where_nothing_can_be_read_around_it_is_read_plainly(
         assert file.read() == data[3 * LONG :]
 
 
+def opened_around(file: Any) -> bool:
+    """Whether a second descriptor is there."""
+    return file._source.around is not None
+
+
 @pytest.mark.usefixtures("advice")
-@pytest.mark.parametrize("goes", ["back", "on, when none are expected", "back, when none are expected"])
 def test_what_is_elsewhere_is_not_read_around(
-    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None], goes: str
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
 ) -> None:
-    """Only what the kernel was ahead of, and only while urgent reads come; the descriptor goes with it."""
-    data = path.read_bytes()
+    """Only what the kernel is ahead of, and each byte once; back there it is, unless that was left."""
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG, start=4 << 20), "read")
+        urgent(True)
+        read_all(file, [(0, LONG), (1 << 20, LONG)], "read")
+        assert (around, opened_around(file)) == ([], False)
+        read_all(file, [((4 << 20) + 2 * LONG, LONG)], "read")
+        assert (len(around), opened_around(file)) == (2, True)
+        around.clear()
+        read_all(file, [((4 << 20) + 2 * LONG, LONG)], "read")  # once more
+        assert (around, opened_around(file)) == ([], False)
+
+
+@pytest.mark.usefixtures("advice")
+@pytest.mark.parametrize("how", ["to its end", "over its end", "not on, as none are expected"])
+def test_the_second_descriptor_goes_with_what_it_is_for(
+    fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None], how: str
+) -> None:
     with fs.open(str(path)) as file:
         read_all(file, in_a_row(LONG, LONG), "read")
         urgent(True)
         file.read(LONG)
-        fd = file._source.around.fds[0]
-        assert around
-        around.clear()
-        urgent("none" not in goes)
-        start = 0 if goes.startswith("back") else file.tell()
-        file.seek(start)
-        assert file.read(LONG) == data[start : start + LONG]
-        assert around == []
-        urgent(True)
-        file.seek(start)
-        file.read(LONG)
-        assert around == [] or file._source.around.fds[0] == fd or goes.startswith("on")
-        file.seek(6 << 20)
-        file.read(LONG)
-        assert file._source.around is None
-        with pytest.raises(OSError, match="Bad file"):
-            os.fstat(fd)
+        assert (len(around), opened_around(file)) == (2, True)
+        fds = file._source.around.fds
+        assert os.path.sameopenfile(fds[0], file._source.fd)
+        urgent("none" not in how)
+        file.read(REACH - LONG if how == "to its end" else REACH)
+        assert not opened_around(file)
+        assert sum(length for _, length in around) == (LONG if "none" in how else REACH)
 
 
 @pytest.mark.usefixtures("advice")
-def test_the_most_urgent_reads_keep_their_readahead(
+def test_a_look_elsewhere_does_not_hide_that_the_kernel_is_ahead(
     fs: Any, path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None]
 ) -> None:
-    room = fs.channel.scheduler(str(path)).room
+    """Nor does a skip forward."""
+    with fs.open(str(path)) as file:
+        read_all(file, in_a_row(LONG, LONG), "read")
+        read_all(file, [(6 << 20, LONG)], "read")
+        urgent(True)
+        read_all(file, [(2 * LONG + 8, LONG)], "read")
+        assert around[0] == (2 * LONG + 8, fs.channel.short_op_bytes)
+
+
+@pytest.mark.usefixtures("advice")
+def test_reads_are_asked_for_by_their_own_priority(
+    fs: Any, path: Path, around: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most urgent ones keep their readahead."""
     with fs.open(str(path), priority=-2) as file:
         read_all(file, in_a_row(LONG, LONG), "read")
-        urgent(True)
-        before, room._urgent_base = room._urgent_base, -2
-        try:
-            read_all(file, in_a_row(LONG, LONG, start=2 * LONG), "read")
-            assert around == []
-            room._urgent_base = -3
-            read_all(file, in_a_row(LONG, start=4 * LONG), "read")
-            assert around
-        finally:
-            room._urgent_base = before
+        for urgent_base, is_left in ((-2, False), (-3, True)):
+            monkeypatch.setattr(
+                Room, "expects_before", lambda _room, base, _now, than=urgent_base: than < base
+            )
+            read_all(file, [(file.tell(), LONG)], "read")
+            assert bool(around) == is_left
 
 
 @pytest.mark.usefixtures("advice")
@@ -325,20 +350,15 @@ def test_all_that_is_read_around_has_the_time_of_one_read(
     path: Path, around: list[tuple[int, int]], urgent: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs: Any = headrace.HeadraceFileSystem(target_protocol="file", scheduler="lite", timeout_s=60)
-    until: set[float] = set()
-
-    def noted(job: Any, timeout_s: float | None, **how: Any) -> None:
-        until.add(how["until_s"])
-        wait_until_over(job, timeout_s, **how)
-
+    left = iter([60.0, 0.0])
     with fs.open(str(path)) as file:
         read_all(file, in_a_row(LONG, LONG), "read")
         urgent(True)
-        monkeypatch.setattr(single, "wait_until_over", noted)
-        read_all(file, in_a_row(LONG, start=2 * LONG), "read")
-    assert len(around) == 2
-    assert len(until) == 1
-    assert None not in until
+        monkeypatch.setattr(single, "left_s", lambda until_s: None if until_s is None else next(left))
+        with pytest.raises(headrace.ReadTimeoutError, match="not finished within 60"):
+            file.read(LONG)
+    assert len(around) == 1
+    assert (fs.stats().in_flight_ops, fs.stats().reserved_bytes) == (0, 0)
 
 
 @pytest.mark.usefixtures("advice")
@@ -379,7 +399,7 @@ def test_a_readahead_that_runs_is_left_behind(
 
 @needs_nowait
 @pytest.mark.usefixtures("urgent")
-@pytest.mark.parametrize("start", [LONG, 2 * LONG])
+@pytest.mark.parametrize("start", [0, LONG, 2 * LONG])
 def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
     fs: Any, path: Path, tmp_path: Path, start: int
 ) -> None:
@@ -388,11 +408,14 @@ def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
         pytest.skip("what is cached is not told")
     data, room = path.read_bytes(), fs.channel.scheduler(str(path)).room
     room._ahead = None
-    with fs.open(str(path), priority=3) as file:
-        file._source.is_ahead, file._source.end = True, LONG
-        file.seek(start)
-        assert file.read(LONG) == data[start : start + LONG]
-    assert (room._ahead and room._ahead[0]) == (3 if start == LONG else None)
+    try:
+        with fs.open(str(path), priority=3) as file:
+            file._source.followed = LONG
+            file.seek(start)
+            assert file.read(LONG) == data[start : start + LONG]
+        assert (room._ahead and room._ahead[0]) == (None if start < LONG else 3)
+    finally:
+        room._ahead = None
 
 
 @pytest.mark.parametrize(("length", "expected"), [(SCAN_BYTES - 1, [OFF]), (SCAN_BYTES, [])])

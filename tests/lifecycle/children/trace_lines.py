@@ -40,6 +40,7 @@ import headrace
 from headrace.backends import fsspec_sync, registry
 from headrace.backends.abc import BulkBackend, Defaults, PathSource, Verdict
 from headrace.core.hedge import Hedge
+from headrace.core.room import Room
 from headrace.core.window import Window
 from headrace.drivers import asynchronous_lite
 from headrace.reader import LONG_BYTES
@@ -285,11 +286,11 @@ def make(target: str, mode: str) -> Any:
 def leave_readahead_always(backend: Any) -> None:
     """Have every file be read as one of which the kernel is ahead when urgent reads come."""
     make_source = backend.make_source
-    Window.expects_urgent = True  # type: ignore[assignment,method-assign]
+    Room.expects_before = lambda *_: True  # type: ignore[method-assign]
 
     def made(path: str) -> Any:
         source = make_source(path)
-        source.is_ahead = True
+        source.followed = 0
         return source
 
     backend.make_source = made

@@ -930,10 +930,20 @@ def test_the_window_is_told_of_urgent_reads_beside_what_the_kernel_reads_ahead(
         scheduler.room.note_ahead(other, 1.0)
     scheduler.submit(a_request(10, base=base), 1.0 + after_s)
     assert window.urgent == is_told
-    assert scheduler.room.expects_before(0) == is_told
-    assert not scheduler.room.expects_before(base)
+    assert scheduler.room.expects_before(0, 1.0 + after_s) == is_told
+    assert not scheduler.room.expects_before(base, 1.0 + after_s)
     scheduler.submit(a_request(10, base=base), 1.0 + after_s)
     assert window.urgent == is_told
+    assert [scheduler.room.has_urgent(1.0 + after_s + more_s) for more_s in (0.5, 1.5)] == [is_told, False]
+
+
+def test_reads_that_are_as_urgent_do_not_hide_what_the_kernel_reads_ahead() -> None:
+    window = AttentiveWindow(initial=100, least=1, most=100)
+    scheduler = Hub().scheduler("disk", Limits(window=window, max_in_flight_ops=9))
+    scheduler.room.note_ahead(0, 1.0)
+    for base in (0, 0, -1):
+        scheduler.submit(a_request(10, base=base), 1.5)
+    assert window.urgent == 1
 
 
 def test_who_is_more_urgent_than_whom_is_remembered() -> None:
@@ -942,7 +952,11 @@ def test_who_is_more_urgent_than_whom_is_remembered() -> None:
     )
     for base in (0, -3, -1):
         submit(scheduler, 10, base=base)
-    assert [scheduler.room.expects_before(base) for base in (0, -1, -3, -4)] == [True, True, False, False]
+    room = scheduler.room
+    assert [room.expects_before(base, 0.5) for base in (0, -1, -3, -4)] == [True, True, False, False]
+    assert not room.expects_before(0, 1.5)
+    scheduler.submit(a_request(10, base=-1), 2.0)
+    assert [room.expects_before(base, 2.5) for base in (0, -1)] == [True, False]
 
 
 def test_the_window_is_told_of_an_urgent_read_that_starts_alone() -> None:
