@@ -85,8 +85,8 @@ def test_folders_of_one_store_share_its_connections(
         )
         kept.append(fs)
         assert fs.cat_file(key, 10, 20) == data[10:20]
-    # One for each if they shared none. A native client has one back a moment after the answer, and may have made
-    # another by then, but never a third.
+    # One for each if they shared none. A native client has one back a moment after the answer, and may have
+    # made another by then, but never a third.
     assert server.connections_made <= 2 < len(places)
 
 
