@@ -51,7 +51,7 @@ TWICE = {  # of every so many lines
     "series-lite-long": 97,
     "threaded-lite-single": 53,
     "async-lite-ranges": 97,
-    "async-standard-file": 97,
+    "async-standard-file": 53,
     "bulk-lite-single": 97,
 }
 
