@@ -129,13 +129,12 @@ class LocalSource:
         self.end = end
         self.run = self.run + 1 if is_next and not is_long else 0
         if is_long:
+            self.around = None
             self.advise(linux.ADVICE_NORMAL if is_next and not expects_urgent else linux.ADVICE_RANDOM)
         elif self.run >= SCAN_READS:
             self.advise(linux.ADVICE_NORMAL)
         if is_next and self.advice == linux.ADVICE_NORMAL:
             self.followed = end
-        if is_long:
-            self.around = None
 
     def note_copy(self, start: int, end: int) -> bool:
         """Note a long read that the page cache answers; returns whether the kernel may be ahead of it."""

@@ -95,8 +95,7 @@ class SingleReader(QuickReader):
         """
         check_not_exiting()
         is_long = len(out) > self.channel.short_op_bytes
-        room = self.channel.scheduler(path).room
-        expects_urgent = is_long and room.expects_before(urgency.base(), perf_counter())
+        expects_urgent = is_long and self._expects_before(path, urgency)
         if expects_urgent and (around := self._bytes_around(source, start, len(out))):
             reader = self.of_one_call()  # its parts last no longer together than one read may
             return reader._read_around(source, path, start, out, around, urgency, is_lent=is_lent)  # noqa: SLF001
@@ -142,6 +141,10 @@ class SingleReader(QuickReader):
             out[:got] = into[:got]
         return got
 
+    def _expects_before(self, path: str, urgency: Urgency) -> bool:
+        """Whether more urgent reads of the device come."""
+        return self.channel.scheduler(path).room.expects_before(urgency.base(), perf_counter())
+
     def _bytes_around(self, source: Any, start: int, length: int) -> int:
         """How many bytes to read around the page cache, so that the kernel reads no further ahead.
 
@@ -168,9 +171,7 @@ class SingleReader(QuickReader):
         got, channel = 0, self.channel
         most = min(channel.short_op_bytes, channel.backend.defaults.short_op_bytes)
         while got < around:
-            if left_s(self.until_s) == 0:
-                msg = f"{redact_url(path)}: not finished within {channel.settings.timeout_s} s"
-                raise ReadTimeoutError(msg)
+            self._check_time(path, "finished")
             piece = out[got : min(around, got + most)]
             more = self._fill(source, path, start + got, piece, urgency.at(got), is_around=True)
             got += more
@@ -179,6 +180,12 @@ class SingleReader(QuickReader):
         if got == len(out):
             return got
         return got + self.read_into(source, path, start + got, out[got:], urgency.at(got), is_lent=is_lent)
+
+    def _check_time(self, path: str, what: str) -> None:
+        """Raise a `ReadTimeoutError` where the time of this call is over."""
+        if left_s(self.until_s) == 0:
+            msg = f"{redact_url(path)}: not {what} within {self.channel.settings.timeout_s} s"
+            raise ReadTimeoutError(msg)
 
     def _may_fill(self) -> bool:
         """Whether this thread reads a range of one op itself when its turn comes.
@@ -391,9 +398,7 @@ class SingleReader(QuickReader):
         options: dict[str, Any],
     ) -> Begun:
         path, bounds = single[0], as_bounds(single[1])
-        if left_s(self.until_s) == 0:
-            msg = f"{redact_url(path)}: not begun within {self.channel.settings.timeout_s} s"
-            raise ReadTimeoutError(msg)
+        self._check_time(path, "begun")
         _, source = self._open_for(path, bounds, options)
         if self._is_nothing(bounds, options) or not isinstance(source, PathSource):
             return self.cat(path, bounds, urgency, options), bounds

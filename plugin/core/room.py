@@ -45,6 +45,9 @@ SHORT_SHARE = 64
 LATELY_S = 1.0
 """What came no longer ago may go on: urgent reads, or a kernel's readahead, some windows of a slow disk."""
 
+NOBODY = (-math.inf, -math.inf)
+"""The base priority, and the time, of a read for which a kernel reads ahead, where there is none."""
+
 TURN_BYTES = 1 << 20
 """What an op counts as in the turns of scans, at the least, where ops are limited and not bytes.
 
@@ -133,7 +136,7 @@ class Room:
         self.link = limits.link
         self.uploads = Uploads()
         self.is_held_back = False
-        self._ahead: tuple[int, float] | None = None
+        self._ahead: tuple[float, float] = NOBODY
         self._urgent_base = self._urgent_s = -math.inf
         self.clear()
 
@@ -323,10 +326,14 @@ class Room:
         if self.window is None or self.counts_ops:
             return
         base, bases = request.priority.base, self.in_flight_bases
-        if (bases and base < max(bases)) or (self._ahead is not None and self._is_behind(base, now)):
-            self._urgent_base = min(base, self._urgent_base) if self.has_urgent(now) else base
-            self._urgent_s = now
-            self.window.note_urgent(now)
+        if not bases or base >= max(bases):
+            ahead_base, since_s = self._ahead
+            if base >= ahead_base or now - since_s >= LATELY_S:
+                return
+            self._ahead = NOBODY  # of each that is told once
+        self._urgent_base = min(base, self._urgent_base) if self.has_urgent(now) else base
+        self._urgent_s = now
+        self.window.note_urgent(now)
 
     def has_urgent(self, now: float) -> bool:
         """Whether such a read came lately."""
@@ -337,18 +344,9 @@ class Room:
 
         What it reads is in flight, too, though nobody says so: an urgent read that comes soon waits for it.
         """
-        before = self._ahead
-        if before is not None and before[0] > base and now - before[1] < LATELY_S:
-            return
-        self._ahead = base, now
-
-    def _is_behind(self, base: int, now: float) -> bool:
-        """Whether the kernel has just read ahead for a less urgent read; each of those is told of once."""
-        ahead_base, since_s = self._ahead  # type: ignore[misc]
-        is_late = now - since_s >= LATELY_S
-        if is_late or base < ahead_base:
-            self._ahead = None
-        return not is_late and base < ahead_base
+        before_base, since_s = self._ahead
+        if before_base <= base or now - since_s >= LATELY_S:
+            self._ahead = base, now
 
     def observe(self, ops: int, nbytes: int, latency_s: float, now: float) -> None:
         """Tell the window of ops that the device performed, before they are taken away."""

@@ -18,7 +18,7 @@ from headrace.backends import _linux as linux
 from headrace.backends import _readahead
 from headrace.backends._files import SCAN_BYTES, FileBackend
 from headrace.backends._readahead import Around
-from headrace.core.room import Room
+from headrace.core.room import NOBODY, Room
 from headrace.core.window import Window
 from headrace.jobs import Urgency
 from headrace.single import LOCAL_BLOCK_BYTES
@@ -98,6 +98,7 @@ def read_all(file: Any, reads: Reads, how: str) -> None:
         pytest.param(in_a_row(*[LONG] * 4, start=LONG), [OFF, ON], id="long ones in a row, in the middle"),
         pytest.param([(LONG, LONG), (LONG + 9, LONG)], [OFF, ON], id="long ones that meet"),
         pytest.param(far_apart(LONG), [OFF], id="long ones far apart"),
+        pytest.param(in_a_row(*[LONG, SHORT] * 8), [], id="long and short ones in turn"),
         pytest.param(far_apart(LONG) + in_a_row(LONG, LONG), [OFF, ON], id="long ones, then in a row"),
         pytest.param(far_apart(LONG) + MANY_SHORT, [OFF, ON], id="long ones, then short ones in a row"),
         pytest.param(far_apart(LONG) + far_apart(SHORT), [OFF], id="long ones, then short ones far apart"),
@@ -251,9 +252,8 @@ def test_where_nothing_can_be_read_around_it_is_read_plainly(
             raise MemoryError
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(linux, "open_around", refuse) if what == "is opened" else monkeypatch.setattr(
-        Around, "read", refuse
-    )
+    where, name = (linux, "open_around") if what == "is opened" else (Around, "read")
+    monkeypatch.setattr(where, name, refuse)
     with fs.open(str(path)) as file:
         read_all(file, in_a_row(LONG, LONG), "read")
         urgent(True)
@@ -407,15 +407,15 @@ def test_what_the_kernel_reads_ahead_counts_though_the_page_cache_answers(
     if not tells_what_is_cached(tmp_path):
         pytest.skip("what is cached is not told")
     data, room = path.read_bytes(), fs.channel.scheduler(str(path)).room
-    room._ahead = None
+    room._ahead = NOBODY
     try:
         with fs.open(str(path), priority=3) as file:
             file._source.followed = LONG
             file.seek(start)
             assert file.read(LONG) == data[start : start + LONG]
-        assert (room._ahead and room._ahead[0]) == (None if start < LONG else 3)
+        assert room._ahead[0] == (NOBODY[0] if start < LONG else 3)
     finally:
-        room._ahead = None
+        room._ahead = NOBODY
 
 
 @pytest.mark.parametrize(("length", "expected"), [(SCAN_BYTES - 1, [OFF]), (SCAN_BYTES, [])])
