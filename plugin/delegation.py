@@ -12,7 +12,6 @@ coroutines.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import itertools
 import os
@@ -25,7 +24,6 @@ from fsspec.implementations.local import LocalFileSystem
 from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
-from headrace.drivers.permit import Permit, call_permitted
 from headrace.ranges import answer_or_error, batch_of, listed
 from headrace.redact import redacted_answers, redacted_errors
 
@@ -72,9 +70,6 @@ MOST_NESTED_LINKS = 10_000
 """Links to folders, met behind other links, that one listing of the local disk follows."""
 
 
-_METADATA = Permit(0, "metadata")
-
-
 class Delegation:
     """Forwards to ``self.target``."""
 
@@ -94,16 +89,12 @@ class Delegation:
         raise NotImplementedError
 
     def _exclusively(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call what is no read of the target, holding what must be held (see `backends.fsspec_sync`)."""
+        """Call what is no read of the target, holding what must be held."""
         channel = self.channel
-        if channel is not None:
-            channel.shorten_turns()
-        guard = contextlib.nullcontext() if channel is None else channel.backend.guard()
-        if isinstance(guard, contextlib.nullcontext):
+        if channel is None:
             return function(*args, **kwargs)
-        # Reads that the target makes through headrace meanwhile run at once: an op that holds the process's
-        # only permit may be waiting for the lock which is held here.
-        return interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
+        channel.shorten_turns()
+        return channel.exclusively(function, *args, **kwargs)
 
     def note_change(self) -> None:
         """Take note that something was written, or may have been."""

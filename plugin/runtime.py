@@ -20,7 +20,7 @@ import threading
 import weakref
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.backends import registry
 from headrace.backends._folders import beneath_plain_folders, in_folder
@@ -31,7 +31,7 @@ from headrace.core.retry import Retries
 from headrace.core.room import Calls, Limits
 from headrace.core.series import SeriesLimits
 from headrace.core.window import Window
-from headrace.drivers import bulk
+from headrace.drivers import bulk, interrupts
 from headrace.drivers.asynchronous import CLOSE_S, AsyncDriver
 from headrace.drivers.asynchronous_lite import LiteAsyncDriver
 from headrace.drivers.bulk import BulkDriver
@@ -39,6 +39,7 @@ from headrace.drivers.copies import Copies
 from headrace.drivers.engine import Engine
 from headrace.drivers.inline import LiteDriver, LoopDriver
 from headrace.drivers.loop import Dispatcher, LoopThread
+from headrace.drivers.permit import Permit, call_permitted
 from headrace.drivers.threaded import ThreadedDriver
 from headrace.drivers.turns import Turns
 from headrace.drivers.workers import Pools, Workers
@@ -50,11 +51,17 @@ from headrace.threads import after_fork_in_child
 from headrace.types import TRY_TIMEOUT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.core.hub import TraceSink
     from headrace.core.request import Request
     from headrace.core.scheduler import Scheduler
     from headrace.drivers.driver import Driver
     from headrace.settings import Settings
+
+T = TypeVar("T")
+
+_METADATA = Permit(0, "metadata")
 
 QUICK_BYTES = 64 << 10
 """Copies of up to this many bytes are short enough to be made with the GIL and the lock held."""
@@ -146,6 +153,19 @@ class Channel:
     def shorten_turns(self) -> None:
         """Have other Python threads give up the GIL sooner for a while, since somebody reads."""
         self.turns.shorten(self.settings.switch_interval_s)
+
+    def exclusively(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call what is no read of the target, holding what must be held (see `backends.fsspec_sync`).
+
+        An interrupt ends the wait for it, also on Arrow's threads.
+        """
+        guard = self.backend.guard()
+        if isinstance(guard, contextlib.nullcontext):
+            return function(*args, **kwargs)
+        # Reads that the target makes through headrace meanwhile run at once: an op that holds the process's
+        # only permit may be waiting for the lock which is held here.
+        answer: T = interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
+        return answer
 
     def scheduler(self, path: str) -> Scheduler:
         """Return the scheduler of the device or store that `path` is on."""

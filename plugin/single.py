@@ -247,6 +247,9 @@ class SingleReader(QuickReader):
 
     def size(self, source: Any, path: str) -> int:
         """Bytes of an open source, by its backend or by what the filesystem says of the path."""
+        return self.channel.exclusively(self._size, source, path)
+
+    def _size(self, source: Any, path: str) -> int:
         found = self.channel.backend.size(source)
         if found is not None:
             return found

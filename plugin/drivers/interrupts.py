@@ -98,15 +98,22 @@ class _Watcher:
                 # Handled signals were forgotten then. What is left came since, with the main thread in
                 # Arrow; but without the handler below nobody can tell.
                 is_missed = self._take() and _signal.getsignal(_SIGINT) is _once
-                self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
-                self.thread.start()
+                self._start()
         if is_missed:
             self._interrupt(came_after_s=now_s)
 
+    def _start(self) -> None:
+        self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
+        try:
+            self.thread.start()
+        except BaseException:
+            self.thread = None
+            raise
+
     def _is_served(self) -> bool:
-        """Whether the thread runs: its start may have failed, or an owner that it woke have ended it."""
+        """Whether the thread runs, or is about to: an owner that it woke may have ended it."""
         thread = self.thread  # which leaves by itself
-        return thread is not None and thread.is_alive()
+        return thread is not None and (thread.ident is None or thread.is_alive())
 
     def remove(self, key: int) -> None:
         with self.lock:
@@ -129,7 +136,7 @@ class _Watcher:
     def _take(self) -> bool:
         """Read what was told, and say whether SIGINT was among it."""
         told: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # there is no more, or the descriptor was given back meanwhile
             told.extend(iter(self._receive, b""))
         return any(_SIGINT in more for more in told)
 
@@ -153,6 +160,8 @@ class _Watcher:
                     idle_since = monotonic()
                 elif monotonic() - idle_since > IDLE_S:
                     self.thread = None
+                    if self._take():  # handled meanwhile, and left for this thread
+                        self._interrupt(came_after_s=since_s)
                     return
 
     def stop(self, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -336,10 +345,11 @@ def deliver_once() -> None:
 
 def _once(_number: int, frame: FrameType | None) -> None:
     has_delivered = _watcher.has_delivered()
-    _watcher.note_handled()
     if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
-        # The watcher will say so too, but Arrow may have its next call made before that thread runs.
+        # The watcher will say so too, but Arrow may have its next call made before that thread runs. And
+        # before it is forgotten: who begins to watch finds what was told, or this.
         _watcher.interrupted_s = monotonic()
+    _watcher.note_handled()
     # In a call of ours on the main thread it is Arrow that calls, and goes on: what came out of its other
     # threads has not reached the program, and the call may wait for the storage that those were stuck in.
     caller = _caller_of_arrow(frame)

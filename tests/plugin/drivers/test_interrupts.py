@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import io
 import math
 import select
 import signal
@@ -12,11 +13,16 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
+import headrace
+from headrace.backends.fsspec_sync import instance_lock
 from headrace.drivers import interrupts
 from headrace.drivers.interrupts import ECHO_S, _Watcher, call_holding
 from headrace.threads import NOT_MINE
@@ -192,6 +198,96 @@ def test_a_watcher_outlives_that_another_took_what_it_was_told(
         tell(watcher)
         assert job.has_failed.wait(10)
         assert watcher.thread is thread
+
+
+def test_a_watcher_that_starts_is_left_what_it_was_told(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's thread begins to wait while the main thread handles the signal."""
+    job, start = Waiting(), threading.Thread.start
+
+    def late(thread: threading.Thread) -> None:
+        tell(watcher)
+        watcher.forget_handled()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert job.has_failed.wait(10)
+
+
+def test_who_begins_to_watch_finds_that_one_came_before_it_is_forgotten(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, found = watcher.forget_handled, []
+
+    def look() -> None:
+        forget()
+        found.append(interrupts.is_aftermath())
+
+    monkeypatch.setattr(watcher, "forget_handled", look)
+    watcher.jobs[0] = None
+    tell(watcher)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._once(signal.SIGINT, None)
+    assert found == [True]
+
+
+def test_a_watcher_that_leaves_takes_what_the_main_thread_left_to_it(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next to be watched would take it for an interrupt of its own."""
+    job, is_over = Waiting(), threading.Event()
+
+    def late(*_given: Any) -> Any:
+        is_over.wait(10)
+        tell(watcher)
+        watcher.note_handled()
+        return [], [], []
+
+    monkeypatch.setattr(interrupts, "AFTERMATH_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupts, "IDLE_S", 0.0)
+        patch.setattr(select, "select", late)
+        with interrupts.watched(Waiting()):  # type: ignore[arg-type]
+            thread = watcher.thread
+        assert thread is not None
+        is_over.set()
+        thread.join(10)
+    monkeypatch.setattr(interrupts._signal, "getsignal", lambda _number: interrupts._once)
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert watcher.thread is not thread
+        assert not job.has_failed.is_set()
+
+
+def test_an_interrupt_ends_the_wait_for_a_length(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Arrow asks for it while it reads other files; their filesystem is for one thread at a time."""
+    (tmp_path / "data").write_bytes(b"data")
+    fs = headrace.HeadraceFileSystem(fs=DirFileSystem(str(tmp_path), fs=LocalFileSystem()))
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with instance_lock(fs.target):
+            is_held.set()
+            is_over.wait(10)
+
+    with fs.open("data") as file:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        is_held.wait()
+        monkeypatch.setattr(interrupts, "AFTERMATH_S", math.inf)
+        watcher.interrupted_s = monotonic()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                file.seek(0, io.SEEK_END)
+            assert not is_over.is_set()
+        finally:
+            watcher.interrupted_s = -math.inf
+            is_over.set()
+            thread.join()
+        assert file.size == len(b"data")
 
 
 class Handled:
