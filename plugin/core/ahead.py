@@ -11,6 +11,7 @@ does.
 * Files of one table are read by the same columns. What the streams of one file have shown, its view's
   `Habits`, starts those of the next as soon as that one's layout is known.
 * Blocks are believed at the second, as the first may be a look at a header; short ones then for some MiB.
+  Where that was wrong too often (of records of two blocks, say), a reader must go on for longer.
 
 Threading: an `Ahead` belongs to one file and is called under its lock. `Habits` are shared by the files of a
 view; each step on them is one of the GIL's, and a lost count costs a guess more.
@@ -37,11 +38,17 @@ PROVEN_DEPTH = 8
 """Ranges asked for at once in a file of a scan whose other files are read by the same columns."""
 
 MOST_UNPROVEN = 8
-"""Streams that are guessed at, one after the other, though none of their ranges was wanted."""
+"""Streams that are guessed at, one after the other, though none of their ranges was wanted.
+
+Blocks are followed after so many all the same.
+"""
 
 MOST_FILES = 10_000
 MOST_COLUMNS = 1000
 """Files and ranges of columns that are remembered."""
+
+_BLOCKS = object()
+"""What guesses at blocks are counted under, where those at row groups are under their columns."""
 
 LEAST_BLOCK_BYTES = 64 << 10
 """Shorter reads are no blocks; small sequential ones come as blocks from the file's own buffer."""
@@ -96,6 +103,18 @@ class Habits:
         for name in (columns, None):
             self._guesses[name] = self._guesses.get(name, 0) + 1
         return FIRST_DEPTH
+
+    def follows_block(self, number: int) -> bool:
+        """Say whether a reader that is at block `number`, of those in a row, will go on."""
+        wrong = self._guesses.get(_BLOCKS, 0)
+        is_believed = number >= MOST_UNPROVEN or wrong < MOST_UNPROVEN
+        if is_believed:
+            self._guesses[_BLOCKS] = wrong + 1
+        return is_believed
+
+    def note_block_right(self) -> None:
+        """Note that a reader of blocks went on to one that was asked for ahead."""
+        self._guesses[_BLOCKS] = 0
 
     def note_wanted(self, columns: Hashable) -> None:
         """Note that a file is read by these columns."""
@@ -191,7 +210,7 @@ class Ahead:
         if not is_next or (end - start != blocks.length and not is_last):
             self._blocks = _Blocks(start, end - start)
             return []
-        return blocks.note(start, self._size) if blocks.length >= LEAST_BLOCK_BYTES else []
+        return blocks.note(start, self._size, self._habits) if blocks.length >= LEAST_BLOCK_BYTES else []
 
 
 class _Blocks:
@@ -203,11 +222,16 @@ class _Blocks:
         self._next = 0  # up to which one they were asked for
         self._depth = 0
 
-    def note(self, start: int, size: int) -> list[Span]:
+    def note(self, start: int, size: int, habits: Habits) -> list[Span]:
         """Note that another one is wanted; returns which to ask for, up to the end of the file."""
         number = (start - self.begin) // self.length
-        least = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), PROVEN_DEPTH)
-        self._depth = min(2 * self._depth, MOST_DEPTH) if number < self._next else least
+        if number < self._next:
+            habits.note_block_right()
+            self._depth = min(2 * self._depth, MOST_DEPTH)
+        elif start + self.length < size and habits.follows_block(number):
+            self._depth = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), PROVEN_DEPTH)
+        else:
+            return []
         first, self._next = max(self._next, number + 1), max(self._next, number + 1 + self._depth)
         starts = [self.begin + k * self.length for k in range(first, self._next)]
         return [(start, min(start + self.length, size)) for start in starts if start < size]

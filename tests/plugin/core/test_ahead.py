@@ -202,6 +202,35 @@ def test_other_reads_are_no_blocks(reads: list[tuple[int, int]]) -> None:
     assert [ahead.note(*read) for read in reads] == [[]] * len(reads)
 
 
+def blocks_in_a_row(habits: Habits, count: int) -> list[int]:
+    """Read so many blocks of a file; returns how many more were asked for at each."""
+    ahead = Ahead(100 * BLOCK, habits)
+    return [len(ahead.note(k * BLOCK, (k + 1) * BLOCK)) for k in range(count)]
+
+
+def test_who_reads_two_blocks_and_goes_elsewhere_is_guessed_at_a_few_times_only() -> None:
+    habits = Habits()
+    asked = [blocks_in_a_row(habits, 2)[1] for _ in range(100)]
+    assert asked == [PROVEN_DEPTH] * MOST_UNPROVEN + [0] * (100 - MOST_UNPROVEN)
+
+
+def test_who_reads_all_of_a_file_by_blocks_is_believed_again() -> None:
+    habits = Habits()
+    for _ in range(MOST_UNPROVEN):
+        blocks_in_a_row(habits, 2)
+    asked = blocks_in_a_row(habits, MOST_UNPROVEN + 2)
+    assert asked == [0] * MOST_UNPROVEN + [PROVEN_DEPTH, PROVEN_DEPTH + 1]
+    assert blocks_in_a_row(habits, 2)[1] == PROVEN_DEPTH
+
+
+def test_files_of_two_blocks_are_no_guesses() -> None:
+    habits = Habits()
+    for _ in range(100):
+        ahead = Ahead(2 * BLOCK, habits)
+        assert ahead.note(0, BLOCK) == ahead.note(BLOCK, 2 * BLOCK) == []
+    assert blocks_in_a_row(habits, 2)[1] == PROVEN_DEPTH
+
+
 def test_what_is_remembered_is_bounded() -> None:
     habits = Habits()
     for number in range(20_000):
