@@ -247,7 +247,8 @@ class Reader(SingleReader):
         """
         check_not_exiting()
         ranges.own()
-        prepared = None if self.opens_too_many(ranges) else self._prepare(ranges, urgency, None)
+        is_apart = self.opens_too_many(ranges) or self._waits_for_lengths(ranges)
+        prepared = None if is_apart else self._prepare(ranges, urgency, None)
         if prepared is None:
             return await self._read_apart(ranges, urgency, out)
         parts, buffer = prepared
@@ -420,6 +421,12 @@ class Reader(SingleReader):
             for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
                 ranges.errors[row] = failed[int(ranges.file[row])]
         return sources
+
+    def _waits_for_lengths(self, ranges: Ranges) -> bool:
+        """Whether what is asked is held to the lengths of files whose filesystem others may be using."""
+        if isinstance(self.channel.backend.guard(), contextlib.nullcontext):
+            return False
+        return self._asks_too_much(ranges, largest(difference(ranges.ends, ranges.starts)))
 
     def _asks_too_much(self, ranges: Ranges, longest: int) -> bool:
         """Whether memory for all that is asked would be more than there is, or is better not taken."""

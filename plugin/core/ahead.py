@@ -11,7 +11,7 @@ does.
 * Files of one table are read by the same columns. What the streams of one file have shown, its view's
   `Habits`, starts those of the next as soon as that one's layout is known.
 * Blocks are believed at the second, as the first may be a look at a header; short ones then for some MiB.
-  Where that was wrong too often (of records of two blocks, say), a reader must go on for longer.
+  Where that was wrong too often (of records of two blocks, say), they are at the third.
 
 Threading: an `Ahead` belongs to one file and is called under its lock. `Habits` are shared by the files of a
 view; each step on them is one of the GIL's, and a lost count costs a guess more.
@@ -38,10 +38,7 @@ PROVEN_DEPTH = 8
 """Ranges asked for at once in a file of a scan whose other files are read by the same columns."""
 
 MOST_UNPROVEN = 8
-"""Streams that are guessed at, one after the other, though none of their ranges was wanted.
-
-Blocks are followed after so many all the same.
-"""
+"""Streams that are guessed at, one after the other, though none of their ranges was wanted."""
 
 MOST_FILES = 10_000
 MOST_COLUMNS = 1000
@@ -104,16 +101,16 @@ class Habits:
             self._guesses[name] = self._guesses.get(name, 0) + 1
         return FIRST_DEPTH
 
-    def follows_block(self, number: int) -> bool:
-        """Say whether a reader that is at block `number`, of those in a row, will go on."""
-        wrong = self._guesses.get(_BLOCKS, 0)
-        is_believed = number >= MOST_UNPROVEN or wrong < MOST_UNPROVEN
-        if is_believed:
-            self._guesses[_BLOCKS] = wrong + 1
-        return is_believed
+    def follows_block(self) -> bool:
+        """Say whether a reader of two blocks in a row will go on."""
+        guesses = self._guesses.get(_BLOCKS, 0)
+        if guesses >= MOST_UNPROVEN:
+            return False
+        self._guesses[_BLOCKS] = guesses + 1
+        return True
 
     def note_block_right(self) -> None:
-        """Note that a reader of blocks went on to one that was asked for ahead."""
+        """Note that a reader of blocks went on."""
         self._guesses[_BLOCKS] = 0
 
     def note_wanted(self, columns: Hashable) -> None:
@@ -228,10 +225,12 @@ class _Blocks:
         if number < self._next:
             habits.note_block_right()
             self._depth = min(2 * self._depth, MOST_DEPTH)
-        elif start + self.length < size and habits.follows_block(number):
-            self._depth = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), PROVEN_DEPTH)
         else:
-            return []
+            if number > 1:
+                habits.note_block_right()  # it goes on, though nobody asked ahead for it
+            if start + self.length >= size or not habits.follows_block():
+                return []
+            self._depth = min(max(FIRST_BLOCK_BYTES // self.length, FIRST_DEPTH), PROVEN_DEPTH)
         first, self._next = max(self._next, number + 1), max(self._next, number + 1 + self._depth)
         starts = [self.begin + k * self.length for k in range(first, self._next)]
         return [(start, min(start + self.length, size)) for start in starts if start < size]

@@ -22,7 +22,7 @@ import _signal  # type: ignore[import-not-found]
 import contextlib
 import gc
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -32,7 +32,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from headrace.drivers.waiter import check_process
-from headrace.threads import after_fork_in_child, call_locked, is_python_thread
+from headrace.threads import after_fork_in_child, call_locked, is_python_thread, raise_if_of_a_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +50,9 @@ AFTERMATH_S = 0.5
 
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came, or it was forked."""
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+"""What waits for a descriptor: on Unix `select` takes none of 1024 or more."""
 
 _CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
 """Modules of what Arrow calls: `open`, `info`, `find`, reads of files. Where they move to is named here."""
@@ -88,6 +91,7 @@ class _Watcher:
         previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         if previous not in (-1, fd):
             _give_back(previous)
+        self.forget_handled()  # by a handler of the program's own, say, which tells nobody
 
     def add(self, key: int, job: Job | None) -> None:
         """Watch while `key` waits: for `job`, or for something that it looks up from by itself."""
@@ -130,13 +134,23 @@ class _Watcher:
 
     def note_handled(self) -> None:
         """Say that the main thread handles what came: it is not inside Arrow, or Arrow calls it."""
-        self.handled_s = monotonic()
         self.forget_handled()
+        if self.jobs:
+            self._tell(_SIGINT)  # those of who began to watch meanwhile, and found nothing any more
+        self.handled_s = monotonic()
+        if self._is_served():
+            self._tell(0)  # it looks once more: what it is told next came after this
+
+    def _tell(self, number: int) -> None:
+        """Tell of a signal as the interpreter does."""
+        with contextlib.suppress(BlockingIOError):  # it is full
+            if self.pair is not None:
+                self.pair[1].send(bytes([number]))
 
     def _take(self) -> bool:
         """Read what was told, and say whether SIGINT was among it."""
         told: list[bytes] = []
-        with contextlib.suppress(OSError):  # there is no more, or the descriptor was given back meanwhile
+        with contextlib.suppress(BlockingIOError):
             told.extend(iter(self._receive, b""))
         return any(_SIGINT in more for more in told)
 
@@ -148,20 +162,21 @@ class _Watcher:
         end = self.pair[0]
         idle_since = empty_s = monotonic()
         while not self.is_stopping:
-            ready = select.select([end], [], [], IDLE_S)[0]
+            is_told = _is_readable(end, IDLE_S)
             told = b""
             with contextlib.suppress(BlockingIOError):  # the main thread was quicker
-                told = end.recv(4096) if ready else b""
+                told = end.recv(4096) if is_told else b""
             since_s, empty_s = empty_s, monotonic()
-            if signal.SIGINT in told:
+            if _SIGINT in told and _is_ours():
                 self._interrupt(came_after_s=since_s)
             with self.lock:
                 if self.jobs:
                     idle_since = monotonic()
                 elif monotonic() - idle_since > IDLE_S:
                     self.thread = None
-                    if self._take():  # handled meanwhile, and left for this thread
-                        self._interrupt(came_after_s=since_s)
+                    with contextlib.suppress(OSError):  # the descriptor was given back
+                        if self._take() and _is_ours():  # handled meanwhile, and left for this thread
+                            self._interrupt(came_after_s=since_s)
                     return
 
     def stop(self, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -241,13 +256,22 @@ def _has_surfaced(error: BaseException) -> bool:
     )
 
 
+def _is_readable(end: socket.socket, timeout_s: float) -> bool:
+    """Wait until there is something to receive, on a descriptor of any number."""
+    with _Selector() as selector:
+        selector.register(end, selectors.EVENT_READ)
+        return bool(selector.select(timeout_s))
+
+
 _watcher = _Watcher()
 
 
 def _give_back(fd: int) -> None:
     """Let another's descriptor be told of signals; one that is closed by now was no longer its."""
-    with contextlib.suppress(ValueError, OSError):
+    try:
         signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except (ValueError, OSError) as error:
+        raise_if_of_a_handler(error)
 
 
 @after_fork_in_child
@@ -293,6 +317,12 @@ def arm() -> None:
             _watcher.note_outside()
 
 
+def _is_ours() -> bool:
+    """Whether an interrupt ends what Arrow waits for: a handler of the program's own may want it to go on."""
+    handler = _signal.getsignal(_SIGINT)
+    return is_pythons_own(handler) or isinstance(getattr(handler, "__self__", None), Deferred)
+
+
 def is_pythons_own(handler: object) -> bool:
     """Whether SIGINT has the handler that Python gave it, or the one below, which does the same."""
     return handler is _signal.default_int_handler or handler is _once
@@ -327,6 +357,7 @@ class Deferred:
 
     def _come(self, _number: int, _frame: object) -> None:
         self._has_come = True
+        _watcher.note_handled()
         self._note()
 
     def __exit__(self, *_error: object) -> None:
@@ -345,20 +376,18 @@ def deliver_once() -> None:
 
 def _once(_number: int, frame: FrameType | None) -> None:
     has_delivered = _watcher.has_delivered()
-    if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
-        # The watcher will say so too, but Arrow may have its next call made before that thread runs. And
-        # before it is forgotten: who begins to watch finds what was told, or this.
-        _watcher.interrupted_s = monotonic()
-    _watcher.note_handled()
     # In a call of ours on the main thread it is Arrow that calls, and goes on: what came out of its other
     # threads has not reached the program, and the call may wait for the storage that those were stuck in.
     caller = _caller_of_arrow(frame)
-    if has_delivered and caller is None:
-        return
     error = KeyboardInterrupt()
     if caller is not None:
         _watcher.inside = error, caller, caller.f_lasti
-    raise error
+    if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
+        # The watcher will say so too, but Arrow may have its next call made before that thread runs.
+        _watcher.interrupted_s = monotonic()
+    _watcher.note_handled()  # last: who begins to watch once it is forgotten finds one of these
+    if caller is not None or not has_delivered:
+        raise error
 
 
 def _caller_of_arrow(frame: FrameType | None) -> FrameType | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import gzip
 import io
@@ -264,3 +265,27 @@ def test_a_class_that_needs_no_lock_is_read_by_threads_at_once(name: str, tmp_pa
         for met in [threads.submit(meet) for _ in range(2)]:
             met.result()
         assert all(threads.map(read, range(80)))
+
+
+async def test_a_length_that_must_be_waited_for_blocks_no_loop(tmp_path: Path) -> None:
+    """What is asked for is more than there is memory for, and another thread has the filesystem."""
+    (tmp_path / "data").write_bytes(b"data")
+    fs = headrace.HeadraceFileSystem(fs=DirFileSystem(str(tmp_path), fs=LocalFileSystem()))
+    is_held, may_go_on = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def hold() -> None:
+        with instance_lock(fs.target):
+            is_held.set()
+            waited.append(may_go_on.wait(WAIT_S))
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    task = asyncio.create_task(fs._read_ranges("data", [0], [1 << 50]))
+    await asyncio.sleep(0)
+    may_go_on.set()
+    batch = await task
+    thread.join()
+    assert waited == [True]
+    assert batch[0] == b"data"

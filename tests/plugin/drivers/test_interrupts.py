@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import io
 import math
-import select
+import resource
 import signal
 import socket
 import sys
@@ -180,17 +181,17 @@ def test_a_watcher_outlives_that_another_took_what_it_was_told(
     watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the main thread does while it handles a signal."""
-    job, wait, taken, waits_again = Waiting(), select.select, [], threading.Event()
+    job, wait, taken, waits_again = Waiting(), interrupts._is_readable, [], threading.Event()
 
-    def late(*given: Any) -> Any:
+    def late(*given: Any) -> bool:
         if taken:
             waits_again.set()
         found = wait(*given)
-        if found[0] and not taken:
+        if found and not taken:
             taken.append(watcher._take())
         return found
 
-    monkeypatch.setattr(select, "select", late)
+    monkeypatch.setattr(interrupts, "_is_readable", late)
     with interrupts.watched(job):  # type: ignore[arg-type]
         thread = watcher.thread
         tell(watcher)
@@ -239,25 +240,132 @@ def test_a_watcher_that_leaves_takes_what_the_main_thread_left_to_it(
     """Else the next to be watched would take it for an interrupt of its own."""
     job, is_over = Waiting(), threading.Event()
 
-    def late(*_given: Any) -> Any:
+    def late(*_given: Any) -> bool:
         is_over.wait(10)
         tell(watcher)
         watcher.note_handled()
-        return [], [], []
+        return False
 
     monkeypatch.setattr(interrupts, "AFTERMATH_S", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(interrupts, "IDLE_S", 0.0)
-        patch.setattr(select, "select", late)
+        patch.setattr(interrupts, "_is_readable", late)
         with interrupts.watched(Waiting()):  # type: ignore[arg-type]
             thread = watcher.thread
         assert thread is not None
         is_over.set()
         thread.join(10)
-    monkeypatch.setattr(interrupts._signal, "getsignal", lambda _number: interrupts._once)
+    handled_by(monkeypatch, interrupts._once)
     with interrupts.watched(job):  # type: ignore[arg-type]
         assert watcher.thread is not thread
         assert not job.has_failed.is_set()
+
+
+def handled_by(monkeypatch: pytest.MonkeyPatch, handler: object) -> None:
+    """Have SIGINT seem to have this handler."""
+    monkeypatch.setattr(interrupts._signal, "getsignal", lambda _number: handler)
+
+
+def test_who_begins_to_watch_while_one_is_forgotten_is_told_anew(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = watcher._take
+
+    def late() -> bool:
+        is_taken = take()
+        watcher.jobs[0] = None
+        return is_taken
+
+    tell(watcher)
+    monkeypatch.setattr(watcher, "_take", late)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._once(signal.SIGINT, None)
+    assert take()
+
+
+def test_what_another_handler_had_fails_no_later_read(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program's own, while it was in force, told nobody."""
+    job = Waiting()
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda _fd, **_: -1)
+    handled_by(monkeypatch, interrupts._once)
+    tell(watcher)
+    interrupts.arm()  # as the main thread's next call does
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert not job.has_failed.is_set()
+
+
+def test_an_interrupt_that_a_call_deferred_fails_no_later_read(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, noted = Waiting(), threading.Event()
+    before_s = monotonic()
+    handled_by(monkeypatch, interrupts._once)
+    tell(watcher)
+    interrupts.Deferred(noted.set)._come(signal.SIGINT, None)
+    assert noted.is_set()
+    assert watcher.handled_s >= before_s
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert not job.has_failed.is_set()
+
+
+def turns_of(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Return what is released whenever a watcher begins to wait."""
+    turns, wait = threading.Semaphore(0), interrupts._is_readable
+
+    def counted(*given: Any) -> bool:
+        turns.release()
+        return wait(*given)
+
+    monkeypatch.setattr(interrupts, "_is_readable", counted)
+    return turns
+
+
+def test_a_handler_of_the_programs_own_may_want_reads_to_go_on(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, turns = Waiting(), turns_of(monkeypatch)
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert turns.acquire(timeout=10)
+        with monkeypatch.context() as patch:
+            handled_by(patch, lambda *_: None)
+            tell(watcher)
+            assert turns.acquire(timeout=10)
+            assert not job.has_failed.is_set()
+        tell(watcher)
+        assert job.has_failed.wait(10)
+
+
+def test_an_interrupt_soon_after_one_that_was_handled_is_pending(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the main thread, which is inside Arrow again, handles that one too."""
+    turns = turns_of(monkeypatch)
+    monkeypatch.setattr(interrupts, "IDLE_S", 10.0)
+    with interrupts.watched(Waiting()):  # type: ignore[arg-type]
+        assert turns.acquire(timeout=10)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._once(signal.SIGINT, None)
+    assert turns.acquire(timeout=10)  # it looks once more
+    assert not watcher.is_pending()
+    tell(watcher)
+    assert turns.acquire(timeout=10)
+    assert watcher.is_pending()
+
+
+def test_a_watcher_waits_on_a_descriptor_of_any_number() -> None:
+    """Of a server with thousands of connections."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    one, other = socket.socketpair()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2048), limits[1]))
+        with one, other, socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD, 1024)) as far:
+            assert not interrupts._is_readable(far, 0.0)
+            other.send(b"\2")
+            assert interrupts._is_readable(far, 10.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_an_interrupt_ends_the_wait_for_a_length(
