@@ -401,7 +401,7 @@ class Reader(SingleReader):
         """
         sources: list[Any] = []
         failed: dict[int, Exception] = {}
-        longest = largest(difference(ranges.ends, ranges.starts)) if len(ranges) else 0
+        longest = _longest(ranges)
         cut = self._cut_files(ranges, longest)
         for number, path in enumerate(ranges.paths):
             try:
@@ -426,7 +426,7 @@ class Reader(SingleReader):
         """Whether what is asked is held to the lengths of files whose filesystem others may be using."""
         if isinstance(self.channel.backend.guard(), contextlib.nullcontext):
             return False
-        return self._asks_too_much(ranges, largest(difference(ranges.ends, ranges.starts)))
+        return self._asks_too_much(ranges, _longest(ranges))
 
     def _asks_too_much(self, ranges: Ranges, longest: int) -> bool:
         """Whether memory for all that is asked would be more than there is, or is better not taken."""
@@ -580,6 +580,11 @@ class _Outcome:
     length: Int64Array
     errors: dict[int, Exception]
     again: list[int]
+
+
+def _longest(ranges: Ranges) -> int:
+    """Return the bytes of the longest range; 0 where there is none."""
+    return largest(difference(ranges.ends, ranges.starts)) if len(ranges) else 0
 
 
 def _copied(buffer: UInt8Array, out: Any) -> UInt8Array:

@@ -23,7 +23,6 @@ itself: `lock` is handed out once it is free, and who finds it held stands by un
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
@@ -83,7 +82,8 @@ class Engine:
         self._is_mine = self._lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self._acquire = partial(self._lock.acquire, blocking=False)
         self._is_open = False
-        self._standing_by: deque[Waiter] = deque()
+        # No deque: where `remove` finds nothing, CPython 3.11 loses what a signal's handler raises meanwhile.
+        self._standing_by: dict[Waiter, bool] = {}
 
     @property
     def lock(self) -> Any:
@@ -95,11 +95,10 @@ class Engine:
     def _stand_by(self) -> None:
         waiter = Waiter()
         for _ in range(MOST_LOOKS):
-            self._standing_by.append(waiter)
+            self._standing_by[waiter] = True
             if not self._is_free():  # a section that ended before that line told nobody
                 waiter.wait(STAND_BY_S)
-            with contextlib.suppress(ValueError):  # told
-                self._standing_by.remove(waiter)
+            self._standing_by.pop(waiter, False)  # unless it was told
             if self._is_free():
                 return
         self.check_process()
@@ -110,12 +109,11 @@ class Engine:
 
     def _tell_them(self) -> None:
         """Wake those who stand by now; who comes meanwhile looks by himself."""
-        for _ in range(len(self._standing_by)):
-            try:
-                waiter = self._standing_by.popleft()
-            except IndexError:  # another thread told them, or a signal handler's section
-                return
-            waiter.wake()
+        for waiter in list(self._standing_by):
+            if self._standing_by.pop(
+                waiter, False
+            ):  # else another section told it, which interrupted this one
+                waiter.wake()
 
     def is_inside(self) -> bool:
         """Whether this thread is in a section already, interrupted by what it runs now."""

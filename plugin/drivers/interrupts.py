@@ -6,7 +6,7 @@ before its threads' reads have ended. So a watcher is told of SIGINT by the inte
 and the main thread raises KeyboardInterrupt as ever.
 
 * Armed only where Python's own SIGINT handler is in force and nobody else set a wake-up descriptor
-  (asyncio does, and resets it: hence `arm` on every entry from the main thread).
+  (asyncio does, and resets it: hence `arm` by every read and `open` on the main thread).
 * The error that Arrow returns *is* the KeyboardInterrupt, and Python's own would follow it, as soon as the
   main thread is back in Python: in the middle of the program's `except` block. `deliver_once` lets Python's
   handler through, but for an interrupt that has come out of Arrow already.
@@ -83,11 +83,13 @@ class _Watcher:
 
     def arm(self) -> None:
         """Ask to be told of signals; from the main thread, where nobody else asked."""
-        if self.pair is None:
-            self.pair = socket.socketpair()
-            for end in self.pair:
+        pair = self.pair
+        if pair is None:
+            pair = socket.socketpair()
+            for end in pair:
                 end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-        fd = self.pair[1].fileno()
+            self.pair = pair  # last: a signal's handler may raise in between
+        fd = pair[1].fileno()
         previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         if previous not in (-1, fd):
             _give_back(previous)
@@ -102,12 +104,14 @@ class _Watcher:
                 # Handled signals were forgotten then. What is left came since, with the main thread in
                 # Arrow; but without the handler below nobody can tell.
                 is_missed = self._take() and _signal.getsignal(_SIGINT) is _once
-                self._start()
+                self._start(now_s)
         if is_missed:
             self._interrupt(came_after_s=now_s)
 
-    def _start(self) -> None:
-        self.thread = threading.Thread(target=self._watch, name="headrace-interrupts", daemon=True)
+    def _start(self, looked_s: float) -> None:
+        self.thread = threading.Thread(
+            target=self._watch, args=(looked_s,), name="headrace-interrupts", daemon=True
+        )
         try:
             self.thread.start()
         except BaseException:
@@ -127,7 +131,7 @@ class _Watcher:
         """Forget signals that came while nobody watches: the main thread, which calls this, has them.
 
         Without the lock, for which a signal handler must not wait. Whoever begins to watch meanwhile may miss
-        one that comes now; it finds the main thread here, and not inside Arrow.
+        one that comes now: the main thread, which is about to handle it, sees to that (`note_handled`).
         """
         if not self._is_served():
             self._take()
@@ -143,41 +147,44 @@ class _Watcher:
 
     def _tell(self, number: int) -> None:
         """Tell of a signal as the interpreter does."""
-        with contextlib.suppress(BlockingIOError):  # it is full
-            if self.pair is not None:
-                self.pair[1].send(bytes([number]))
+        pair = self.pair
+        try:
+            if pair is not None:
+                pair[1].send(bytes([number]))
+        except OSError as error:  # it is full, or was given back meanwhile
+            raise_if_of_a_handler(error)
 
     def _take(self) -> bool:
         """Read what was told, and say whether SIGINT was among it."""
-        told: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            told.extend(iter(self._receive, b""))
-        return any(_SIGINT in more for more in told)
+        pair, told = self.pair, b""
+        try:
+            while pair is not None and (more := pair[0].recv(4096)):
+                told += more
+        except OSError as error:  # that was all, or it was given back meanwhile
+            raise_if_of_a_handler(error)
+        return _SIGINT in told
 
-    def _receive(self) -> bytes:
-        return b"" if self.pair is None else self.pair[0].recv(4096)
-
-    def _watch(self) -> None:
+    def _watch(self, looked_s: float) -> None:
+        """Watch; what comes is told after `looked_s`, when it was last known that nothing was."""
         assert self.pair is not None  # noqa: S101
         end = self.pair[0]
-        idle_since = empty_s = monotonic()
+        idle_since = monotonic()
         while not self.is_stopping:
-            is_told = _is_readable(end, IDLE_S)
-            told = b""
-            with contextlib.suppress(BlockingIOError):  # the main thread was quicker
-                told = end.recv(4096) if is_told else b""
-            since_s, empty_s = empty_s, monotonic()
-            if _SIGINT in told and _is_ours():
-                self._interrupt(came_after_s=since_s)
+            _is_readable(end, IDLE_S)
+            since_s, looked_s = looked_s, monotonic()  # before it looks: what it does not find comes later
+            self._look(since_s)
             with self.lock:
                 if self.jobs:
                     idle_since = monotonic()
                 elif monotonic() - idle_since > IDLE_S:
                     self.thread = None
-                    with contextlib.suppress(OSError):  # the descriptor was given back
-                        if self._take() and _is_ours():  # handled meanwhile, and left for this thread
-                            self._interrupt(came_after_s=since_s)
+                    self._look(looked_s)  # what was handled meanwhile, and left for this thread
                     return
+
+    def _look(self, since_s: float) -> None:
+        """Fail the reads that are waited for, if an interrupt was told of after `since_s`."""
+        if self._take() and _is_ours():
+            self._interrupt(came_after_s=since_s)
 
     def stop(self, pair: tuple[socket.socket, socket.socket]) -> None:
         """End the watcher before its descriptor is closed under it."""
@@ -292,10 +299,10 @@ def disarm() -> None:
 
 
 def _release(watcher: _Watcher) -> None:
-    pair, watcher.pair = watcher.pair, None
-    if pair is None:
+    if watcher.pair is None:
         return
-    previous = signal.set_wakeup_fd(-1)
+    previous = signal.set_wakeup_fd(-1)  # first: nothing is written to a number that may be another's
+    pair, watcher.pair = watcher.pair, None
     if previous not in (-1, pair[1].fileno()):
         _give_back(previous)
     watcher.stop(pair)
@@ -342,12 +349,12 @@ class Deferred:
     Elsewhere than on the main thread, and beside a handler of the program's own, it does nothing.
     """
 
-    __slots__ = ("_handler", "_has_come", "_note")
+    __slots__ = ("_error", "_handler", "_note")
 
     def __init__(self, note: Callable[[], object]) -> None:
         self._note = note
         self._handler: object = None
-        self._has_come = False
+        self._error: KeyboardInterrupt | None = None
 
     def __enter__(self) -> None:
         handler = _signal.getsignal(_SIGINT)
@@ -355,16 +362,19 @@ class Deferred:
             self._handler = handler
             _signal.signal(_SIGINT, self._come)
 
-    def _come(self, _number: int, _frame: object) -> None:
-        self._has_come = True
-        _watcher.note_handled()
+    def _come(self, _number: int, frame: FrameType | None) -> None:
+        self._error, _ = _handled(frame)
         self._note()
 
     def __exit__(self, *_error: object) -> None:
         if self._handler is not None:
             _signal.signal(_SIGINT, self._handler)
-        if self._has_come:
-            raise KeyboardInterrupt
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # or it, and with it all frames that it passes, is kept by this one
 
 
 def deliver_once() -> None:
@@ -372,12 +382,23 @@ def deliver_once() -> None:
     if threading.get_ident() == _main_ident and _signal.getsignal(_SIGINT) is _signal.default_int_handler:
         signal.signal(_SIGINT, _once)
         _watcher.forget_handled()
+        _watcher.handled_s = monotonic()  # what came until now was for Python's own
 
 
 def _once(_number: int, frame: FrameType | None) -> None:
     has_delivered = _watcher.has_delivered()
+    error, is_called_by_arrow = _handled(frame)
     # In a call of ours on the main thread it is Arrow that calls, and goes on: what came out of its other
     # threads has not reached the program, and the call may wait for the storage that those were stuck in.
+    if is_called_by_arrow or not has_delivered:
+        raise error
+
+
+def _handled(frame: FrameType | None) -> tuple[KeyboardInterrupt, bool]:
+    """Note that the main thread handles an interrupt in `frame`.
+
+    Returns what it raises, and whether Arrow may be called further up: its other reads fail until it returns.
+    """
     caller = _caller_of_arrow(frame)
     error = KeyboardInterrupt()
     if caller is not None:
@@ -386,8 +407,7 @@ def _once(_number: int, frame: FrameType | None) -> None:
         # The watcher will say so too, but Arrow may have its next call made before that thread runs.
         _watcher.interrupted_s = monotonic()
     _watcher.note_handled()  # last: who begins to watch once it is forgotten finds one of these
-    if caller is not None or not has_delivered:
-        raise error
+    return error, caller is not None
 
 
 def _caller_of_arrow(frame: FrameType | None) -> FrameType | None:

@@ -267,6 +267,14 @@ def test_a_class_that_needs_no_lock_is_read_by_threads_at_once(name: str, tmp_pa
         assert all(threads.map(read, range(80)))
 
 
+async def test_nothing_is_read_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"data")
+    fs = headrace.HeadraceFileSystem(fs=DirFileSystem(str(tmp_path), fs=LocalFileSystem()))
+    assert len(await fs._read_ranges([], [], [])) == 0
+    assert await fs._cat_ranges([], [], []) == []
+    assert await fs._cat_ranges(["data", "data"], [None, -3], [None, None]) == [b"data", b"ata"]
+
+
 async def test_a_length_that_must_be_waited_for_blocks_no_loop(tmp_path: Path) -> None:
     """What is asked for is more than there is memory for, and another thread has the filesystem."""
     (tmp_path / "data").write_bytes(b"data")

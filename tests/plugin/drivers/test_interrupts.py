@@ -209,12 +209,58 @@ def test_a_watcher_that_starts_is_left_what_it_was_told(
 
     def late(thread: threading.Thread) -> None:
         tell(watcher)
-        watcher.forget_handled()
+        watcher.note_handled()
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", late)
     with interrupts.watched(job):  # type: ignore[arg-type]
         assert job.has_failed.wait(10)
+        assert not watcher.is_pending()
+
+
+def test_an_interrupt_handled_while_a_watcher_stops_waiting_is_not_pending(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing had come when it looked, and it waits for the GIL."""
+    job, wait, handled = Waiting(), interrupts._is_readable, []
+
+    def late(*given: Any) -> bool:
+        if handled:
+            return wait(*given)
+        handled.append(tell(watcher))
+        watcher.note_handled()
+        return False
+
+    monkeypatch.setattr(interrupts, "_is_readable", late)
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert job.has_failed.wait(10)
+        assert not watcher.is_pending()
+
+
+def test_what_pythons_own_handler_had_is_over_once_there_is_another(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(interrupts, "AFTERMATH_S", 0.0)
+    watcher._interrupt(came_after_s=monotonic())
+    handled_by(monkeypatch, signal.default_int_handler)
+    interrupts.deliver_once()
+    handled_by(monkeypatch, interrupts._once)
+    assert not interrupts.is_aftermath()
+
+
+def test_what_tells_of_signals_is_there_once_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler may raise while it is made."""
+
+    class End:
+        def setblocking(self, _flag: bool) -> None:
+            raise KeyboardInterrupt
+
+    watcher = _Watcher()
+    monkeypatch.setattr(socket, "socketpair", lambda: (End(), End()))
+    with pytest.raises(KeyboardInterrupt):
+        watcher.arm()
+    assert watcher.pair is None
 
 
 def test_who_begins_to_watch_finds_that_one_came_before_it_is_forgotten(
@@ -310,6 +356,33 @@ def test_an_interrupt_that_a_call_deferred_fails_no_later_read(
         assert not job.has_failed.is_set()
 
 
+def test_an_interrupt_that_a_call_defers_ends_what_arrow_waits_for(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deferred, job = interrupts.Deferred(int), Waiting()
+    handled_by(monkeypatch, deferred._come)
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        tell(watcher)
+        assert job.has_failed.wait(10)
+
+
+def test_an_interrupt_that_a_call_of_arrows_defers_fails_its_other_reads(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the main thread is back in the frame that called Arrow."""
+    deferred = interrupts.Deferred(int)
+    monkeypatch.setattr(interrupts, "AFTERMATH_S", 0.0)
+    found: list[bool] = []
+    monkeypatch.setattr(watcher, "forget_handled", lambda: found.append(interrupts.is_aftermath()))
+    names = {"__name__": "pyarrow.fs", "come": lambda: deferred._come(signal.SIGINT, sys._getframe())}
+    exec("def open_input_file():\n    come()", names)  # noqa: S102 - in a module of that name
+    names["open_input_file"]()  # type: ignore[operator]
+    assert found == [True]
+    assert not interrupts.is_aftermath()
+    with pytest.raises(KeyboardInterrupt):
+        deferred.__exit__()
+
+
 def turns_of(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Return what is released whenever a watcher begins to wait."""
     turns, wait = threading.Semaphore(0), interrupts._is_readable
@@ -326,6 +399,7 @@ def test_a_handler_of_the_programs_own_may_want_reads_to_go_on(
     watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, turns = Waiting(), turns_of(monkeypatch)
+    monkeypatch.setattr(interrupts, "IDLE_S", 10.0)
     with interrupts.watched(job):  # type: ignore[arg-type]
         assert turns.acquire(timeout=10)
         with monkeypatch.context() as patch:
@@ -354,6 +428,9 @@ def test_an_interrupt_soon_after_one_that_was_handled_is_pending(
     assert watcher.is_pending()
 
 
+@pytest.mark.skipif(
+    0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2048, reason="no process has so many descriptors"
+)
 def test_a_watcher_waits_on_a_descriptor_of_any_number() -> None:
     """Of a server with thousands of connections."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
