@@ -110,9 +110,7 @@ class Engine:
     def _tell_them(self) -> None:
         """Wake those who stand by now; who comes meanwhile looks by himself."""
         for waiter in list(self._standing_by):
-            if self._standing_by.pop(
-                waiter, False
-            ):  # else another section told it, which interrupted this one
+            if self._standing_by.pop(waiter, False):  # else another thread told it, or a handler's section
                 waiter.wake()
 
     def is_inside(self) -> bool:
