@@ -424,9 +424,7 @@ class Reader(SingleReader):
 
     def _waits_for_lengths(self, ranges: Ranges) -> bool:
         """Whether what is asked is held to the lengths of files whose filesystem others may be using."""
-        if isinstance(self.channel.backend.guard(), contextlib.nullcontext):
-            return False
-        return self._asks_too_much(ranges, _longest(ranges))
+        return self.channel.is_guarded and self._asks_too_much(ranges, _longest(ranges))
 
     def _asks_too_much(self, ranges: Ranges, longest: int) -> bool:
         """Whether memory for all that is asked would be more than there is, or is better not taken."""

@@ -105,6 +105,8 @@ class Channel:
     """Whether what is read is an object of a store."""
     is_remote: bool = field(init=False)
     """Whether an op is a request to a store, which costs more than planning it."""
+    is_guarded: bool = field(init=False)
+    """Whether a call to the target must hold something that others may be holding."""
     max_op_bytes: int = field(init=False)
     """Longer reads are split into ops of this size."""
     short_op_bytes: int = field(init=False)
@@ -118,6 +120,7 @@ class Channel:
         self.keeps_open = isinstance(backend, InlineBackend)
         self.is_by_path = isinstance(backend, (AsyncBackend, BulkBackend))
         self.is_remote = backend.defaults.window_ops > 0
+        self.is_guarded = not isinstance(backend.guard(), contextlib.nullcontext)
         self.max_op_bytes = chosen or backend.defaults.max_op_bytes
         self.short_op_bytes = chosen or backend.defaults.short_op_bytes or self.max_op_bytes
         self.urgent_op_bytes = chosen or backend.defaults.series_op_bytes or self.short_op_bytes
@@ -159,11 +162,11 @@ class Channel:
 
         An interrupt ends the wait for it, also on Arrow's threads.
         """
-        guard = self.backend.guard()
-        if isinstance(guard, contextlib.nullcontext):
+        if not self.is_guarded:
             return function(*args, **kwargs)
         # Reads that the target makes through headrace meanwhile run at once: an op that holds the process's
         # only permit may be waiting for the lock which is held here.
+        guard = self.backend.guard()
         answer: T = interrupts.call_holding(guard, call_permitted, _METADATA, function, *args, **kwargs)
         return answer
 

@@ -247,8 +247,6 @@ class SingleReader(QuickReader):
 
     def size(self, source: Any, path: str) -> int:
         """Bytes of an open source, by its backend or by what the filesystem says of the path."""
-        if self.channel.keeps_open:
-            return self._size(source, path)  # in fewer steps: nothing is held for those
         return self.channel.exclusively(self._size, source, path)
 
     def _size(self, source: Any, path: str) -> int:

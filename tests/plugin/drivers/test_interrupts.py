@@ -157,6 +157,12 @@ def tell(watcher: _Watcher) -> None:
     watcher.pair[1].send(bytes([signal.SIGINT]))
 
 
+def have_handled(watcher: _Watcher) -> None:
+    """Tell of one that the main thread handles at once."""
+    tell(watcher)
+    watcher.note_handled()
+
+
 def test_a_watcher_whose_thread_could_not_start_gets_another(
     watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,8 +214,7 @@ def test_a_watcher_that_starts_is_left_what_it_was_told(
     job, start = Waiting(), threading.Thread.start
 
     def late(thread: threading.Thread) -> None:
-        tell(watcher)
-        watcher.note_handled()
+        have_handled(watcher)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", late)
@@ -227,8 +232,7 @@ def test_an_interrupt_handled_while_a_watcher_stops_waiting_is_not_pending(
     def late(*given: Any) -> bool:
         if handled:
             return wait(*given)
-        handled.append(tell(watcher))
-        watcher.note_handled()
+        handled.append(have_handled(watcher))
         return False
 
     monkeypatch.setattr(interrupts, "_is_readable", late)
@@ -288,8 +292,7 @@ def test_a_watcher_that_leaves_takes_what_the_main_thread_left_to_it(
 
     def late(*_given: Any) -> bool:
         is_over.wait(10)
-        tell(watcher)
-        watcher.note_handled()
+        have_handled(watcher)
         return False
 
     monkeypatch.setattr(interrupts, "AFTERMATH_S", 0.0)
