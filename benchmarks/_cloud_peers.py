@@ -12,10 +12,10 @@ was fastest for it here:
 headrace reads single ranges with `max_gap_bytes=0`, so that it sends a request for each as the others do;
 datasets it reads as it comes.
 
-*Versions.* An open file's ranges are checked to be of one version ("open files"), and so are those of one
-call on the s3fs engine. By path the native engine takes each range from whatever version the object then has,
-as the peers do. What its check costs is told by the same calls of the same open files without it ("open
-files, unchecked").
+*Versions.* An open file's ranges are checked to be of one version, whether one call asks for many ("one open
+file") or each of many threads for one at a time ("open files"), and so are those of one call by path on the
+s3fs engine. By path the native engine takes each range from whatever version the object then has, as the
+peers do. What its check costs is told by the same calls of the same open files without it ("unchecked").
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 KEYS = ("benchmark", "not-a-secret")
 ENGINES = ("obstore", "fsspec")
+NATIVE = "headrace obstore"
 MODES = {"": "auto", ", lite": "lite"}
 S3FS_POOLS = (64, 128)
 OPEN_FILES_OF_S3FS = "s3fs open files"
@@ -95,9 +96,8 @@ class Clients:
         }
         plain = self.fsspec[f"s3fs, {S3FS_POOLS[0]} connections"]
         found[OPEN_FILES_OF_S3FS] = partial(plain.open, cache_type="none")
-        native = "headrace obstore"
-        if native in self.as_it_comes:
-            found[f"{native}, open files, unchecked"] = partial(open_unchecked, self.as_it_comes[native])
+        if NATIVE in self.as_it_comes:
+            found[f"{NATIVE}, open files, unchecked"] = partial(open_unchecked, self.as_it_comes[NATIVE])
         return found
 
 
@@ -181,6 +181,13 @@ def rate_contenders(clients: Clients, name: str, nbytes: int, slow_share: float)
     path = f"{clients.bucket}/{name}"
     for label, fs in {**clients.headrace, **clients.fsspec}.items():
         yield limited(label, _cat_ranges(fs, path, nbytes), slow_share if is_slow(label) else 1.0)
+    for label, fs in clients.as_it_comes.items():
+        read = _read_ranges(fs, fs.open(path), nbytes)
+        yield limited(f"{label}, one open file", read, slow_share if is_slow(label) else 1.0)
+    if NATIVE in clients.as_it_comes:
+        fs = clients.as_it_comes[NATIVE]
+        label = f"{NATIVE}, one open file, unchecked"
+        yield limited(label, _read_ranges(fs, open_unchecked(fs, path), nbytes), 1.0)
     for label, open_file in clients.openers.items():
         share = slow_share if is_slow(label) else 1.0
         yield _open_files(label, partial(open_file, path), nbytes, share)
@@ -210,6 +217,16 @@ def _cat_ranges(fs: Any, path: str, nbytes: int) -> Callable[[list[int]], list[b
     def run(starts: list[int]) -> list[bytes]:
         ends = [start + nbytes for start in starts]
         found: list[bytes] = fs.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
+        return found
+
+    return run
+
+
+def _read_ranges(fs: HeadraceFileSystem, file: Any, nbytes: int) -> Callable[[list[int]], list[bytes]]:
+    """Read ranges of an open file in one call; as `bytes`, like those of the others."""
+
+    def run(starts: list[int]) -> list[bytes]:
+        found: list[bytes] = fs.read_ranges(file, starts, [start + nbytes for start in starts]).to_pylist()
         return found
 
     return run

@@ -53,6 +53,7 @@ from _bench import (
 )
 from _cloud_defaults import Beside, default_cases
 from _cloud_peers import (
+    NATIVE,
     OPEN_FILES_OF_S3FS,
     Clients,
     make_clients,
@@ -200,9 +201,8 @@ def scan(fs: Any, source: str | list[str], columns: list[str] | None) -> Callabl
 
 # -- promises
 
-NATIVE, OVER_S3FS = "headrace obstore", "headrace fsspec"
-CHECKED = f"{NATIVE}, open files"
-UNCHECKED = f"{CHECKED}, unchecked"
+OVER_S3FS = "headrace fsspec"
+CHECKED = (f"{NATIVE}, one open file", f"{NATIVE}, open files")
 
 
 def promises(results: Sequence[Result]) -> Iterator[Promise]:
@@ -214,13 +214,15 @@ def promises(results: Sequence[Result]) -> Iterator[Promise]:
         if case.section == "scan":
             yield from _of_scans(case)
         yield from case.against(OVER_S3FS, "s3fs", 1)
+        yield from case.against(f"{OVER_S3FS}, one open file", "s3fs", 1)
         yield from case.against_one(f"{OVER_S3FS}, open files", OPEN_FILES_OF_S3FS, 1)
-        yield from case.against_one(CHECKED, UNCHECKED)
+        for ours in CHECKED:
+            yield from case.against_one(ours, f"{ours}, unchecked")
 
 
 def _of_ranges(case: Rates, rates: dict[str, Rates]) -> Iterator[Promise]:
     """Compare the native engine with its peers, of no one version and with versions checked."""
-    for ours, beside_two in ((NATIVE, 25), (CHECKED, 10)):
+    for ours, beside_two in ((NATIVE, 25), *product(CHECKED, [10])):
         if case.name.endswith(beside(0)):
             yield from case.against(ours, "s3fs", 4)
             yield from case.against_one(ours, "pyarrow S3", 2)

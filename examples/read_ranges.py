@@ -29,6 +29,11 @@ def main() -> None:
         assert (first == records[picked[0]]).all()
         assert column[99_999].as_py() == records[picked[99_999]].tobytes()
 
+        # Of an open file: on object stores, too, all of the version that was opened.
+        with filesystem.open(path) as file:
+            again = filesystem.read_ranges(file, starts[:10], starts[:10] + RECORD_BYTES)
+        assert again.to_pylist() == batch.to_pylist()[:10]
+
         # The same without waiting: ask, do something else, then take the result.
         read = filesystem.submit_ranges(str(path), starts[:10], starts[:10] + RECORD_BYTES)
         assert read.result(timeout=30).to_pylist() == batch.to_pylist()[:10]

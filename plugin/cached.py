@@ -55,7 +55,8 @@ def read_cached(channel: Channel, ranges: Ranges, out: Any) -> RangeBatch | None
     if longest > channel.quick_bytes or len(devices) > 1 or is_short:
         return None
     try:
-        sources = [channel.backend.open(path) for path in ranges.paths]
+        is_open = ranges.source is not None
+        sources = [ranges.source] if is_open else [channel.backend.open(path) for path in ranges.paths]
         for source in sources:
             advise_scattered(source)  # a probe that misses reads ahead
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
-from headrace.ranges import answer_or_error, batch_of, listed
+from headrace.ranges import answer_or_error, answers_of_file, batch_of, listed
 from headrace.redact import redacted_answers, redacted_errors
 
 if TYPE_CHECKING:
@@ -146,7 +146,12 @@ class Delegation:
         return file
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
-        return batch_of(self._cat_ranges_of_target(*listed(ranges), on_error="return"), ranges, out)
+        if ranges.source is not None:
+            with redacted_errors():
+                answers = redacted_answers(self._exclusively(answers_of_file, ranges))
+        else:
+            answers = self._cat_ranges_of_target(*listed(ranges), on_error="return")
+        return batch_of(answers, ranges, out)
 
     def _cat_ranges_of_target(self, *args: Any, **kwargs: Any) -> list[Any]:
         return redacted_answers(self._of_target("cat_ranges", *args, **kwargs))

@@ -30,7 +30,7 @@ from headrace.errors import NoRangesError, SeekError
 from headrace.lifecycle import follow
 from headrace.lines import RUN_BYTES, LineRun, lines_of
 from headrace.memory import pooled_buffer
-from headrace.ranges import MOST_OFFSET
+from headrace.ranges import MOST_OFFSET, as_ranges
 from headrace.redact import redact_url
 from headrace.threads import after_fork_in_child
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from headrace.jobs import Urgency
     from headrace.prefetch import Prefetcher
+    from headrace.ranges import Ranges
     from headrace.reader import Reader
     from headrace.types import UInt8Array
 
@@ -243,6 +244,20 @@ class HeadraceFile(io.BufferedIOBase):
         raise ValueError(msg)
 
     # -- reads
+
+    def asked(self, starts: Any, ends: Any) -> tuple[Reader, Ranges, Urgency]:
+        """Bring ranges of this file into columns, for `HeadraceFileSystem.read_ranges`.
+
+        They are read through the file's own source, of its version, beside whatever else reads it: neither
+        its position nor its lock has to do with it.
+        """
+        self._check_open()
+        ranges = as_ranges(self.path, starts, ends)
+        ranges.source = self._source
+        self._check_open()  # another thread may have closed it just now
+        if self._size is not None:
+            ranges.clip(self._size)
+        return self._reader, ranges, self._urgency
 
     @override
     def read(self, length: int | None = -1) -> bytes:

@@ -50,10 +50,12 @@ from headrace.ranges import (
     batch_of,
     check_bytes,
     collect_cat,
+    is_open_file,
     is_plain,
     listed,
     or_error,
     raise_first,
+    ranges_of_file,
 )
 from headrace.read import Read
 from headrace.reader import Reader
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from headrace.batch import RangeBatch
-    from headrace.ranges import AnyPath, Asked, Single
+    from headrace.ranges import AnyPath, Asked, Asking, Ranges, Single
 
 _OF_ASYNC = frozenset({"asynchronous", "batch_size", "loop"})
 """Options of every async filesystem, and so of ours."""
@@ -310,9 +312,21 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     # -- reads of many ranges
 
+    def _asked(
+        self, paths: Asking, starts: Any, ends: Any, priority: int | None
+    ) -> tuple[Reader | None, Ranges, Urgency]:
+        """Return who reads what is asked for (None: the wrapped filesystem), its columns and its urgency."""
+        if isinstance(paths, HeadraceFile):
+            reader, ranges, of_file = paths.asked(starts, ends)
+            return reader, ranges, of_file if priority is None else self._urgency(priority)
+        urgency = self._urgency(priority)
+        if is_open_file(paths):
+            return None, ranges_of_file(paths, starts, ends), urgency
+        return self._reader, as_ranges(paths, starts, ends, self._file_path), urgency
+
     def read_ranges(
         self,
-        paths: AnyPath | Sequence[AnyPath],
+        paths: Asking,
         starts: Any,
         ends: Any,
         priority: int | None = None,
@@ -322,12 +336,15 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
         Parameters
         ----------
-        paths : str or sequence of str
-            One file for all ranges, or one for each.
+        paths : str, open file or sequence of str
+            One file for all ranges, or one for each. Ranges of a file that `open` returned are of the version
+            that was opened, and end where it does; the file's position stays where it is. A file that is not
+            headrace's (under ``off``, of another library) is read by its own ``seek`` and ``read``.
         starts, ends : int or array of int, shape (n,)
             Bytes; not negative, and no end before its start.
         priority : int, optional
-            Base priority, lower is more urgent.
+            Base priority, lower is more urgent. Default: that of the open file, of this instance, or that in
+            force here.
         out : writable buffer, optional
             Where the bytes go; at least as long as what is read, gaps included.
 
@@ -340,27 +357,26 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         Raises
         ------
         ValueError, TypeError
-            What was asked makes no sense; nothing was read.
+            What was asked makes no sense, or is of a file that is closed, or open in text mode; nothing was
+            read.
         """
-        ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)
-        reader = self._reader
+        reader, ranges, urgency = self._asked(paths, starts, ends, priority)
         if reader is None:
             return self._ranges_of_target(ranges, out)
         self._begin_read(reader)
         return reader.read(ranges, urgency, out)
 
-    def submit_ranges(
-        self, paths: AnyPath | Sequence[AnyPath], starts: Any, ends: Any, priority: int | None = None
-    ) -> Read:
+    def submit_ranges(self, paths: Asking, starts: Any, ends: Any, priority: int | None = None) -> Read:
         """Start what `read_ranges` does, and return a handle: ``result(timeout)``, ``cancel()``, ``done()``.
 
         It opens all its files at once, and holds them open until it is taken: where the process has no
         descriptor for one, that is the file's error.
 
-        Under ``off`` there is no scheduler to submit to: the read is done when this returns.
+        Under ``off`` there is no scheduler to submit to, nor for files that are not headrace's: the read is
+        done when this returns. An open file may be closed meanwhile: local ones and objects are read all the
+        same, others' ranges that have not begun are errors.
         """
-        ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)
-        reader = self._reader
+        reader, ranges, urgency = self._asked(paths, starts, ends, priority)
         if reader is None:
             return Read.finished(ranges, self._ranges_of_target(ranges))
         self._begin_read(reader)
@@ -368,18 +384,20 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
 
     async def _read_ranges(
         self,
-        paths: AnyPath | Sequence[AnyPath],
+        paths: Asking,
         starts: Any,
         ends: Any,
         priority: int | None = None,
         out: Any = None,
     ) -> RangeBatch:
         """Async twin of `read_ranges`; `out` is written once all is there, and never when cancelled."""
-        ranges, urgency = as_ranges(paths, starts, ends, self._file_path), self._urgency(priority)
-        reader = self._reader
+        reader, ranges, urgency = self._asked(paths, starts, ends, priority)
         if reader is not None:
             return await reader.read_async(ranges, urgency, out)
         # Into the caller's memory on the caller's thread: another one knows of no cancellation (I9).
+        if ranges.source is not None:
+            found = await call_apart(self._ranges_of_target, ranges)
+            return found if out is None else batch_of(found.to_pylist(on_error="return"), ranges, out)
         answers = await self._of_target_async("_cat_ranges", *listed(ranges), on_error="return")
         return batch_of(redacted_answers(answers), ranges, out)
 

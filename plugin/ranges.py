@@ -9,17 +9,19 @@ the whole call in `read_ranges`, whose ranges are all plain. An error that is an
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
+from typing_extensions import TypeIs
 
 from headrace.batch import RangeBatch
-from headrace.columns import first_bad
+from headrace.columns import first_bad, largest
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ E = TypeVar("E", bound=BaseException)
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 """What fsspec takes for a path, where one file is named."""
+
+Asking: TypeAlias = AnyPath | Sequence[AnyPath] | IO[bytes] | io.BufferedIOBase
+"""What ranges are read of: one file, by path or open, or a path for each."""
 
 Bounds = tuple[int | None, int | None]
 """Start and end, as fsspec understands them."""
@@ -58,6 +63,9 @@ class Ranges:
         Coalesce over gaps of so many bytes; None: the channel's choice.
     errors
         Ranges whose file could not be opened.
+    source
+        What the one file is read through, where the caller has it open: its source, or, where headrace did
+        not open it, that file itself.
     """
 
     paths: list[str]
@@ -66,6 +74,7 @@ class Ranges:
     ends: Int64Array
     max_gap: int | None = None
     errors: dict[int, Exception] = field(default_factory=dict)
+    source: Any = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -74,6 +83,11 @@ class Ranges:
         """Return the ranges `rows`, which are all of the files from `first` on, `most` of these."""
         names = self.paths[first : first + most]
         return Ranges(names, self.file[rows] - first, self.starts[rows], self.ends[rows], self.max_gap)
+
+    def clip(self, size: int) -> None:
+        """Have no range go past the end of the one file; one that begins there is empty."""
+        if len(self) and largest(self.ends) > size:  # with the GIL kept
+            self.ends = np.maximum(self.starts, np.minimum(self.ends, size))
 
     def own(self) -> None:
         """Keep no array of the caller's, who may use it again before the result is taken."""
@@ -421,6 +435,48 @@ def check_bytes(name: str, given: Any) -> None:
     if given < 0:
         msg = f"{name} is not negative: {given}"
         raise ValueError(msg)
+
+
+def is_open_file(given: Any) -> TypeIs[IO[bytes] | io.BufferedIOBase]:
+    """Whether it is an open file, and neither a path nor a list of them."""
+    return hasattr(given, "seek") and hasattr(given, "read")
+
+
+def ranges_of_file(file: Any, starts: Any, ends: Any) -> Ranges:
+    """Bring ranges of an open file that is not headrace's into columns.
+
+    Raises
+    ------
+    TypeError
+        It is open in text mode, and has no bytes to offer.
+    ValueError
+        It is closed.
+    """
+    if isinstance(file, io.TextIOBase):
+        msg = f"ranges are read of a file that is open in binary mode, not of {type(file).__name__}"
+        raise TypeError(msg)
+    if getattr(file, "closed", False):
+        msg = "I/O operation on closed file"
+        raise ValueError(msg)
+    ranges = as_ranges(str(getattr(file, "path", "")), starts, ends)
+    ranges.source = file
+    return ranges
+
+
+def answers_of_file(ranges: Ranges) -> list[Any]:
+    """Read ranges of an open file by its own methods, one after another; its position is what it was."""
+    file = ranges.source
+    before = file.tell()
+
+    def read(start: int, end: int) -> Any:
+        file.seek(start)
+        return file.read(end - start)
+
+    try:
+        bounds = zip(ranges.starts.tolist(), ranges.ends.tolist(), strict=True)
+        return [answer_or_error(read, *one) for one in bounds]
+    finally:
+        file.seek(before)
 
 
 def listed(ranges: Ranges) -> tuple[list[str], list[int], list[int]]:

@@ -399,9 +399,11 @@ class Reader(SingleReader):
 
         None where the descriptors do not suffice, which says nothing of a file, unless this `is_last`.
         """
+        longest = _longest(ranges)
+        if ranges.source is not None:
+            return self._opened(ranges, longest)
         sources: list[Any] = []
         failed: dict[int, Exception] = {}
-        longest = _longest(ranges)
         cut = self._cut_files(ranges, longest)
         for number, path in enumerate(ranges.paths):
             try:
@@ -421,6 +423,13 @@ class Reader(SingleReader):
             for row in np.flatnonzero(np.isin(ranges.file, list(failed))).tolist():
                 ranges.errors[row] = failed[int(ranges.file[row])]
         return sources
+
+    def _opened(self, ranges: Ranges, longest: int) -> list[Any]:
+        """Take the source of a file that the caller has open; objects have been cut to its length."""
+        advise_scattered(ranges.source)
+        if not self.channel.is_by_path and self._asks_too_much(ranges, longest):
+            self._clip(ranges, [ranges.source])
+        return [ranges.source]
 
     def _waits_for_lengths(self, ranges: Ranges) -> bool:
         """Whether what is asked is held to the lengths of files whose filesystem others may be using."""

@@ -216,6 +216,38 @@ def test_ranges_of_one_call_are_of_one_version(server: ObjectServer, scheduled_m
     assert fs.cat_file("bucket/folder/key", start=0, end=10) == NEW[:10], "the next call reads what is there"
 
 
+def test_ranges_of_an_open_file_are_of_its_version(
+    server: ObjectServer, cloud_engine: str, scheduled_mode: str
+) -> None:
+    """However many there are in one call, from the first on."""
+    fs = filesystem(server, cloud_engine, scheduled_mode, max_gap_bytes=0)
+    starts = list(range(0, 400_000, 1_000))
+    ends = [start + 10 for start in starts]
+    with fs.open("bucket/folder/key") as file:
+        for _ in range(2):  # natively the second call is of the store that the first was worth
+            server.forget()
+            assert fs.read_ranges(file, starts, ends).to_pylist() == [OLD[:10]] * 400
+            assert methods(server) == ["GET"] * 400
+            assert len({request.headers["If-Match"] for request in server.requests}) == 1
+        server.forget()
+
+        def script(request: ServedRequest) -> None:
+            if request.number == 100:
+                server.replace("bucket", "folder/key", NEW)
+
+        server.script = script
+        batch = fs.read_ranges(file, starts, ends)
+        assert batch.errors
+        assert {type(error) for error in batch.errors.values()} == {ObjectChangedError}
+        assert {bytes(batch[row]) for row in range(400) if row not in batch.errors} <= {OLD[:10]}
+        server.script = None
+        batch = fs.read_ranges(file, starts, ends)
+        assert {type(error) for error in batch.errors.values()} == {ObjectChangedError}
+        assert len(batch.errors) == 400
+    assert fs.read_ranges("bucket/folder/key", starts, ends).to_pylist() == [NEW[:10]] * 400
+    assert fs.stats().reserved_bytes == 0
+
+
 def test_a_long_range_is_read_in_parts_of_one_version(
     server: ObjectServer, cloud_engine: str, scheduled_mode: str
 ) -> None:

@@ -30,6 +30,8 @@ KINDS = [
 ] + [
     *("series-lite-long", "series-standard-long", "async-lite-ahead", "async-standard-ahead"),
     *("around-lite-longfile", "around-standard-longfile", "async-standard-written"),
+    *("cold-lite-fileranges", "cold-standard-fileranges", "threaded-lite-fileranges"),
+    *("async-lite-fileranges", "async-standard-fileranges"),
     # A single op is called for by its waiter in both modes, and what was submitted by a worker.
     *("bulk-lite-single", "bulk-lite-ranges", "bulk-lite-submitted", "bulk-standard-ranges"),
     *("hedged-lite-single", "hedged-lite-ranges"),  # in standard the loop thread does all of it

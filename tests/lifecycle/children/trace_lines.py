@@ -196,6 +196,12 @@ def read_ahead(fs: Any) -> bytes:
         return b"".join(file.read(BLOCK) for _ in range(4))
 
 
+def ranges_of_file(fs: Any) -> bytes:
+    starts = [STEP * k for k in range(MANY)]
+    with fs.open(PATH, "rb") as file:
+        return b"".join(fs.read_ranges(file, starts, [s + 10 for s in starts]).to_pylist())
+
+
 def submitted(fs: Any) -> bytes:
     return bytes(fs.submit_ranges(PATH, [100], [200]).result()[0])
 
@@ -211,6 +217,7 @@ EXPECTED = {
     long: CONTENT[:LONG_BYTES] + CONTENT[100 : 100 + LONG_BYTES],
     single: CONTENT[100:200],
     ranges: b"".join(CONTENT[STEP * k : STEP * k + 10] for k in range(MANY)),
+    ranges_of_file: b"".join(CONTENT[STEP * k : STEP * k + 10] for k in range(MANY)),
     through_file: CONTENT[100:90_100],
     long_through_file: CONTENT[100 : 105 + LONG_BYTES],
     read_ahead: CONTENT[: 4 * BLOCK],
@@ -232,6 +239,7 @@ WORK = {
     "few": few,
     "long": long,
     "ranges": ranges,
+    "fileranges": ranges_of_file,
     "file": through_file,
     "longfile": long_through_file,
     "ahead": read_ahead,
