@@ -509,8 +509,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def _begin_read(reader: Reader | None) -> None:
         """Make ready for a read of this thread's."""
         if reader is not None and reader.channel.is_remote:
-            reader.channel.shorten_turns()  # first: the next line may give the GIL up
-        interrupts.arm()
+            reader.channel.shorten_turns()
+        interrupts.note_read()
 
     def _ranges_for_target(self, paths: Any, starts: Any, ends: Any) -> tuple[Any, Any, Any]:
         names = [self._file_path(one) for one in paths] if isinstance(paths, list) else paths
@@ -683,7 +683,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
                 options.pop("size", None)
             file = self._open_of_target(path, mode, block_size, options)
         else:
-            self._begin_read(reader)
+            if reader.channel.is_remote:
+                reader.channel.shorten_turns()  # first: the next line may give the GIL up
+            interrupts.arm(for_arrow=is_arrows)
             look = self._last_look(self._target_path(path)) if is_arrows else None
             if look is not None:
                 options["look"] = look

@@ -6,7 +6,7 @@ before its threads' reads have ended. So a watcher is told of SIGINT by the inte
 and the main thread raises KeyboardInterrupt as ever.
 
 * Armed only where Python's own SIGINT handler is in force and nobody else set a wake-up descriptor
-  (asyncio does, and resets it: hence `arm` by every read and `open` on the main thread).
+  (asyncio does, and resets it: hence `arm` by every `open` on the main thread).
 * The error that Arrow returns *is* the KeyboardInterrupt, and Python's own would follow it, as soon as the
   main thread is back in Python: in the middle of the program's `except` block. `deliver_once` lets Python's
   handler through, but for an interrupt that has come out of Arrow already.
@@ -20,17 +20,22 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import contextlib
-import gc
+import math
 import os
 import selectors
 import signal
 import socket
-import sys
 import threading
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from headrace.drivers.arrow_calls import (
+    caller_of_arrow,
+    has_surfaced,
+    is_in_call_of,
+    is_main_thread_at,
+)
 from headrace.drivers.waiter import check_process
 from headrace.threads import after_fork_in_child, call_locked, is_python_thread, raise_if_of_a_handler
 
@@ -48,17 +53,14 @@ IDLE_S = 0.5
 AFTERMATH_S = 0.5
 """Reads that Arrow starts this soon after an interrupt fail, handled or not: its scan is ending."""
 
+ARMED_S = 0.02
+"""So long the watcher is taken to be armed still, where it is not Arrow that opens a file."""
+
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came, or it was forked."""
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 """What waits for a descriptor: on Unix `select` takes none of 1024 or more."""
-
-_CALLED_BY_ARROW = frozenset({"pyarrow.fs", "headrace.filesystem", "headrace.looks", "headrace.file"})
-"""Modules of what Arrow calls: `open`, `info`, `find`, reads of files. Where they move to is named here."""
-
-_WITHIN_ARROW = ("headrace.", "pyarrow.fs", "pyarrow._fs")
-"""Modules that an error passes on its way into Arrow; the last is that of Arrow's own callbacks."""
 
 ECHO_S = 2.0
 """How long after an interrupt that came through Arrow Python's own may be taken for its echo."""
@@ -73,6 +75,7 @@ class _Watcher:
         self.thread: threading.Thread | None = None
         self.pair: tuple[socket.socket, socket.socket] | None = None
         self.is_stopping = False
+        self.armed_s = -math.inf
         self.interrupted_s = -ECHO_S
         # When the main thread last handled one, and when the last that was told had not come yet: two times,
         # for a flag could be set by one thread after the other has cleared it.
@@ -94,6 +97,11 @@ class _Watcher:
         if previous not in (-1, fd):
             _give_back(previous)
         self.forget_handled()  # by a handler of the program's own, say, which tells nobody
+        self.armed_s = monotonic()
+
+    def is_armed_lately(self) -> bool:
+        """Whether it was armed so short a time ago that nobody is likely to have undone it."""
+        return self.pair is not None and monotonic() - self.armed_s < ARMED_S
 
     def add(self, key: int, job: Job | None) -> None:
         """Watch while `key` waits: for `job`, or for something that it looks up from by itself."""
@@ -229,16 +237,14 @@ class _Watcher:
         if self.inside is None:
             return False
         error, caller, place = self.inside
-        frames = _frames(_top_frames().get(_main_ident or 0))
-        is_waiting = caller.f_lasti == place and any(frame is caller for frame in frames)
-        if not is_waiting or _has_surfaced(error):
+        if not is_main_thread_at(caller, place) or has_surfaced(error):
             self.inside = None
         return self.inside is not None
 
     def has_delivered(self) -> bool:
         """Whether the last interrupt has come out of Arrow; asked once, before it is handled."""
         errors, self.errors = self.errors, []
-        return self._may_echo() and any(map(_has_surfaced, errors))
+        return self._may_echo() and any(map(has_surfaced, errors))
 
     def _may_echo(self) -> bool:
         return self.is_pending() or monotonic() - self.interrupted_s < ECHO_S
@@ -248,19 +254,6 @@ class _Watcher:
         if self.is_pending():
             self.handled_s = monotonic()
         self.inside = None
-
-
-def _has_surfaced(error: BaseException) -> bool:
-    """Whether `error` has left Arrow's threads, and not on another thread of Python's."""
-    entry = error.__traceback__
-    if entry is None or str(entry.tb_frame.f_globals.get("__name__")).startswith(_WITHIN_ARROW):
-        return False
-    return not any(
-        entry.tb_frame is frame
-        for ident, top in _top_frames().items()
-        if ident != _main_ident
-        for frame in _frames(top)
-    )
 
 
 def _is_readable(end: socket.socket, timeout_s: float) -> bool:
@@ -316,12 +309,27 @@ _SIGNALS = tuple(int(number) for number in signal.valid_signals() if number != s
 _main_ident = threading.main_thread().ident
 
 
-def arm() -> None:
-    """Arm the watcher, where that is allowed and right; cheap, called on entry."""
+def arm(*, for_arrow: bool) -> None:
+    """Arm the watcher, where that is allowed and right: Arrow may be about to read what is opened.
+
+    That gives the GIL up twice, and beside a busy thread so many turns. Where it is not Arrow that opens, an
+    arming of some milliseconds ago will do.
+    """
     if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
-        _watcher.arm()
-        if (_watcher.is_pending() or _watcher.inside) and not _is_in_call_of("pyarrow.fs"):
-            _watcher.note_outside()
+        if for_arrow or not _watcher.is_armed_lately():
+            _watcher.arm()
+        _note_outside()
+
+
+def note_read() -> None:
+    """Say that a read begins: on the main thread, which is not inside Arrow, or Arrow calls it."""
+    if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
+        _note_outside()
+
+
+def _note_outside() -> None:
+    if (_watcher.is_pending() or _watcher.inside) and not is_in_call_of("pyarrow.fs"):
+        _watcher.note_outside()
 
 
 def _is_ours() -> bool:
@@ -399,51 +407,15 @@ def _handled(frame: FrameType | None) -> tuple[KeyboardInterrupt, bool]:
 
     Returns what it raises, and whether Arrow may be called further up: its other reads fail until it returns.
     """
-    caller = _caller_of_arrow(frame)
+    caller = caller_of_arrow(frame)
     error = KeyboardInterrupt()
     if caller is not None:
         _watcher.inside = error, caller, caller.f_lasti
-    if _watcher.jobs or _is_in_call_of("pyarrow.fs"):
+    if _watcher.jobs or is_in_call_of("pyarrow.fs"):
         # The watcher will say so too, but Arrow may have its next call made before that thread runs.
         _watcher.interrupted_s = monotonic()
     _watcher.note_handled()  # last: who begins to watch once it is forgotten finds one of these
     return error, caller is not None
-
-
-def _caller_of_arrow(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that called Arrow, or us, if one of the calls in which `frame` is may be Arrow's."""
-    found, is_called = None, False
-    for one in _frames(frame):
-        was_called, is_called = is_called, one.f_globals.get("__name__") in _CALLED_BY_ARROW
-        if was_called and not is_called:
-            found = one
-    return found
-
-
-def _top_frames() -> dict[int, FrameType]:
-    """Return what each thread executes.
-
-    Without the collector: before 3.11.5 (CPython's gh-106883) it runs inside that call, under the lock that
-    new threads need, too. A finaliser that gives up the GIL there may never have it back.
-    """
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return sys._current_frames()  # noqa: SLF001
-    finally:
-        if is_collecting:
-            gc.enable()
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _is_in_call_of(module: str) -> bool:
-    """Whether `module` is being executed further up on this thread."""
-    return any(frame.f_globals.get("__name__") == module for frame in _frames(sys._getframe()))  # noqa: SLF001
 
 
 def is_aftermath() -> bool:
@@ -475,7 +447,7 @@ def call_holding(guard: Any, function: Callable[..., T], *args: Any, **kwargs: A
     if is_owned is None or is_owned():
         with guard:
             return function(*args, **kwargs)
-    if _watcher.is_aftermath() and _is_in_call_of("pyarrow.fs"):
+    if _watcher.is_aftermath() and is_in_call_of("pyarrow.fs"):
         raise _watcher.error()  # Arrow's scan, which is ending, opens its next file
     return cast("T", call_locked(guard, partial(_wait_for, guard.acquire), function, *args, **kwargs))
 

@@ -266,6 +266,7 @@ def fork_at_a_lock(fs: Any) -> None:
     It is looked at on this thread, and on one that is not Python's own.
     """
     wait_for = interrupts._wait_for
+    interrupts.arm(for_arrow=True)  # as a scan is
     for is_watched in (False, True):
         forks, is_held = Forks(), threading.Event()
 
@@ -286,6 +287,7 @@ def fork_at_a_lock(fs: Any) -> None:
         except SchedulerClosedError:
             if not forks.is_child:
                 raise
+            interrupts.arm(for_arrow=True)
             check(fs)
             size = fs.info(PATH)["size"]
         assert size == len(CONTENT)

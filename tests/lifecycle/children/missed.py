@@ -40,7 +40,7 @@ told: list[str] = []
 may_begin, has_begun = threading.Lock(), threading.Lock()
 may_begin.acquire()
 has_begun.acquire()
-interrupts.arm()
+interrupts.arm(for_arrow=True)
 interrupts.deliver_once()
 interrupts.AFTERMATH_S = 0.0  # however late it is
 thread = threading.Thread(target=reads)

@@ -13,18 +13,21 @@ import socket
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 import headrace
 from headrace.backends.fsspec_sync import instance_lock
-from headrace.drivers import interrupts
+from headrace.drivers import arrow_calls, interrupts
 from headrace.drivers.interrupts import ECHO_S, _Watcher, call_holding
 from headrace.threads import NOT_MINE
 
@@ -50,7 +53,7 @@ def test_an_error_is_awaited_until_the_main_thread_is_back(monkeypatch: pytest.M
     """The batches before it may take longer to compute than any time that one could name."""
     watcher = _Watcher()
     watcher._interrupt(came_after_s=monotonic())
-    monkeypatch.setattr(interrupts, "_has_surfaced", lambda _error: True)
+    monkeypatch.setattr(interrupts, "has_surfaced", lambda _error: True)
     monkeypatch.setattr(interrupts, "monotonic", lambda: monotonic() + 2 * ECHO_S)
     error = watcher.error()
     watcher._interrupt(came_after_s=monotonic())
@@ -73,7 +76,7 @@ def test_an_error_surfaces_where_it_has_left_arrow(module: str, has_surfaced: bo
     with pytest.raises(KeyboardInterrupt) as raised:
         names["fail"]()
     raised.value.__traceback__ = raised.traceback[-1]._rawentry
-    assert interrupts._has_surfaced(raised.value) is has_surfaced
+    assert arrow_calls.has_surfaced(raised.value) is has_surfaced
 
 
 def test_what_a_call_of_arrows_raised_is_on_its_way_until_arrow_returns(
@@ -116,7 +119,7 @@ def test_nothing_is_collected_while_frames_are_looked_at() -> None:
     gc.callbacks.append(note)
     gc.set_threshold(1)
     try:
-        frames = interrupts._top_frames()
+        frames = arrow_calls._top_frames()
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(note)
@@ -267,6 +270,36 @@ def test_what_tells_of_signals_is_there_once_it_is_ready(monkeypatch: pytest.Mon
     assert watcher.pair is None
 
 
+def test_the_watcher_is_armed_for_arrow_and_else_now_and_then(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Never by reads of Python's own: asking the system gives the GIL up, and with it a turn."""
+    handled_by(monkeypatch, interrupts._once)
+    monkeypatch.setattr(interrupts, "ARMED_S", math.inf)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "file")
+    path, fs = str(tmp_path / "file"), headrace.wrap(LocalFileSystem())
+
+    def armed_by(call: Callable[..., Any], *given: Any, **options: Any) -> bool:
+        with monkeypatch.context() as patch:
+            asked: list[int] = []
+            patch.setattr(signal, "set_wakeup_fd", lambda fd, **_: asked.append(fd) or -1)
+            call(*given, **options)
+            return bool(asked)
+
+    def scan() -> None:
+        ds.dataset(path, filesystem=fs)
+
+    watcher.armed_s = -math.inf
+    starts = [0] * 20
+    assert not armed_by(fs.cat_file, path)
+    assert not armed_by(fs.cat, path)
+    assert not armed_by(fs.read_ranges, path, starts, 3)
+    assert not armed_by(fs.cat_ranges, [path] * 20, starts, 3)
+    assert armed_by(fs.open, path)
+    assert not armed_by(fs.open, path)
+    assert armed_by(scan)
+
+
 def test_who_begins_to_watch_finds_that_one_came_before_it_is_forgotten(
     watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +373,7 @@ def test_what_another_handler_had_fails_no_later_read(
     monkeypatch.setattr(signal, "set_wakeup_fd", lambda _fd, **_: -1)
     handled_by(monkeypatch, interrupts._once)
     tell(watcher)
-    interrupts.arm()  # as the main thread's next call does
+    interrupts.arm(for_arrow=True)  # as the main thread's next call does
     with interrupts.watched(job):  # type: ignore[arg-type]
         assert not job.has_failed.is_set()
 
