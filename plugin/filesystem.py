@@ -529,7 +529,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
             return self._cat_of_target(path, start, end, **kwargs)
         name: str = self._file_path(path)
         if start is not None and end is not None and 0 <= start < end and not kwargs:
-            few = reader.cat_few([name], [start], [end], str, self._base_here)
+            few = reader.cat_few([name], [start], [end], str, self._base_here, is_list=False)
             if few is not None:
                 return few[0]
         self._begin_read(reader)

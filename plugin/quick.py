@@ -70,11 +70,19 @@ class QuickReader(JobMaker):
         return self.channel.settings.timeout_s is None or not self.channel.driver.waits_elsewhere
 
     def read_now(
-        self, source: Any, path: str, start: int, length: int, priority: Callable[[], int]
+        self,
+        source: Any,
+        path: str,
+        start: int,
+        length: int,
+        priority: Callable[[], int],
+        *,
+        is_of_list: bool = False,
     ) -> bytes | None:
         """Read a few bytes of an open source without a plan, or say that the scheduler must be asked.
 
-        What `priority` returns, the base priority, is only asked for where somebody waits.
+        What `priority` returns, the base priority, is only asked for where somebody waits. A list of ranges,
+        be it of one, its consumer looks for in every mode.
         """
         if self.channel.engine.is_inside():
             return None
@@ -86,7 +94,7 @@ class QuickReader(JobMaker):
         else:
             base = None
             driver, asked = self.channel.driver, (scheduler, source, start, length)
-            if driver.waits_elsewhere and not (self._has_missed or self.is_of_many):
+            if driver.waits_elsewhere and not (self._has_missed or self.is_of_many or is_of_list):
                 data = driver.call(self._probe, *asked)
             else:
                 data = self._probe(*asked)
@@ -124,8 +132,10 @@ class QuickReader(JobMaker):
         ends: Any,
         normalise: Callable[[str], str],
         priority: Callable[[], int],
+        *,
+        is_list: bool = True,
     ) -> list[bytes] | None:
-        """Answer a few small ranges, or say that they must be scheduled.
+        """Answer a few small ranges, or say that they must be scheduled; `is_list`: a list is wanted.
 
         No columns: for a handful of ranges an array costs more than the read.
         """
@@ -146,7 +156,7 @@ class QuickReader(JobMaker):
             path, source = sources[given]
             ranges.append(Small(source, path, start, end - start))
         if len(ranges) == 1 and ranges[0].length:
-            alone = self.read_now(*ranges[0], priority)
+            alone = self.read_now(*ranges[0], priority, is_of_list=is_list)
             return None if alone is None else [alone]
         for _, source in sources.values():
             advise_scattered(source)  # a probe that misses reads ahead

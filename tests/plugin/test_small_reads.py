@@ -329,6 +329,7 @@ def test_many_files_are_not_handed_over_one_by_one(
 
     monkeypatch.setattr(driver, "call", noted)
     assert fs.cat(paths) == {one: Path(one).read_bytes() for one in paths}
+    assert fs.cat_ranges(paths[:1], [5], [9]) == [b"0000"], "a list of one is no other than one of two"
     assert handed == []
     assert fs.cat_file(paths[0]) == b"0" * 5_000
     assert len(handed) == driver.waits_elsewhere
