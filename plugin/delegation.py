@@ -24,7 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from headrace import uploads
 from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
-from headrace.ranges import answer_or_error, answers_of_file, batch_of, listed
+from headrace.foreign import answers_of_file
+from headrace.ranges import answer_or_error, batch_of, listed
 from headrace.redact import redacted_answers, redacted_errors
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ class Delegation:
         return file
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
-        if ranges.source is not None:
+        if ranges.opened is not None:
             with redacted_errors():
-                answers = redacted_answers(self._exclusively(answers_of_file, ranges))
+                answers = redacted_answers(answers_of_file(ranges))
         else:
             answers = self._cat_ranges_of_target(*listed(ranges), on_error="return")
         return batch_of(answers, ranges, out)

@@ -188,6 +188,11 @@ class HeadraceFile(io.BufferedIOBase):
         if self._pid != _this_process:
             self._open_again()
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was opened before this process was forked, and is to be opened again."""
+        return self._pid != _this_process
+
     def _open_again(self) -> None:
         """Go on in a forked child, where the parent's scheduler, sessions and lock holders are not."""
         caching = {name: value for name, value in self._given.items() if name != "priority"}
@@ -251,13 +256,15 @@ class HeadraceFile(io.BufferedIOBase):
         They are read through the file's own source, of its version, beside whatever else reads it: neither
         its position nor its lock has to do with it.
         """
-        self._check_open()
         ranges = as_ranges(self.path, starts, ends)
-        ranges.source = self._source
-        self._check_open()  # another thread may have closed it just now
+        reader, source = self._reader, None
+        while source is None or self.is_inherited:  # closed by another thread, or forked by a signal handler
+            self._check_open()
+            reader, source = self._reader, self._source
+        ranges.opened, ranges.source = self, source
         if self._size is not None:
             ranges.clip(self._size)
-        return self._reader, ranges, self._urgency
+        return reader, ranges, self._urgency
 
     @override
     def read(self, length: int | None = -1) -> bytes:
@@ -606,7 +613,11 @@ class HeadraceFile(io.BufferedIOBase):
 
     @override
     def close(self) -> None:
-        """Let go of the source; a read in progress on another thread ends first by itself."""
+        """Let go of the source; a read in progress on another thread ends first by itself.
+
+        Not `read_ranges`: on filesystems that are neither local nor stores of objects, ranges that have not
+        begun are errors then.
+        """
         super().close()
         # In a forked child nobody may be left to free the lock, and the source is the parent's.
         is_here = self._pid == os.getpid()

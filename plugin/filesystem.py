@@ -38,6 +38,7 @@ from headrace.drivers import interrupts
 from headrace.drivers.apart import call_apart
 from headrace.errors import UnsizedFileError
 from headrace.file import HeadraceFile, WholeFile
+from headrace.foreign import is_open_file, ranges_of_file
 from headrace.forked import of_this_process
 from headrace.jobs import Urgency
 from headrace.looks import Looks
@@ -50,12 +51,10 @@ from headrace.ranges import (
     batch_of,
     check_bytes,
     collect_cat,
-    is_open_file,
     is_plain,
     listed,
     or_error,
     raise_first,
-    ranges_of_file,
 )
 from headrace.read import Read
 from headrace.reader import Reader
@@ -315,10 +314,14 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
     def _asked(
         self, paths: Asking, starts: Any, ends: Any, priority: int | None
     ) -> tuple[Reader | None, Ranges, Urgency]:
-        """Return who reads what is asked for (None: the wrapped filesystem), its columns and its urgency."""
+        """Return who reads what is asked for (None: what is not headrace's), its columns and its urgency."""
         if isinstance(paths, HeadraceFile):
-            reader, ranges, of_file = paths.asked(starts, ends)
-            return reader, ranges, of_file if priority is None else self._urgency(priority)
+            reader, ranges, urgency = paths.asked(starts, ends)
+            return (
+                reader,
+                ranges,
+                urgency if priority is None else urgency.with_base(ambient.checked_base(priority)),
+            )
         urgency = self._urgency(priority)
         if is_open_file(paths):
             return None, ranges_of_file(paths, starts, ends), urgency
@@ -337,9 +340,10 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         Parameters
         ----------
         paths : str, open file or sequence of str
-            One file for all ranges, or one for each. Ranges of a file that `open` returned are of the version
-            that was opened, and end where it does; the file's position stays where it is. A file that is not
-            headrace's (under ``off``, of another library) is read by its own ``seek`` and ``read``.
+            One file for all ranges, or a path for each. Ranges of a file that `open` returned are of the
+            version that was opened, where the store tells one, and end where it does; the file's position
+            stays where it is. It is not to be closed meanwhile. A file that is not headrace's (under ``off``,
+            of another library) is read by its own ``seek`` and ``read``, and not to be used otherwise then.
         starts, ends : int or array of int, shape (n,)
             Bytes; not negative, and no end before its start.
         priority : int, optional
@@ -373,8 +377,8 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         descriptor for one, that is the file's error.
 
         Under ``off`` there is no scheduler to submit to, nor for files that are not headrace's: the read is
-        done when this returns. An open file may be closed meanwhile: local ones and objects are read all the
-        same, others' ranges that have not begun are errors.
+        done when this returns. An open file may be dropped; of one that is closed before its ranges have
+        begun they are errors, but of local files and objects.
         """
         reader, ranges, urgency = self._asked(paths, starts, ends, priority)
         if reader is None:
@@ -390,13 +394,19 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         priority: int | None = None,
         out: Any = None,
     ) -> RangeBatch:
-        """Async twin of `read_ranges`; `out` is written once all is there, and never when cancelled."""
+        """Async twin of `read_ranges`; `out` is written once all is there, and never when cancelled.
+
+        Of a file that is not headrace's the read goes on for a while when it is cancelled.
+        """
+        if isinstance(paths, HeadraceFile) and paths.is_inherited:
+            await call_apart(paths.tell)  # which opens it again
         reader, ranges, urgency = self._asked(paths, starts, ends, priority)
         if reader is not None:
             return await reader.read_async(ranges, urgency, out)
         # Into the caller's memory on the caller's thread: another one knows of no cancellation (I9).
-        if ranges.source is not None:
-            found = await call_apart(self._ranges_of_target, ranges)
+        if ranges.opened is not None:
+            ranges.own()
+            found = await self._in_thread(self._ranges_of_target, ranges)
             return found if out is None else batch_of(found.to_pylist(on_error="return"), ranges, out)
         answers = await self._of_target_async("_cat_ranges", *listed(ranges), on_error="return")
         return batch_of(redacted_answers(answers), ranges, out)
@@ -506,11 +516,11 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         return found
 
     @staticmethod
-    def _begin_read(reader: Reader | None) -> None:
+    def _begin_read(reader: Reader | None, *, for_arrow: bool = False) -> None:
         """Make ready for a read of this thread's."""
         if reader is not None and reader.channel.is_remote:
-            reader.channel.shorten_turns()
-        interrupts.note_read()
+            reader.channel.shorten_turns()  # first: the next line may give the GIL up
+        interrupts.arm(for_arrow=for_arrow)
 
     def _ranges_for_target(self, paths: Any, starts: Any, ends: Any) -> tuple[Any, Any, Any]:
         names = [self._file_path(one) for one in paths] if isinstance(paths, list) else paths
@@ -683,9 +693,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
                 options.pop("size", None)
             file = self._open_of_target(path, mode, block_size, options)
         else:
-            if reader.channel.is_remote:
-                reader.channel.shorten_turns()  # first: the next line may give the GIL up
-            interrupts.arm(for_arrow=is_arrows)
+            self._begin_read(reader, for_arrow=is_arrows)
             look = self._last_look(self._target_path(path)) if is_arrows else None
             if look is not None:
                 options["look"] = look

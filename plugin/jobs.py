@@ -55,6 +55,10 @@ class Urgency(NamedTuple):
         """Return the base priority."""
         return self.priority.base
 
+    def with_base(self, base: int) -> Urgency:
+        """Return the same with another base priority."""
+        return self._replace(priority=Priority(base, self.priority.position))
+
     def at(self, offset: int) -> Urgency:
         """Return the urgency of a read `offset` bytes further on."""
         base, position = self.priority

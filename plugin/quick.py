@@ -77,7 +77,7 @@ class QuickReader(JobMaker):
         length: int,
         priority: Callable[[], int],
         *,
-        is_of_list: bool = False,
+        is_list: bool = False,
     ) -> bytes | None:
         """Read a few bytes of an open source without a plan, or say that the scheduler must be asked.
 
@@ -94,7 +94,7 @@ class QuickReader(JobMaker):
         else:
             base = None
             driver, asked = self.channel.driver, (scheduler, source, start, length)
-            if driver.waits_elsewhere and not (self._has_missed or self.is_of_many or is_of_list):
+            if driver.waits_elsewhere and not (self._has_missed or self.is_of_many or is_list):
                 data = driver.call(self._probe, *asked)
             else:
                 data = self._probe(*asked)
@@ -156,7 +156,7 @@ class QuickReader(JobMaker):
             path, source = sources[given]
             ranges.append(Small(source, path, start, end - start))
         if len(ranges) == 1 and ranges[0].length:
-            alone = self.read_now(*ranges[0], priority, is_of_list=is_list)
+            alone = self.read_now(*ranges[0], priority, is_list=is_list)
             return None if alone is None else [alone]
         for _, source in sources.values():
             advise_scattered(source)  # a probe that misses reads ahead

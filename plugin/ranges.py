@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-from typing_extensions import TypeIs
 
 from headrace.batch import RangeBatch
 from headrace.columns import first_bad, largest
@@ -63,9 +62,10 @@ class Ranges:
         Coalesce over gaps of so many bytes; None: the channel's choice.
     errors
         Ranges whose file could not be opened.
+    opened
+        The one file, where the caller has it open: it stays open until they are read.
     source
-        What the one file is read through, where the caller has it open: its source, or, where headrace did
-        not open it, that file itself.
+        What that is read through, where it is headrace's.
     """
 
     paths: list[str]
@@ -74,6 +74,7 @@ class Ranges:
     ends: Int64Array
     max_gap: int | None = None
     errors: dict[int, Exception] = field(default_factory=dict)
+    opened: Any = None
     source: Any = None
 
     def __len__(self) -> int:
@@ -435,48 +436,6 @@ def check_bytes(name: str, given: Any) -> None:
     if given < 0:
         msg = f"{name} is not negative: {given}"
         raise ValueError(msg)
-
-
-def is_open_file(given: Any) -> TypeIs[IO[bytes] | io.BufferedIOBase]:
-    """Whether it is an open file, and neither a path nor a list of them."""
-    return hasattr(given, "seek") and hasattr(given, "read")
-
-
-def ranges_of_file(file: Any, starts: Any, ends: Any) -> Ranges:
-    """Bring ranges of an open file that is not headrace's into columns.
-
-    Raises
-    ------
-    TypeError
-        It is open in text mode, and has no bytes to offer.
-    ValueError
-        It is closed.
-    """
-    if isinstance(file, io.TextIOBase):
-        msg = f"ranges are read of a file that is open in binary mode, not of {type(file).__name__}"
-        raise TypeError(msg)
-    if getattr(file, "closed", False):
-        msg = "I/O operation on closed file"
-        raise ValueError(msg)
-    ranges = as_ranges(str(getattr(file, "path", "")), starts, ends)
-    ranges.source = file
-    return ranges
-
-
-def answers_of_file(ranges: Ranges) -> list[Any]:
-    """Read ranges of an open file by its own methods, one after another; its position is what it was."""
-    file = ranges.source
-    before = file.tell()
-
-    def read(start: int, end: int) -> Any:
-        file.seek(start)
-        return file.read(end - start)
-
-    try:
-        bounds = zip(ranges.starts.tolist(), ranges.ends.tolist(), strict=True)
-        return [answer_or_error(read, *one) for one in bounds]
-    finally:
-        file.seek(before)
 
 
 def listed(ranges: Ranges) -> tuple[list[str], list[int], list[int]]:

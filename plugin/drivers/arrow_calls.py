@@ -1,7 +1,8 @@
 """What Python's frames tell of Arrow: who called it, what it calls, and what has come out of it.
 
 Arrow is C++: it leaves no frame. So its calls are known by those of our functions that it calls, and by
-pyarrow's own callbacks, and an error is outside of Arrow once its traceback has passed none of them last.
+pyarrow's own callbacks, and an error is outside of Arrow once the outermost frame of its traceback is none of
+these.
 """
 
 from __future__ import annotations

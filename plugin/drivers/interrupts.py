@@ -6,7 +6,8 @@ before its threads' reads have ended. So a watcher is told of SIGINT by the inte
 and the main thread raises KeyboardInterrupt as ever.
 
 * Armed only where Python's own SIGINT handler is in force and nobody else set a wake-up descriptor
-  (asyncio does, and resets it: hence `arm` by every `open` on the main thread).
+  (asyncio does, and resets it: hence `arm` on the main thread by every `open` of Arrow's, and by others'
+  and by reads every `ARMED_S` seconds).
 * The error that Arrow returns *is* the KeyboardInterrupt, and Python's own would follow it, as soon as the
   main thread is back in Python: in the middle of the program's `except` block. `deliver_once` lets Python's
   handler through, but for an interrupt that has come out of Arrow already.
@@ -54,7 +55,7 @@ AFTERMATH_S = 0.5
 """Reads that Arrow starts this soon after an interrupt fail, handled or not: its scan is ending."""
 
 ARMED_S = 0.02
-"""So long the watcher is taken to be armed still, where it is not Arrow that opens a file."""
+"""Seconds for which the watcher is taken to be armed still, where it is not Arrow that opens a file."""
 
 LOCK_LOOK_S = 0.05
 """How often a thread that waits for a lock looks whether an interrupt came, or it was forked."""
@@ -96,8 +97,9 @@ class _Watcher:
         previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         if previous not in (-1, fd):
             _give_back(previous)
+        else:
+            self.armed_s = monotonic()
         self.forget_handled()  # by a handler of the program's own, say, which tells nobody
-        self.armed_s = monotonic()
 
     def is_armed_lately(self) -> bool:
         """Whether it was armed so short a time ago that nobody is likely to have undone it."""
@@ -309,27 +311,17 @@ _SIGNALS = tuple(int(number) for number in signal.valid_signals() if number != s
 _main_ident = threading.main_thread().ident
 
 
-def arm(*, for_arrow: bool) -> None:
-    """Arm the watcher, where that is allowed and right: Arrow may be about to read what is opened.
+def arm(*, for_arrow: bool = False) -> None:
+    """Arm the watcher, where that is allowed and right; on entry of reads by path, and of `open`.
 
-    That gives the GIL up twice, and beside a busy thread so many turns. Where it is not Arrow that opens, an
-    arming of some milliseconds ago will do.
+    That gives the GIL up twice, and beside a busy thread so many turns. Where it is not Arrow that opens a
+    file, an arming of some milliseconds ago will do.
     """
     if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
         if for_arrow or not _watcher.is_armed_lately():
             _watcher.arm()
-        _note_outside()
-
-
-def note_read() -> None:
-    """Say that a read begins: on the main thread, which is not inside Arrow, or Arrow calls it."""
-    if threading.get_ident() == _main_ident and is_pythons_own(_signal.getsignal(_SIGINT)):
-        _note_outside()
-
-
-def _note_outside() -> None:
-    if (_watcher.is_pending() or _watcher.inside) and not is_in_call_of("pyarrow.fs"):
-        _watcher.note_outside()
+        if (_watcher.is_pending() or _watcher.inside) and not is_in_call_of("pyarrow.fs"):
+            _watcher.note_outside()
 
 
 def _is_ours() -> bool:

@@ -18,6 +18,7 @@ from headrace.backends import _linux as linux
 from headrace.backends._ring import Ring
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
+from headrace.cached import SLICE_ROWS
 from headrace.core.window import Window
 from headrace.drivers.job import Job
 from headrace.quick import COPY_BYTES
@@ -269,6 +270,22 @@ def test_who_looks_after_a_miss(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert fs.cat_file(str(path), start, start + 5) == CONTENT[start : start + 5]
     was_here = [ident == threading.get_ident() for ident in misses.probers]
     assert was_here == [False, False, True, False]
+
+
+@needs_nowait
+@pytest.mark.parametrize(("n", "is_shortened"), [(SLICE_ROWS, False), (SLICE_ROWS + 1, True)])
+def test_hot_batches_of_several_slices_shorten_turns(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, n: int, is_shortened: bool
+) -> None:
+    """Before one is copied the GIL may be lost to each thread that computes, for a turn."""
+    path.read_bytes()
+    asked: list[float] = []
+    monkeypatch.setattr(fs.channel.turns, "shorten", asked.append)
+    starts, ends = _ranges(n, 1_000)
+    before = _counted(fs)
+    fs.read_ranges(str(path), starts, ends)
+    assert _counted(fs) == (before[0] + n, before[1]), "it was not planned"
+    assert bool(asked) == is_shortened
 
 
 class Held:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
+import io
 import os
+import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,7 +99,7 @@ def test_what_was_submitted_outlives_the_file(disk: Target, scheduled_mode: str)
     read = fs.submit_ranges(file, STARTS, ENDS)
     file.close()
     with open(disk.small, "rb") as other:  # noqa: PTH123
-        assert other.fileno() != fd or read.done()
+        assert other.fileno() != fd
         assert read.result(60).to_pylist() == EXPECTED
     del file, read
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -143,29 +146,98 @@ def test_files_that_are_not_headraces(target: Target, options: dict[str, object]
             assert file.tell() == 11
 
 
+class Theirs(io.RawIOBase):
+    """A file of another library's, which returns `most` bytes of what is asked for, and fails at 5."""
+
+    def __init__(self, most: int = 1) -> None:
+        self.most, self.position, self.seeks = most, 0, list[int]()
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, to: int, _whence: int = 0) -> int:
+        self.seeks.append(to)
+        self.position = to
+        return to
+
+    def read(self, length: int = -1) -> bytes:
+        if self.position == 5:
+            raise OSError(5, "broken")
+        found = CONTENT[self.position : self.position + min(length, self.most)]
+        self.position += len(found)
+        return found
+
+
 def test_a_range_that_fails_has_its_own_error(options: dict[str, object]) -> None:
-    """Of a file that is not headrace's."""
+    """Of a file that is not headrace's; it is read in the order of its offsets, each range to its end."""
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", **options)
+    file: Any = Theirs()
+    file.position = 3
+    batch = fs.read_ranges(file, [70, 5, 0], [90, 6, 2])
+    assert batch.to_pylist(on_error="return")[::2] == [CONTENT[70:90], CONTENT[:2]]
+    assert list(batch.errors) == [1]
+    error = batch.errors[1]
+    assert str(error) == "[Errno 5] broken"
+    assert error.__traceback__ is None
+    assert "read of 'Theirs', bytes 5 to 6" in error.__notes__
+    assert file.seeks == [0, 5, 70, 3]
 
-    class Broken:
-        position = 0
 
-        def tell(self) -> int:
-            return self.position
-
-        def seek(self, to: int) -> None:
-            self.position = to
-
-        def read(self, length: int) -> bytes:
-            if self.position == 5:
-                raise OSError(5, "broken")
-            return b"x" * length
+def test_a_position_that_cannot_be_set_again_costs_no_bytes(options: dict[str, object]) -> None:
+    class Stream(Theirs):
+        def seek(self, to: int, _whence: int = 0) -> int:
+            if to < self.position:
+                raise ValueError("a stream")
+            return super().seek(to)
 
     fs = headrace.HeadraceFileSystem(target_protocol="memory", **options)
-    given: Any = Broken()
-    batch = fs.read_ranges(given, [0, 5, 7], [2, 6, 9])
-    assert batch.to_pylist(on_error="return")[::2] == [b"xx", b"xx"]
-    assert [(row, str(error)) for row, error in batch.errors.items()] == [(1, "[Errno 5] broken")]
-    assert given.position == 0
+    assert fs.read_ranges(Stream(9), [20, 8], [22, 11]).to_pylist() == [CONTENT[20:22], CONTENT[8:11]]
+
+
+def test_awaited_ranges_of_one_file_do_not_mix(options: dict[str, object], tmp_path: Path) -> None:
+    """Nor are they those of arrays that the caller changes meanwhile."""
+    (tmp_path / "plain").write_bytes(CONTENT)
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", **options)
+
+    async def read(file: Any) -> list[Any]:
+        starts = np.arange(0, 100_000, 1_000)
+        ends = starts + 500
+        calls = [asyncio.create_task(fs._read_ranges(file, starts, ends)) for _ in range(8)]
+        await asyncio.sleep(0)
+        starts += 77
+        ends += 177
+        return [batch.to_pylist() for batch in await asyncio.gather(*calls)]
+
+    with (tmp_path / "plain").open("rb") as file:
+        file.seek(11)
+        found = asyncio.run(read(file))
+        assert file.tell() == 11
+    assert found == [[CONTENT[start : start + 500] for start in range(0, 100_000, 1_000)]] * 8
+
+
+@pytest.mark.parametrize("protocol", ["file", "zip", "recording", "arecording"])
+def test_what_was_submitted_keeps_its_file(
+    targets: dict[str, Target], protocol: str, scheduled_mode: str
+) -> None:
+    """Nobody else need have it; once its bytes are taken nobody has."""
+    fs = targets[protocol].headrace(scheduler=scheduled_mode)
+    file = fs.open(targets[protocol].big)
+    gone = weakref.ref(file)
+    read = fs.submit_ranges(file, STARTS, ENDS)
+    del file
+    gc.collect()
+    assert read.result(60).to_pylist() == EXPECTED
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_file_of_another_filesystem(targets: dict[str, Target], options: dict[str, object]) -> None:
+    """It is read where it belongs, and as urgently as it was opened."""
+    fs, other = targets["memory"].headrace(**options), targets["recording"].headrace(**options)
+    with other.open(targets["recording"].big, priority=4) as file:
+        assert fs.read_ranges(file, STARTS, ENDS).to_pylist() == EXPECTED
+    assert at_rest(fs)
+    assert at_rest(other)
 
 
 def test_a_file_inside_an_archive(options: dict[str, object], tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_what_tells_of_signals_is_there_once_it_is_ready(monkeypatch: pytest.Mon
 def test_the_watcher_is_armed_for_arrow_and_else_now_and_then(
     watcher: _Watcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Never by reads of Python's own: asking the system gives the GIL up, and with it a turn."""
+    """Asking the system gives the GIL up, and with it a turn."""
     handled_by(monkeypatch, interrupts._once)
     monkeypatch.setattr(interrupts, "ARMED_S", math.inf)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "file")
@@ -289,15 +289,41 @@ def test_the_watcher_is_armed_for_arrow_and_else_now_and_then(
     def scan() -> None:
         ds.dataset(path, filesystem=fs)
 
-    watcher.armed_s = -math.inf
     starts = [0] * 20
-    assert not armed_by(fs.cat_file, path)
-    assert not armed_by(fs.cat, path)
-    assert not armed_by(fs.read_ranges, path, starts, 3)
-    assert not armed_by(fs.cat_ranges, [path] * 20, starts, 3)
-    assert armed_by(fs.open, path)
-    assert not armed_by(fs.open, path)
-    assert armed_by(scan)
+    reads: list[Callable[[], object]] = [
+        lambda: fs.cat_file(path),
+        lambda: fs.cat(path),
+        lambda: fs.read_ranges(path, starts, 3),
+        lambda: fs.cat_ranges([path] * 20, starts, 3),
+        lambda: fs.open(path),
+    ]
+    for read in reads:
+        watcher.armed_s = -math.inf
+        assert armed_by(read)
+        assert not any(map(armed_by, reads))
+        assert armed_by(scan)
+
+
+def test_a_watcher_that_gave_way_to_another_is_not_armed(
+    watcher: _Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To asyncio's, say: as soon as that is gone it is armed by whoever comes."""
+    given: list[int] = []
+    in_force = [77]
+
+    def set_wakeup_fd(fd: int, **_: Any) -> int:
+        given.append(fd)
+        in_force.append(fd)
+        return in_force[-2]
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", set_wakeup_fd)
+    watcher.arm()
+    assert given[-1] == 77
+    assert not watcher.is_armed_lately()
+    in_force.append(-1)
+    watcher.arm()
+    assert given[-1] != 77
+    assert watcher.is_armed_lately()
 
 
 def test_who_begins_to_watch_finds_that_one_came_before_it_is_forgotten(
