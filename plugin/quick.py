@@ -141,25 +141,24 @@ class QuickReader(JobMaker):
         """
         if not self.channel.quick_bytes or not _are_few_ints(starts, ends, len(paths)):
             return None
-        ranges: list[Small] = []
-        sources: dict[str, tuple[str, Any]] = {}
+        sources: dict[str, tuple[Any, str]] = {}
         for given, start, end in zip(paths, starts, ends, strict=True):
             if not 0 <= end - start <= self.channel.quick_bytes or start < 0 or end > MOST_OFFSET:
                 return None
             try:
                 if given not in sources:
                     path = normalise(given)
-                    sources[given] = (path, self.channel.backend.open(path))
+                    sources[given] = (self.channel.backend.open(path), path)
             except Exception as error:  # noqa: BLE001 - the scheduled way says so of this file alone
                 raise_if_of_a_handler(error)
                 return None
-            path, source = sources[given]
-            ranges.append(Small(source, path, start, end - start))
-        if len(ranges) == 1 and ranges[0].length:
-            alone = self.read_now(*ranges[0], priority, is_list=is_list)
+        if len(paths) == 1 and starts != ends:
+            alone = self.read_now(*sources[given], start, end - start, priority, is_list=is_list)
             return None if alone is None else [alone]
-        for _, source in sources.values():
+        for source, _ in sources.values():
             advise_scattered(source)  # a probe that misses reads ahead
+        bounds = zip(paths, starts, ends, strict=True)
+        ranges = [Small(*sources[given], start, end - start) for given, start, end in bounds]
         return self._read_few(ranges, priority())
 
     def _read_few(self, ranges: list[Small], base: int) -> list[bytes] | None:
@@ -285,14 +284,16 @@ def note_wait(source: Any, start: int, length: int, **how: bool) -> None:
         note(start, start + length, **how)
 
 
+_PLAIN = {int}
+
+
 def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:
     """Whether both are lists of `n` plain integers, and there are any."""
     return (
         type(starts) is list
         and type(ends) is list
         and 0 < len(starts) == len(ends) == n
-        and all(type(bound) is int for bound in starts)
-        and all(type(bound) is int for bound in ends)
+        and {*map(type, starts), *map(type, ends)} == _PLAIN
     )
 
 

@@ -4,8 +4,9 @@ Even in lite the consumer does not block in the storage's code itself: a read st
 interrupted, and Ctrl-C would wait for it. The consumer waits on its own lock instead and can leave while
 the op ends by itself; its reservation is released when the op has ended (I3, I9).
 
-Ops of several files are performed side by side, those that read one open file in order, by one worker at a time
-(`ThreadedBackend.reads_in_order`): the others would wait for its handle, and whoever got it next would seek.
+Ops of several files are performed side by side, those of one read of an open file in order, by one worker at
+a time (`ThreadedBackend.reads_in_order`): the others would wait for its handle, and whoever got it next would
+seek.
 
 A nested read (one that runs inside an op of ours) is performed on the thread it came from: waiting for a
 worker would wait for its own parent when the pool is full.
