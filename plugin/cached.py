@@ -78,8 +78,6 @@ def _copy(channel: Channel, backend: InlineBackend, ops: Ops, path: str, longest
     rows = max(1, min(SLICE_ROWS, min(SLICE_BYTES, scheduler.room.limit_bytes) // max(longest, 1)))
     # Where few ops may be in flight one thread copies at a time (I1).
     may_share = channel.most_ops >= MOST_COPIES
-    if len(ops) > rows:
-        channel.shorten_turns()  # before it is over the GIL will be lost, to as many as compute
     done = 0
     try:
         for lo in range(0, len(ops), rows):
@@ -110,4 +108,5 @@ def _copy_slice(
                 return False
             return backend.probe_rows(ops, lo, hi, keeps_gil=copy.keeps_gil)
     finally:
-        copies.end(copy)
+        if copies.end(copy):
+            channel.shorten_turns()

@@ -317,11 +317,9 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         """Return who reads what is asked for (None: what is not headrace's), its columns and its urgency."""
         if isinstance(paths, HeadraceFile):
             reader, ranges, urgency = paths.asked(starts, ends)
-            return (
-                reader,
-                ranges,
-                urgency if priority is None else urgency.with_base(ambient.checked_base(priority)),
-            )
+            if priority is not None:
+                urgency = urgency.with_base(ambient.checked_base(priority))
+            return reader, ranges, urgency
         urgency = self._urgency(priority)
         if is_open_file(paths):
             return None, ranges_of_file(paths, starts, ends), urgency

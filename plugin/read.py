@@ -147,7 +147,7 @@ class Read:
                 for part in parts:
                     part.job.lost = None  # it was taken
                 self._parts = ()  # and with them of the files
-                self._ranges.opened = None
+                self._ranges.opened = self._ranges.source = None
         return self._batch
 
     def __del__(self) -> None:

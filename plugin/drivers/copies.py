@@ -28,6 +28,9 @@ HELD = 4
 HELD_S = 0.004
 """And not for less than this."""
 
+SEVERAL = 1.5
+"""A copy that takes so many switch intervals has waited for more than one other's turn."""
+
 TOGETHER_S = 0.01
 """Other threads copy, too, if one did so not longer ago than this."""
 
@@ -89,8 +92,12 @@ class Copies:
             self._kept_until_s = now_s + self._kept_s  # this one tries, and the others wait for what it finds
         return Copy(keeps_gil, now_s, self._count)
 
-    def end(self, copy: Copy) -> None:
-        """Note that it is over, and let others in, if they have had no turn for long."""
+    def end(self, copy: Copy) -> bool:
+        """Note that it is over, and let others in, if they have had no turn for long.
+
+        Returns whether several others have had one each meanwhile, though the GIL was kept: the more compute,
+        the sooner after it is back the next one's interval is over, and turns should be shorter.
+        """
         now_s, interval_s = perf_counter(), sys.getswitchinterval()
         before_s, self._last_s = self._last_s, now_s
         took_s = now_s - copy.since_s
@@ -107,6 +114,7 @@ class Copies:
         if now_s - self._began_s > max(HELD * interval_s, HELD_S):
             sleep(NAP_S)
             self._began_s = self._last_s = perf_counter()
+        return copy.keeps_gil and took_s > SEVERAL * interval_s
 
     def _note(self, now_s: float, *, is_wait: bool) -> None:
         """Note whether a copy waited for longer than others' copies explain: for a thread that computes."""

@@ -18,7 +18,6 @@ from headrace.backends import _linux as linux
 from headrace.backends._ring import Ring
 from headrace.backends.abc import InlineBackend
 from headrace.backends.local import LocalBackend
-from headrace.cached import SLICE_ROWS
 from headrace.core.window import Window
 from headrace.drivers.job import Job
 from headrace.quick import COPY_BYTES
@@ -273,19 +272,19 @@ def test_who_looks_after_a_miss(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_nowait
-@pytest.mark.parametrize(("n", "is_shortened"), [(SLICE_ROWS, False), (SLICE_ROWS + 1, True)])
-def test_hot_batches_of_several_slices_shorten_turns(
-    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, n: int, is_shortened: bool
+@pytest.mark.parametrize("others_had_turns", [False, True])
+def test_hot_batches_shorten_turns_where_several_others_have_them(
+    path: Path, fs: headrace.HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch, others_had_turns: bool
 ) -> None:
-    """Before one is copied the GIL may be lost to each thread that computes, for a turn."""
     path.read_bytes()
     asked: list[float] = []
     monkeypatch.setattr(fs.channel.turns, "shorten", asked.append)
-    starts, ends = _ranges(n, 1_000)
+    monkeypatch.setattr(fs.channel.copies, "end", lambda _copy: others_had_turns)
+    starts, ends = _ranges(1_000, 1_000)
     before = _counted(fs)
     fs.read_ranges(str(path), starts, ends)
-    assert _counted(fs) == (before[0] + n, before[1]), "it was not planned"
-    assert bool(asked) == is_shortened
+    assert _counted(fs) == (before[0] + 1_000, before[1]), "it was not planned"
+    assert bool(asked) == others_had_turns
 
 
 class Held:

@@ -82,6 +82,16 @@ def test_who_was_kept_waiting_goes_on(clock: Clock) -> None:
     assert clock.sleeps == 0
 
 
+@pytest.mark.parametrize(("turns", "is_told"), [(0, False), (1, False), (2, True), (5, True)])
+def test_that_several_others_had_a_turn_is_told(clock: Clock, turns: int, is_told: bool) -> None:
+    """One that computes lengthens a copy by its own turn, two by one each."""
+    copies = Copies()
+    copied(copies, clock)
+    copy = copies.begin()
+    clock.now_s += COPY_S + turns * INTERVAL_S
+    assert copies.end(copy) is is_told
+
+
 def test_threads_that_copy_beside_each_other_let_go_of_it(threads: Clock) -> None:
     copies = Copies()
     assert copied(copies, threads, 1)
