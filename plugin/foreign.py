@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.ranges import as_ranges, or_error
+from headrace.redact import redact_url
 from headrace.threads import raise_if_of_a_handler
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def answers_of_file(ranges: Ranges) -> list[bytes | Exception]:
     def read(bounds: tuple[int, int]) -> bytes:
         start, end = bounds
         try:
-            return source.read(start, end - start)
+            return bytes(source.read(start, end - start))  # of text it is a TypeError
         except Exception as error:
-            error.add_note(f"read of {path!r}, bytes {start} to {end}")
+            error.add_note(f"read of {redact_url(path)!r}, bytes {start} to {end}")
             raise
 
     answers: list[bytes | Exception] = [b""] * len(ranges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import gc
 import gzip
 import io
@@ -181,6 +182,24 @@ def test_a_range_that_fails_has_its_own_error(options: dict[str, object]) -> Non
     assert error.__traceback__ is None
     assert "read of 'Theirs', bytes 5 to 6" in error.__notes__
     assert file.seeks == [0, 5, 70, 3]
+
+
+def test_text_of_a_file_that_does_not_say_so_is_an_error(options: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("some words")
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", **options)
+    with codecs.open(str(tmp_path / "text"), encoding="utf-8") as file:
+        found = fs.read_ranges(file, [5, 0], [9, 0])
+    assert [type(error) for error in found.errors.values()] == [TypeError]
+    assert bytes(found[1]) == b""
+
+
+def test_no_error_tells_a_password(options: dict[str, object]) -> None:
+    file: Any = Theirs()
+    file.path = "https://somebody:secret@example.com/file"
+    fs = headrace.HeadraceFileSystem(target_protocol="memory", **options)
+    (error,) = fs.read_ranges(file, [5], [6]).errors.values()
+    assert any("example.com" in note for note in error.__notes__)
+    assert "secret" not in str([error, error.__notes__])
 
 
 def test_a_position_that_cannot_be_set_again_costs_no_bytes(options: dict[str, object]) -> None:
