@@ -166,10 +166,10 @@ class _Watcher:
 
     def _take(self) -> bool:
         """Read what was told, and say whether SIGINT was among it."""
-        pair, told = self.pair, b""
+        pair, told = self.pair, bytearray()
         try:
-            while pair is not None and (more := pair[0].recv(4096)):
-                told += more
+            if pair is not None:
+                _receive(pair[0], told)
         except OSError as error:  # that was all, or it was given back meanwhile
             raise_if_of_a_handler(error)
         return _SIGINT in told
@@ -256,6 +256,12 @@ class _Watcher:
         if self.is_pending():
             self.handled_s = monotonic()
         self.inside = None
+
+
+def _receive(end: socket.socket, told: bytearray) -> None:
+    """Receive all there is, until the socket says that it would block: a loop of its own, without a `try`."""
+    while more := end.recv(4096):
+        told += more
 
 
 def _is_readable(end: socket.socket, timeout_s: float) -> bool:
