@@ -148,11 +148,26 @@ class Delegation:
 
     def _ranges_of_target(self, ranges: Ranges, out: Any = None) -> RangeBatch:
         if ranges.opened is not None:
-            with redacted_errors():
-                answers = redacted_answers(answers_of_file(ranges))
+            answers = self._answers_of_file(ranges)
         else:
             answers = self._cat_ranges_of_target(*listed(ranges), on_error="return")
         return batch_of(answers, ranges, out)
+
+    async def _ranges_of_target_async(self, ranges: Ranges, out: Any = None) -> RangeBatch:
+        """Async twin. It writes to `out` on the caller's thread: another knows of no cancellation (I9)."""
+        if ranges.opened is not None:
+            ranges.own()
+            # Under `off` it may be the target's own, whose files share what one thread at a time may use.
+            apart = self._in_thread if self.channel is None else call_apart
+            answers = await apart(self._answers_of_file, ranges)
+        else:
+            given = listed(ranges)
+            answers = redacted_answers(await self._of_target_async("_cat_ranges", *given, on_error="return"))
+        return batch_of(answers, ranges, out)
+
+    def _answers_of_file(self, ranges: Ranges) -> list[Any]:
+        with redacted_errors():
+            return redacted_answers(answers_of_file(ranges))
 
     def _cat_ranges_of_target(self, *args: Any, **kwargs: Any) -> list[Any]:
         return redacted_answers(self._of_target("cat_ranges", *args, **kwargs))

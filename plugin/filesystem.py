@@ -48,11 +48,9 @@ from headrace.ranges import (
     answer_or_error,
     as_ranges,
     ask,
-    batch_of,
     check_bytes,
     collect_cat,
     is_plain,
-    listed,
     or_error,
     raise_first,
 )
@@ -401,13 +399,7 @@ class HeadraceFileSystem(Looks, AsyncFileSystem, ChainedFileSystem, metaclass=Ke
         reader, ranges, urgency = self._asked(paths, starts, ends, priority)
         if reader is not None:
             return await reader.read_async(ranges, urgency, out)
-        # Into the caller's memory on the caller's thread: another one knows of no cancellation (I9).
-        if ranges.opened is not None:
-            ranges.own()
-            found = await self._in_thread(self._ranges_of_target, ranges)
-            return found if out is None else batch_of(found.to_pylist(on_error="return"), ranges, out)
-        answers = await self._of_target_async("_cat_ranges", *listed(ranges), on_error="return")
-        return batch_of(redacted_answers(answers), ranges, out)
+        return await self._ranges_of_target_async(ranges, out)
 
     # -- fsspec's reads
 

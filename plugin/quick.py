@@ -41,6 +41,9 @@ FEW = 16
 COPY_BYTES = 8 << 20
 """Longer ranges are copied op by op: nothing interrupts a copy."""
 
+_PLAIN = {int}
+"""Types of the bounds that need no look: what else is an integer may overflow, or be None."""
+
 ADVICE_RANDOM = 1
 """posix_fadvise(2)."""
 
@@ -282,9 +285,6 @@ def note_wait(source: Any, start: int, length: int, **how: bool) -> None:
     note = getattr(source, "note_wait", None)
     if note is not None:
         note(start, start + length, **how)
-
-
-_PLAIN = {int}
 
 
 def _are_few_ints(starts: Any, ends: Any, n: int) -> bool:

@@ -31,7 +31,7 @@ MANY = 50
 FEW = max(2, EXITS // 10)
 """For the ways to end that take a second each."""
 STARTS_NO_THREADS_AT_EXIT = (3, 12)
-"""The Python whose exit handlers may start none : who is first to read there has no loop thread."""
+"""The Python whose exit handlers may start none: who is first to read there has no loop thread."""
 
 
 def _ends(

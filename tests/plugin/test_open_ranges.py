@@ -8,6 +8,7 @@ import gc
 import gzip
 import io
 import os
+import threading
 import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pytest
 from targets import CONTENT, OTHER, SIZE, Target, at_rest
 
 import headrace
+from headrace.backends.fsspec_sync import instance_lock
 
 STARTS = [7, 299_000, 0, 120_000, 120_000, 50]
 ENDS = [12, 300_001, 70_000, 120_100, 120_100, 50]
@@ -260,7 +262,7 @@ def test_a_file_of_another_filesystem(targets: dict[str, Target], options: dict[
 
 
 def test_a_file_inside_an_archive(options: dict[str, object], tmp_path: Path) -> None:
-    """Read by its own methods, whose reads of the archive are others', while the archive is held."""
+    """Read by its own methods, which read the archive through headrace."""
     with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
         archive.writestr("packed.gz", gzip.compress(OTHER))
     fs = headrace.HeadraceFileSystem(
@@ -269,6 +271,34 @@ def test_a_file_inside_an_archive(options: dict[str, object], tmp_path: Path) ->
     with fs.open("packed.gz", compression="gzip") as file:
         assert fs.read_ranges(file, [5, 0], [9, 2]).to_pylist() == [OTHER[5:9], OTHER[:2]]
     assert at_rest(fs)
+
+
+def test_a_file_of_anothers_waits_for_no_filesystem(
+    targets: dict[str, Target], scheduled_mode: str, tmp_path: Path
+) -> None:
+    """Somebody else may be reading that, one thread at a time, and have to wait for this one."""
+    (tmp_path / "plain").write_bytes(CONTENT)
+    fs = targets["zip"].headrace(scheduler=scheduled_mode)
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with instance_lock(fs.target):
+            is_held.set()
+            may_go.wait(60)
+
+    async def read(file: Any) -> Any:
+        return await asyncio.wait_for(fs._read_ranges(file, STARTS, ENDS), 30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert is_held.wait(60)
+        with (tmp_path / "plain").open("rb") as file:
+            assert fs.read_ranges(file, STARTS, ENDS).to_pylist() == EXPECTED
+            assert asyncio.run(read(file)).to_pylist() == EXPECTED
+    finally:
+        may_go.set()
+        holder.join()
 
 
 @pytest.mark.parametrize("protocol", ["file", "recording", "arecording"])

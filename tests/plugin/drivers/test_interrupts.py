@@ -160,6 +160,13 @@ def tell(watcher: _Watcher) -> None:
     watcher.pair[1].send(bytes([signal.SIGINT]))
 
 
+def assert_handled(job: Waiting, watcher: _Watcher) -> None:
+    """Have a job wait: the interrupt fails it, and is over."""
+    with interrupts.watched(job):  # type: ignore[arg-type]
+        assert job.has_failed.wait(10)
+        assert not watcher.is_pending()
+
+
 def have_handled(watcher: _Watcher) -> None:
     """Tell of one that the main thread handles at once."""
     tell(watcher)
@@ -221,9 +228,7 @@ def test_a_watcher_that_starts_is_left_what_it_was_told(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", late)
-    with interrupts.watched(job):  # type: ignore[arg-type]
-        assert job.has_failed.wait(10)
-        assert not watcher.is_pending()
+    assert_handled(job, watcher)
 
 
 def test_an_interrupt_handled_while_a_watcher_stops_waiting_is_not_pending(
@@ -239,9 +244,7 @@ def test_an_interrupt_handled_while_a_watcher_stops_waiting_is_not_pending(
         return False
 
     monkeypatch.setattr(interrupts, "_is_readable", late)
-    with interrupts.watched(job):  # type: ignore[arg-type]
-        assert job.has_failed.wait(10)
-        assert not watcher.is_pending()
+    assert_handled(job, watcher)
 
 
 def test_what_pythons_own_handler_had_is_over_once_there_is_another(
